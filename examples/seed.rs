@@ -93,8 +93,7 @@ async fn main() -> Outcome<()> {
 async fn insert(users: &Collection<Document>, maker: &mut UserMaker) -> Outcome<()> {
     let mut inserts = JoinSet::new();
     for first in (0..maker.count).step_by(BATCH) {
-        let batch: Vec<_> =
-            (first..maker.count).take(BATCH).map(|number| maker.document(number)).collect();
+        let batch: Vec<_> = (first..maker.count).take(BATCH).map(|number| maker.document(number)).collect();
         if inserts.len() == INSERTS_IN_FLIGHT {
             finish_one(&mut inserts).await?;
         }

@@ -1,0 +1,173 @@
+//! What a run has done, in numbers.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bson::{Document, doc};
+use serde::Serialize;
+
+use crate::key_api::classify::{OUTCOME_NAMES, Outcome};
+
+/// Documents, by what became of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Documents {
+    /// Candidates found at the start.
+    pub candidates: u64,
+    /// Received their key.
+    pub filled: u64,
+    /// Received a flag.
+    pub flagged: u64,
+    /// Were filled or flagged by somebody else meanwhile.
+    pub already_filled: u64,
+    /// Were deleted or received another legacy key meanwhile.
+    pub changed: u64,
+    /// Still are candidates, for the reasons in `failed_by`.
+    pub failed: u64,
+    /// Flags by reason.
+    pub flagged_by: BTreeMap<String, u64>,
+    /// Failures by reason.
+    pub failed_by: BTreeMap<String, u64>,
+    /// Candidates at the end.
+    pub candidates_left: u64,
+}
+
+impl Documents {
+    /// Documents that are settled one way or another.
+    pub fn settled(&self) -> u64 {
+        self.filled + self.flagged + self.already_filled + self.changed + self.failed
+    }
+
+    /// Counts a failed document.
+    pub fn fail(&mut self, reason: &str) {
+        self.failed += 1;
+        *self.failed_by.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// Counts a flagged document.
+    pub fn flag(&mut self, reason: &str) {
+        self.flagged += 1;
+        *self.flagged_by.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// Forgets failures, because their documents are tried again.
+    pub fn forget_failures(&mut self) {
+        self.failed = 0;
+        self.failed_by.clear();
+    }
+
+    /// The part that is summed up over the runs of a job.
+    pub fn totals(&self) -> Document {
+        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        doc! {
+            "filled": whole(self.filled),
+            "flagged": whole(self.flagged),
+            "already_filled": whole(self.already_filled),
+            "changed": whole(self.changed),
+        }
+    }
+}
+
+/// Calls to the key API, counted where they are made.
+#[derive(Debug, Default)]
+pub struct ApiCounters {
+    calls: AtomicU64,
+    retries: AtomicU64,
+    outcomes: [AtomicU64; OUTCOME_NAMES.len()],
+    /// Calls under way.
+    in_flight: AtomicU64,
+}
+
+impl ApiCounters {
+    /// Counts a call that leaves now.
+    pub fn sent(&self, is_retry: bool) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.retries.fetch_add(u64::from(is_retry), Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts what a call came to.
+    pub fn received(&self, outcome: &Outcome) {
+        self.outcomes[outcome.index()].fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Calls made.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Calls under way now.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The figures so far.
+    pub fn snapshot(&self, from_key_map: u64) -> Api {
+        let outcomes = OUTCOME_NAMES
+            .iter()
+            .zip(&self.outcomes)
+            .map(|(name, count)| ((*name).to_owned(), count.load(Ordering::Relaxed)))
+            .collect();
+        Api { calls: self.calls(), retries: self.retries.load(Ordering::Relaxed), outcomes, from_key_map }
+    }
+}
+
+/// Calls to the key API.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Api {
+    /// Calls made, retries included.
+    pub calls: u64,
+    /// Calls beyond the first for a key.
+    pub retries: u64,
+    /// Calls by what they came to.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Keys answered by the key map instead of a call.
+    pub from_key_map: u64,
+}
+
+impl Api {
+    /// The part that is summed up over the runs of a job.
+    pub fn totals(&self) -> Document {
+        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        doc! {
+            "calls": whole(self.calls),
+            "retries": whole(self.retries),
+            "from_key_map": whole(self.from_key_map),
+        }
+    }
+}
+
+/// The sum of two documents of whole numbers.
+pub fn add(earlier: Option<&Document>, now: &Document) -> Document {
+    let before = |key: &str| {
+        earlier.and_then(|earlier| earlier.get(key)).and_then(crate::mongo::index::whole_number).unwrap_or(0)
+    };
+    now.iter()
+        .map(|(key, value)| {
+            let sum = before(key) + crate::mongo::index::whole_number(value).unwrap_or(0);
+            (key.clone(), bson::Bson::Int64(i64::try_from(sum).unwrap_or(i64::MAX)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_add_up_over_runs() {
+        let first = doc! {"filled": 5_i64, "calls": 7_i32};
+        assert_eq!(add(Some(&first), &doc! {"filled": 2_i64}), doc! {"filled": 7_i64});
+        assert_eq!(add(None, &doc! {"filled": 2_i64}), doc! {"filled": 2_i64});
+    }
+
+    #[test]
+    fn failures_are_forgotten_before_another_try() {
+        let mut documents = Documents::default();
+        documents.fail("timeout");
+        documents.fail("timeout");
+        assert_eq!((documents.failed, documents.failed_by.get("timeout")), (2, Some(&2)));
+        documents.forget_failures();
+        assert_eq!((documents.failed, documents.settled()), (0, 0));
+    }
+}

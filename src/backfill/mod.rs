@@ -1,0 +1,12 @@
+//! Filling keys: find candidates, ask the key API, write the key or a flag.
+//!
+//! `run` holds order and policy, the other modules one decision or one step
+//! each: `guard` and `counts` are pure, `reader` reads ahead, `asker` makes one
+//! key's calls, `engine` moves documents from chunk to durable write.
+
+pub mod asker;
+pub mod counts;
+pub mod engine;
+pub mod guard;
+pub mod reader;
+pub mod run;

@@ -1,0 +1,69 @@
+//! Reads chunks ahead, so that the next one is there when the last is used up.
+
+use std::sync::Arc;
+
+use bson::RawBson;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Result;
+use crate::mongo::source::{Candidate, TargetCollection};
+
+/// One chunk waits while another is worked on; a third would only grow stale.
+const CHUNKS_AHEAD: usize = 1;
+
+/// A run of candidates.
+#[derive(Debug)]
+pub struct Chunk {
+    /// The documents, confirmed as candidates when they were read.
+    pub candidates: Vec<Candidate>,
+    /// When they were confirmed.
+    pub read_at: Instant,
+    /// The `_id` at which the chunk ends.
+    pub end: RawBson,
+}
+
+/// What a pass may read at most.
+#[derive(Debug)]
+pub struct Pass {
+    /// The highest `_id` that belongs to the pass. What is inserted above it
+    /// while the pass runs waits for a later one.
+    pub bound: RawBson,
+    /// The number of candidates at the start: what is inserted below the bound
+    /// can't extend the pass either.
+    pub most: u64,
+    /// Documents per chunk.
+    pub chunk: usize,
+}
+
+/// Starts reading a pass; the channel ends with the pass.
+pub fn read_ahead(
+    collection: Arc<TargetCollection>,
+    pass: Pass,
+    stop: CancellationToken,
+) -> mpsc::Receiver<Result<Chunk>> {
+    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    tokio::spawn(async move {
+        let mut last: Option<RawBson> = None;
+        let mut left = pass.most;
+        while left > 0 && !stop.is_cancelled() {
+            let limit = usize::try_from(left).unwrap_or(usize::MAX).min(pass.chunk);
+            let read = collection.chunk(last.as_ref(), &pass.bound, limit).await;
+            let chunk = match read {
+                Ok((_, None)) => return,
+                Ok((candidates, Some(end))) => {
+                    left = left.saturating_sub(u64::try_from(limit).unwrap_or(u64::MAX));
+                    last = Some(end.clone());
+                    Ok(Chunk { candidates, read_at: Instant::now(), end })
+                }
+                Err(error) => Err(error),
+            };
+            let failed = chunk.is_err();
+            if sender.send(chunk).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
+}

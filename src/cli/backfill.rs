@@ -1,0 +1,66 @@
+//! `backfill`
+
+use clap::Args;
+
+use super::BackfillTargetArgs;
+use crate::backfill::run::Options;
+use crate::config::values::{Concurrency, Tps};
+use crate::throttle::window::{TimeZoneName, Window};
+
+/// Finds documents whose key and flag are missing, asks the key API once per
+/// distinct legacy key, and writes the key, or a flag where there is none.
+///
+/// Stop it at any moment (Ctrl-C finishes the calls under way; kill -9 is safe
+/// too) and start the same command again: the documents themselves are the
+/// checkpoint. What the application writes meanwhile is never overwritten.
+#[derive(Debug, Args)]
+pub struct BackfillArgs {
+    /// Ceiling of calls per second, retries included; fractions allowed [default: as configured, 10].
+    #[arg(long, value_name = "N")]
+    pub tps: Option<Tps>,
+    /// Candidates per read [default: as configured, 1000].
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
+    /// Calls in flight at most: `auto` or a number [default: as configured, auto].
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<Concurrency>,
+    /// Call only within this window of the day, such as 01:00-06:00; repeatable.
+    #[arg(long = "window", value_name = "FROM-TO")]
+    pub windows: Vec<Window>,
+    /// Time zone of the windows, such as Asia/Seoul.
+    #[arg(long, value_name = "ZONE")]
+    pub time_zone: Option<TimeZoneName>,
+    /// Documents to settle at most in this run.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Count the candidates; call nothing, write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Go on without the partial index, scanning the collection for every chunk.
+    #[arg(long)]
+    pub allow_collection_scan: bool,
+    /// Name of the job [default: backfill-<collections>].
+    #[arg(long, value_name = "NAME")]
+    pub job: Option<String>,
+    /// What to fill.
+    #[command(flatten)]
+    pub targets: BackfillTargetArgs,
+}
+
+impl BackfillArgs {
+    /// What the options ask for.
+    pub fn options(&self) -> Options {
+        Options {
+            job: self.job.clone(),
+            tps: self.tps,
+            chunk: self.chunk,
+            concurrency: self.concurrency,
+            windows: self.windows.clone(),
+            time_zone: self.time_zone.clone(),
+            target: self.targets.target.clone(),
+            limit: self.limit,
+            dry_run: self.dry_run,
+            allow_collection_scan: self.allow_collection_scan,
+        }
+    }
+}

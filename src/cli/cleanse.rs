@@ -1,0 +1,37 @@
+//! `cleanse`
+
+use clap::Args;
+
+use crate::config::values::Namespace;
+
+/// Copies the documents that pass the rules of `[cleanse]` to a new collection
+/// of the same database, with the options and indexes of the source.
+///
+/// The copy runs by ranges of `_id` in parallel, resumes where it was
+/// interrupted, and never changes the source. Writes to the source during the
+/// copy are not followed yet: what changes after its range was read is missing
+/// in the target.
+#[derive(Debug, Args)]
+pub struct CleanseArgs {
+    /// Collection to copy to, in the source's database [default: as configured].
+    #[arg(long, value_name = "COLLECTION")]
+    pub to: Option<String>,
+    /// Collection to copy from, as database.collection [default: as configured].
+    #[arg(long, value_name = "NAMESPACE")]
+    pub source: Option<Namespace>,
+    /// Write nothing: print counts per rule, sample `_id`s and the plan.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Ranges to copy at once.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub parallel: u8,
+    /// Count the rejected documents per rule, which reads the source once more.
+    #[arg(long)]
+    pub count_rules: bool,
+    /// Drop the target of this job and copy from the start.
+    #[arg(long)]
+    pub restart: bool,
+    /// Name of the job [default: cleanse-<source>-to-<target>].
+    #[arg(long, value_name = "NAME")]
+    pub job: Option<String>,
+}

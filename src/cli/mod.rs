@@ -1,0 +1,261 @@
+//! What was typed: one file per command, no I/O, no rules across options.
+
+pub mod backfill;
+pub mod cleanse;
+pub mod index;
+pub mod mock_api;
+pub mod verify;
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::values::{FieldPath, Namespace, Secret};
+use crate::config::{Overrides, TargetOptions};
+use crate::report::outcome::Format;
+
+/// Give a live MongoDB collection a new key, or a clean copy of itself.
+///
+/// Commands read `mongorekey.toml` in the current folder unless --config names
+/// another file; options override it. Results go to stdout, progress and logs
+/// to stderr.
+///
+/// Exit codes: 0 the goal is reached; 1 the command ran but did not reach it
+/// (documents failed, a mismatch was found); 2 bad usage or configuration,
+/// nothing was touched; 3 refused by a check, nothing was touched; 4 stopped by
+/// a fatal condition, all state is kept; 130 and 143 interrupted, all state is
+/// saved.
+#[derive(Debug, Parser)]
+#[command(name = "mongorekey", version, max_term_width = 100)]
+pub struct Cli {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Config file [default: mongorekey.toml, where it exists].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// MongoDB connection string, overriding the config.
+    ///
+    /// A password given here is visible to other users of this machine only
+    /// until the program has started; the environment variable MONGOREKEY_URI
+    /// never is.
+    #[arg(long, global = true, value_name = "URI")]
+    pub uri: Option<String>,
+
+    /// Format of the result on stdout.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+
+    /// Format of progress and logs on stderr.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+
+    /// Log more: -v what is decided, -vv what is sent again.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Show neither progress nor notes, only warnings and the result.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+/// Format of progress and logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON document per line.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a commented mongorekey.toml, asking where a terminal is attached.
+    Init(InitArgs),
+    /// Check connection, server, privileges, disk, oplog, indexes and key API.
+    ///
+    /// Touches nothing but one probe call to the key API. Says what to do about
+    /// each line that fails and exits with 3 if any does.
+    Check(BackfillTargetArgs),
+    /// Create, look at or drop the partial index that finds candidates.
+    Index(index::IndexArgs),
+    /// Count candidates and distinct keys, and tell how long a backfill takes.
+    ///
+    /// Reads only. The time is that of the calls at the configured TPS, both
+    /// non-stop and within the configured windows.
+    Plan(PlanArgs),
+    /// Fill the new key into every document that lacks it.
+    Backfill(backfill::BackfillArgs),
+    /// Copy the valid documents of a collection to a new one.
+    Cleanse(cleanse::CleanseArgs),
+    /// Check that what should be there is there.
+    Verify(verify::VerifyArgs),
+    /// Show jobs: what they do, how far they are, who runs them.
+    Status(StatusArgs),
+    /// Run a rehearsal key API on this machine.
+    MockApi(mock_api::MockApiArgs),
+}
+
+impl Command {
+    /// The command's name, as in results.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Init(_) => "init",
+            Self::Check(_) => "check",
+            Self::Index(_) => "index",
+            Self::Plan(_) => "plan",
+            Self::Backfill(_) => "backfill",
+            Self::Cleanse(_) => "cleanse",
+            Self::Verify(_) => "verify",
+            Self::Status(_) => "status",
+            Self::MockApi(_) => "mock-api",
+        }
+    }
+
+    /// The targets and the API that options describe.
+    pub fn target_options(&self) -> Option<&BackfillTargetArgs> {
+        match self {
+            Self::Check(args) => Some(args),
+            Self::Index(args) => Some(args.targets()),
+            Self::Plan(args) => Some(&args.targets),
+            Self::Backfill(args) => Some(&args.targets),
+            Self::Verify(args) => Some(&args.targets),
+            _ => None,
+        }
+    }
+}
+
+/// Options of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Overwrite the file if it exists.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Calls per second, instead of the configured ceiling.
+    #[arg(long, value_name = "N")]
+    pub tps: Option<crate::config::values::Tps>,
+    /// Window of the day such as 01:00-06:00, instead of the configured ones; repeatable.
+    #[arg(long = "window", value_name = "FROM-TO")]
+    pub windows: Vec<crate::throttle::window::Window>,
+    /// Time zone of the windows, such as Asia/Seoul.
+    #[arg(long, value_name = "ZONE")]
+    pub time_zone: Option<crate::throttle::window::TimeZoneName>,
+    /// What to fill.
+    #[command(flatten)]
+    pub targets: BackfillTargetArgs,
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Name of one job; all without it.
+    pub job: Option<String>,
+}
+
+/// Options that describe what to fill, for use without a config file.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "What to fill (instead of the config)")]
+pub struct BackfillTargetArgs {
+    /// One target of the config only, by its name.
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+    /// Collection to fill, as database.collection; replaces the configured targets.
+    #[arg(long, value_name = "NAMESPACE", conflicts_with = "target")]
+    pub collection: Option<Namespace>,
+    /// Field with the legacy key; dotted paths allowed [default: legacyKey].
+    #[arg(long, value_name = "PATH")]
+    pub legacy_field: Option<FieldPath>,
+    /// Field that receives the new key [default: newKey].
+    #[arg(long, value_name = "PATH")]
+    pub key_field: Option<FieldPath>,
+    /// Field that receives the flag of documents without a new key [default: newKeyFlag].
+    #[arg(long, value_name = "PATH")]
+    pub flag_field: Option<FieldPath>,
+    /// Address of the key API, with {key} for the percent-encoded legacy key.
+    #[arg(long, value_name = "URL")]
+    pub api_url: Option<String>,
+}
+
+impl Cli {
+    /// What the options say that concerns the configuration.
+    pub fn overrides(&self) -> Overrides {
+        let targets = self.command.target_options().cloned().unwrap_or_default();
+        Overrides {
+            config: self.global.config.clone(),
+            uri: self.global.uri.as_ref().map(Secret::new),
+            api_url: targets.api_url,
+            target: TargetOptions {
+                collection: targets.collection,
+                legacy_field: targets.legacy_field,
+                key_field: targets.key_field,
+                flag_field: targets.flag_field,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn valid_lines_parse_and_invalid_ones_do_not() {
+        let valid = [
+            "check",
+            "index create",
+            "index status --target users",
+            "plan --tps 0.5 --window 22:00-06:00 --time-zone Asia/Seoul",
+            "backfill --tps 10 --chunk 1000 --concurrency auto --window 01:00-06:00 --window 12:00-13:00",
+            "backfill --collection app.users --legacy-field a.b --api-url http://h/{key} --output json",
+            "--output json cleanse --to users_v2 --dry-run",
+            "verify --counts --sample 1000",
+            "status some-job",
+            "mock-api --listen 127.0.0.1:0",
+        ];
+        for line in valid {
+            let arguments = std::iter::once("mongorekey").chain(line.split(' '));
+            assert!(Cli::try_parse_from(arguments).is_ok(), "{line}");
+        }
+        let invalid = [
+            "",
+            "backfill --tps 0",
+            "backfill --tps -1",
+            "backfill --window 1-2",
+            "backfill --concurrency 0",
+            "backfill --collection users",
+            "backfill --collection app.users --key-field $x",
+            "backfill --target a --collection app.b",
+            "index",
+            "verify --sample 0",
+            "--output xml check",
+            "-v -q check",
+        ];
+        for line in invalid {
+            let arguments = std::iter::once("mongorekey").chain(line.split_whitespace());
+            assert!(Cli::try_parse_from(arguments).is_err(), "{line}");
+        }
+    }
+}

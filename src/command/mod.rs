@@ -1,0 +1,8 @@
+//! Commands that are no jobs: they look, prepare or rehearse.
+
+pub mod check;
+pub mod index;
+pub mod init;
+pub mod mock_api;
+pub mod plan;
+pub mod status;

@@ -1,0 +1,100 @@
+//! From a parsed command line to a finished command.
+
+use std::ffi::OsString;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::index::IndexAction;
+use crate::cli::{Cli, Command, Global, LogFormat};
+use crate::config::Settings;
+use crate::error::{Error, Result};
+use crate::event::Events;
+use crate::mongo::Mongo;
+use crate::report::outcome::{Format, Outcome};
+use crate::report::progress::{self, Style};
+use crate::{Context, backfill, command, signals};
+
+/// Parses the command line.
+///
+/// # Errors
+/// The exit code, after help, version or the error was printed; with
+/// `--output json` an error is a JSON document too.
+pub fn parse(arguments: &[OsString]) -> std::result::Result<Cli, u8> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        if is_help || !wants_json(arguments) {
+            let _closed = error.print();
+            return if is_help { 0 } else { 2 };
+        }
+        let rendered = error.to_string();
+        let message = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let error = Error::usage(message).hint("see `mongorekey --help`");
+        Outcome::from_error("", None, error).print(Format::Json)
+    })
+}
+
+fn wants_json(arguments: &[OsString]) -> bool {
+    let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
+    words.iter().any(|word| word == "--output=json")
+        || words.windows(2).any(|pair| pair == ["--output", "json"])
+}
+
+/// Executes a command, from its configuration to its outcome.
+pub async fn execute(cli: Cli) -> Outcome {
+    let (events, queue) = Events::channel();
+    let reporter = progress::spawn(queue, style(&cli.global));
+    let name = cli.command.name();
+    let outcome = execute_with(cli, events).await;
+    let outcome = outcome.unwrap_or_else(|error| Outcome::from_error(name, None, error));
+    // The bar must be gone before the result is printed; a sender that leaked
+    // into a stuck task must not keep the result from the operator.
+    let _drawn = tokio::time::timeout(std::time::Duration::from_secs(1), reporter).await;
+    outcome
+}
+
+fn style(global: &Global) -> Style {
+    match (global.quiet, global.log_format) {
+        (true, _) => Style::Quiet,
+        (false, LogFormat::Text) => Style::Text,
+        (false, LogFormat::Json) => Style::Json,
+    }
+}
+
+async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
+    let stop = CancellationToken::new();
+    let signal = signals::watch(stop.clone(), events.clone());
+    match &cli.command {
+        Command::Init(args) => return command::init::run(cli.global.config.as_deref(), args.force),
+        Command::MockApi(args) => return command::mock_api::run(args, &events, stop).await,
+        _ => {}
+    }
+    let overrides = cli.overrides();
+    let settings = Settings::load(&overrides)?;
+    let mongo = Mongo::connect(&settings.uri, &settings.state_database).await?;
+    let context = Context { mongo, settings, events, stop, signal };
+    let outcome = run_command(&context, &cli.command).await;
+    context.mongo.close().await;
+    outcome
+}
+
+async fn run_command(context: &Context, command: &Command) -> Result<Outcome> {
+    match command {
+        Command::Check(args) => command::check::run(context, args.target.as_deref()).await,
+        Command::Index(args) => {
+            let targets = context.settings.targets(args.targets().target.as_deref())?;
+            match args.action {
+                IndexAction::Create(_) => command::index::create(context, &targets).await,
+                IndexAction::Status(_) => command::index::status(context, &targets).await,
+                IndexAction::Drop(_) => command::index::drop(context, &targets).await,
+            }
+        }
+        Command::Plan(args) => command::plan::run(context, args).await,
+        Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
+        Command::Status(args) => command::status::run(context, args.job.as_deref()).await,
+        Command::Cleanse(_) | Command::Verify(_) | Command::Init(_) | Command::MockApi(_) => {
+            Err(Error::usage("not wired yet"))
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Jobs: persistent runs of a command, found again by their name.
+//!
+//! A job document says what the job does (its identity, which may not change),
+//! who runs it now (the lease) and how far it is (counters and position, never
+//! ahead of durable writes).
+
+pub mod holder;
+pub mod lease;
+pub mod store;
+
+pub use lease::Lease;
+pub use store::{Job, JobState};

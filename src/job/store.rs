@@ -1,0 +1,325 @@
+//! The job document and the rules for starting a job.
+
+use std::time::Duration;
+
+use bson::{Bson, DateTime, Document, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
+use mongodb::options::ReturnDocument;
+
+use super::holder::Holder;
+use super::lease::{LEASE_MILLISECONDS, Lease};
+use crate::error::{Error, Result};
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+
+/// The collection of jobs in the state database.
+const COLLECTION: &str = "jobs";
+/// Version of the document's layout.
+const VERSION: i32 = 1;
+/// How often a lease that may be dead is looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How a run of a job ended, or that it has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobState {
+    /// A process works on it, or died doing so.
+    Running,
+    /// Everything is done.
+    Completed,
+    /// The run ended, but some documents failed.
+    Incomplete,
+    /// A signal ended the run.
+    Interrupted,
+    /// A fatal condition ended the run.
+    Stopped,
+}
+
+impl JobState {
+    /// The word that is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Incomplete => "incomplete",
+            Self::Interrupted => "interrupted",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A job that this process runs.
+#[derive(Debug)]
+pub struct Job {
+    name: String,
+    fence: i64,
+    /// The document as it was when the job was started.
+    document: Document,
+    /// Whether another process held the lease until now, so that calls of its
+    /// may have left a moment ago.
+    taken_over: bool,
+    collection: Collection<Document>,
+    lease: Lease,
+}
+
+/// All job documents, newest first, or the one named.
+///
+/// # Errors
+/// A stop where they can't be read.
+pub async fn list(mongo: &Mongo, name: Option<&str>) -> Result<Vec<Document>> {
+    let collection: Collection<Document> = mongo.state(COLLECTION);
+    let filter = name.map_or_else(Document::new, |name| doc! {"_id": name});
+    let pipeline = vec![
+        doc! {"$match": filter},
+        doc! {"$set": {"lease_valid": {"$gt": ["$lease.expires_at", "$$NOW"]}}},
+        doc! {"$sort": {"updated_at": -1, "_id": 1}},
+    ];
+    retrying("reading the jobs", || {
+        let cursor = collection.aggregate(pipeline.clone());
+        async move { cursor.await?.try_collect().await }
+    })
+    .await
+}
+
+impl Job {
+    /// Starts or resumes the job of that name and takes its lease.
+    ///
+    /// # Errors
+    /// A refusal where the job does something else or another process runs it.
+    pub async fn start(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Self> {
+        let collection: Collection<Document> = mongo.state(COLLECTION);
+        let holder = Holder::current();
+        let mut first_seen_renewal = None;
+        loop {
+            let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else {
+                create(&collection, name, command, identity).await?;
+                continue;
+            };
+            check_identity(name, &stored, command, identity)?;
+            let lease = stored.get_document("lease").ok();
+            if let Some(lease) = lease {
+                if !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)? {
+                    tokio::time::sleep(POLL).await;
+                    continue;
+                }
+            }
+            let fence = stored.get_i64("fence").unwrap_or(0);
+            let taken_over = lease.is_some();
+            if let Some(document) = take(&collection, name, fence, &holder).await? {
+                let fence = document.get_i64("fence").unwrap_or(fence + 1);
+                let lease = Lease::keep(collection.clone(), name.into(), fence);
+                return Ok(Self { name: name.into(), fence, document, taken_over, collection, lease });
+            }
+        }
+    }
+
+    /// Name of the job.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The lease, to see whether it is lost.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Whether the lease came from a process that did not give it back.
+    pub fn was_taken_over(&self) -> bool {
+        self.taken_over
+    }
+
+    /// A field as it was stored when the job was started.
+    pub fn stored(&self, field: &str) -> Option<&Bson> {
+        self.document.get(field)
+    }
+
+    /// Stores fields; only while the lease is ours.
+    ///
+    /// # Errors
+    /// A stop where the lease is lost or the document can't be written.
+    pub async fn save(&self, mut fields: Document) -> Result<()> {
+        self.lease.check()?;
+        fields.insert("updated_at", DateTime::now());
+        let update = doc! {"$set": fields};
+        self.update(update).await
+    }
+
+    /// Stores the end of this run and gives the lease back.
+    ///
+    /// # Errors
+    /// A stop where the lease is lost or the document can't be written.
+    pub async fn finish(self, state: JobState, mut fields: Document) -> Result<()> {
+        fields.insert("state", state.as_str());
+        fields.insert("updated_at", DateTime::now());
+        self.update(doc! {"$set": fields, "$unset": {"lease": ""}}).await?;
+        self.lease.release();
+        Ok(())
+    }
+
+    async fn update(&self, update: Document) -> Result<()> {
+        let filter = doc! {"_id": &self.name, "fence": self.fence};
+        let result = retrying(format!("saving the job {}", self.name), || {
+            let update = self.collection.update_one(filter.clone(), update.clone());
+            async move { update.await }
+        })
+        .await?;
+        if result.matched_count == 0 {
+            return Err(super::lease::lost(&self.name));
+        }
+        Ok(())
+    }
+}
+
+async fn create(
+    collection: &Collection<Document>,
+    name: &str,
+    command: &str,
+    identity: &Document,
+) -> Result<()> {
+    let filter = doc! {"_id": name};
+    let insert = doc! {"$setOnInsert": {
+        "v": VERSION,
+        "command": command,
+        "identity": identity.clone(),
+        "fence": 0_i64,
+        "created_at": DateTime::now(),
+        "updated_at": DateTime::now(),
+    }};
+    retrying(format!("creating the job {name}"), || {
+        let update = collection.update_one(filter.clone(), insert.clone()).upsert(true);
+        async move { update.await }
+    })
+    .await
+    .map(|_| ())
+}
+
+/// Takes the lease if nobody was faster; `None` if somebody was.
+async fn take(
+    collection: &Collection<Document>,
+    name: &str,
+    fence: i64,
+    holder: &Holder,
+) -> Result<Option<Document>> {
+    let holder = bson::serialize_to_document(holder)
+        .map_err(|error| Error::stopped(format!("the lease could not be encoded: {error}")))?;
+    let filter = doc! {"_id": name, "fence": fence};
+    // A pipeline, because only the server's clock counts.
+    let update = vec![doc! {"$set": {
+        "state": JobState::Running.as_str(),
+        "fence": fence + 1,
+        "started_at": "$$NOW",
+        "updated_at": "$$NOW",
+        "lease": {
+            "holder": {"$literal": holder},
+            "renewed_at": "$$NOW",
+            "expires_at": {"$add": ["$$NOW", LEASE_MILLISECONDS]},
+        },
+    }}];
+    retrying(format!("taking the lease of the job {name}"), || {
+        let update = collection
+            .find_one_and_update(filter.clone(), update.clone())
+            .return_document(ReturnDocument::After);
+        async move { update.await }
+    })
+    .await
+}
+
+/// Whether a held lease may be taken now; false: look again later.
+fn may_take(
+    name: &str,
+    lease: &Document,
+    stored: &Document,
+    observer: &Holder,
+    first_seen_renewal: &mut Option<Bson>,
+) -> Result<bool> {
+    let holder: Option<Holder> = lease
+        .get_document("holder")
+        .ok()
+        .and_then(|holder| bson::deserialize_from_document(holder.clone()).ok());
+    let valid = stored.get_bool("lease_valid").unwrap_or(false);
+    if !valid || holder.as_ref().is_some_and(|holder| holder.is_gone(observer)) {
+        return Ok(true);
+    }
+    let renewed = lease.get("renewed_at").cloned();
+    let first = first_seen_renewal.get_or_insert_with(|| renewed.clone().unwrap_or(Bson::Null));
+    let alive = holder.as_ref().is_some_and(|holder| holder.is_alive(observer));
+    if alive || renewed.as_ref() != Some(first) {
+        let who = holder.map_or("another process".into(), |holder| holder.to_string());
+        return Err(Error::refused(format!("the job {name} is being run by {who}"))
+            .hint("stop that process first, or look at it with `mongorekey status`"));
+    }
+    Ok(false)
+}
+
+fn check_identity(name: &str, stored: &Document, command: &str, identity: &Document) -> Result<()> {
+    let version = stored.get_i32("v").unwrap_or(0);
+    if version > VERSION {
+        return Err(Error::refused(format!(
+            "the job {name} was written by a newer version of mongorekey (layout {version}, known {VERSION})"
+        ))
+        .hint("run that version, or choose another name with --job"));
+    }
+    let mut differences = Vec::new();
+    if stored.get_str("command").ok() != Some(command) {
+        differences
+            .push(format!("command: was {}, is {command}", stored.get_str("command").unwrap_or("unknown")));
+    }
+    let empty = Document::new();
+    let old = stored.get_document("identity").unwrap_or(&empty);
+    differences.extend(identity_differences(old, identity));
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(format!("the job {name} exists and does something else: {}", differences.join("; ")))
+        .hint("choose another name with --job, or change the config back"))
+}
+
+fn identity_differences(old: &Document, new: &Document) -> Vec<String> {
+    let names = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
+    names
+        .filter(|name| old.get(*name) != new.get(*name))
+        .map(|name| {
+            let shown =
+                |document: &Document| document.get(name).map_or("nothing".into(), ToString::to_string);
+            format!("{name}: was {}, is {}", shown(old), shown(new))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_of_identity_are_shown() {
+        let old = doc! {"targets": "a", "api": "x"};
+        assert!(identity_differences(&old, &old).is_empty());
+        let differences = identity_differences(&old, &doc! {"targets": "a", "api": "y"});
+        assert_eq!(differences, ["api: was \"x\", is \"y\""]);
+    }
+
+    #[test]
+    fn a_lease_of_a_living_neighbour_is_refused_at_once() {
+        let current = Holder::current();
+        let holder = bson::serialize_to_document(&current).expect("a document");
+        let lease = doc! {"holder": holder, "renewed_at": 1};
+        let stored = doc! {"lease_valid": true};
+        let refusal = may_take("j", &lease, &stored, &current, &mut None).expect_err("refused");
+        assert_eq!(refusal.class(), crate::error::Class::Refused);
+    }
+
+    #[test]
+    fn a_lease_from_elsewhere_is_waited_for_and_refused_once_renewed() {
+        let current = Holder::current();
+        let elsewhere = Holder { boot_id: Some("other".into()), ..current.clone() };
+        let holder = bson::serialize_to_document(&elsewhere).expect("a document");
+        let stored = doc! {"lease_valid": true};
+        let mut seen = None;
+        let lease = doc! {"holder": holder.clone(), "renewed_at": 1};
+        assert!(!may_take("j", &lease, &stored, &current, &mut seen).expect("waits"));
+        assert!(!may_take("j", &lease, &stored, &current, &mut seen).expect("waits"));
+        let renewed = doc! {"holder": holder, "renewed_at": 2};
+        assert!(may_take("j", &renewed, &stored, &current, &mut seen).is_err());
+        assert!(may_take("j", &lease, &doc! {"lease_valid": false}, &current, &mut None).expect("expired"));
+    }
+}

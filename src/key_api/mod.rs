@@ -1,0 +1,6 @@
+//! The only door to the key API: what is asked, what an answer means, and the
+//! client that does it.
+
+pub mod classify;
+pub mod client;
+pub mod retry;

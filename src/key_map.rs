@@ -1,0 +1,242 @@
+//! The key map: every answer of the key API, remembered.
+//!
+//! One document per legacy key, written before any document that uses the
+//! answer. It makes one call per distinct key true over documents, targets and
+//! restarts. Answers that would lead to flags are *held* until the guard has
+//! judged enough of them; a guard that stops the job forgets them again.
+
+use std::collections::HashMap;
+
+use bson::{DateTime, Document, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
+use mongodb::error::{Error as DriverError, ErrorKind};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::config::file::{KeyApi, Method};
+use crate::config::template;
+use crate::error::Result;
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::sink::{FlagReason, Write};
+
+/// Keys per query.
+const KEYS_PER_QUERY: usize = 1000;
+/// The server's code for a duplicate key.
+const DUPLICATE_KEY: i32 = 11000;
+
+/// A final answer of the key API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The new key.
+    Found(String),
+    /// There is none.
+    NotFound,
+    /// The legacy key is malformed.
+    Rejected,
+}
+
+impl Answer {
+    /// Whether it leads to a flag.
+    pub fn is_negative(&self) -> bool {
+        !matches!(self, Self::Found(_))
+    }
+
+    /// What documents with that legacy key receive.
+    pub fn write(&self) -> Write {
+        match self {
+            Self::Found(key) => Write::Key(key.clone()),
+            Self::NotFound => Write::Flag(FlagReason::NotFound),
+            Self::Rejected => Write::Flag(FlagReason::Rejected),
+        }
+    }
+}
+
+/// An answer with what the guard thinks of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// The answer.
+    pub answer: Answer,
+    /// Not yet judged by the guard.
+    pub held: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    #[serde(rename = "_id")]
+    legacy_key: String,
+    outcome: StoredOutcome,
+    #[serde(rename = "newKey", skip_serializing_if = "Option::is_none")]
+    new_key: Option<String>,
+    at: DateTime,
+    job: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    held: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StoredOutcome {
+    Found,
+    NotFound,
+    Rejected,
+}
+
+/// The answers of one API.
+#[derive(Debug, Clone)]
+pub struct KeyMap {
+    entries: Collection<Entry>,
+    job: String,
+}
+
+impl KeyMap {
+    /// The key map of an API, used by a job.
+    pub fn open(mongo: &Mongo, api: &KeyApi, job: &str) -> Self {
+        Self { entries: mongo.state(&collection_name(api)), job: job.into() }
+    }
+
+    /// What is known about these keys.
+    ///
+    /// # Errors
+    /// A stop where the key map can't be read.
+    pub async fn look_up(&self, keys: &[&str]) -> Result<HashMap<String, Remembered>> {
+        let mut known = HashMap::new();
+        for keys in keys.chunks(KEYS_PER_QUERY) {
+            let filter = doc! {"_id": {"$in": keys.to_vec()}};
+            let entries: Vec<Entry> = retrying("reading the key map", || {
+                let find = self.entries.find(filter.clone());
+                async move { find.await?.try_collect().await }
+            })
+            .await?;
+            known.extend(entries.into_iter().filter_map(Entry::into_remembered));
+        }
+        Ok(known)
+    }
+
+    /// Whether anything is remembered at all.
+    ///
+    /// # Errors
+    /// A stop where the key map can't be read.
+    pub async fn is_empty(&self) -> Result<bool> {
+        let first = retrying("reading the key map", || {
+            let find = self.entries.find_one(doc! {});
+            async move { find.await }
+        })
+        .await?;
+        Ok(first.is_none())
+    }
+
+    /// Remembers answers, durable on a majority. What is known already stays.
+    ///
+    /// # Errors
+    /// A stop where the key map can't be written.
+    pub async fn remember(&self, answers: &[(String, Remembered)]) -> Result<()> {
+        if answers.is_empty() {
+            return Ok(());
+        }
+        let now = DateTime::now();
+        let entries: Vec<Entry> =
+            answers.iter().map(|(key, remembered)| self.entry(key, remembered, now)).collect();
+        retrying("writing the key map", || {
+            let insert = self.entries.insert_many(&entries).ordered(false);
+            async move {
+                match insert.await {
+                    Err(error) if only_duplicates(&error) => Ok(()),
+                    result => result.map(|_| ()),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Makes the held answers of this job count.
+    ///
+    /// # Errors
+    /// A stop where the key map can't be written.
+    pub async fn release_held(&self) -> Result<()> {
+        let filter = doc! {"held": true, "job": &self.job};
+        retrying("releasing held answers of the key map", || {
+            let update = self.entries.update_many(filter.clone(), doc! {"$unset": {"held": ""}});
+            async move { update.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Forgets the negative answers of this job that are held or not older
+    /// than `since`; says how many.
+    ///
+    /// # Errors
+    /// A stop where the key map can't be written.
+    pub async fn forget_negatives(&self, since: DateTime) -> Result<u64> {
+        let filter: Document = doc! {
+            "job": &self.job,
+            "outcome": {"$ne": "found"},
+            "$or": [{"held": true}, {"at": {"$gte": since}}],
+        };
+        let deleted = retrying("forgetting distrusted answers of the key map", || {
+            let delete = self.entries.delete_many(filter.clone());
+            async move { delete.await }
+        })
+        .await?;
+        Ok(deleted.deleted_count)
+    }
+
+    fn entry(&self, key: &str, remembered: &Remembered, at: DateTime) -> Entry {
+        let (outcome, new_key) = match &remembered.answer {
+            Answer::Found(key) => (StoredOutcome::Found, Some(key.clone())),
+            Answer::NotFound => (StoredOutcome::NotFound, None),
+            Answer::Rejected => (StoredOutcome::Rejected, None),
+        };
+        Entry { legacy_key: key.into(), outcome, new_key, at, job: self.job.clone(), held: remembered.held }
+    }
+}
+
+impl Entry {
+    fn into_remembered(self) -> Option<(String, Remembered)> {
+        let answer = match self.outcome {
+            StoredOutcome::Found => Answer::Found(self.new_key?),
+            StoredOutcome::NotFound => Answer::NotFound,
+            StoredOutcome::Rejected => Answer::Rejected,
+        };
+        Some((self.legacy_key, Remembered { answer, held: self.held }))
+    }
+}
+
+/// One collection per API: the answers of another API mean nothing here.
+fn collection_name(api: &KeyApi) -> String {
+    format!("key_map_{}", &fingerprint(api)[..8])
+}
+
+/// Identifies an API by what determines its answers; tokens may change.
+pub fn fingerprint(api: &KeyApi) -> String {
+    let mut digest = Sha256::new();
+    let method = match api.method {
+        Method::Get => "GET",
+        Method::Post => "POST",
+    };
+    for part in [method, &api.url, api.body.as_deref().unwrap_or_default(), api.key_pointer.as_str()] {
+        digest.update(part.as_bytes());
+        digest.update([0]);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The API for people and for a job's identity: no query, which may hold a token.
+pub fn shown_api(api: &KeyApi) -> String {
+    format!("{} ({})", template::shown(&api.url), &fingerprint(api)[..8])
+}
+
+fn only_duplicates(error: &DriverError) -> bool {
+    match error.kind.as_ref() {
+        ErrorKind::InsertMany(failure) => {
+            failure.write_concern_error.is_none()
+                && failure
+                    .write_errors
+                    .as_ref()
+                    .is_some_and(|errors| errors.iter().all(|error| error.code == DUPLICATE_KEY))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,82 @@
+//! Give a live MongoDB collection a new key, or a clean copy of itself.
+//!
+//! The way of the data is the order of the modules: what was typed ([`cli`]),
+//! what was decided ([`config`]), what is said to the reader ([`error`],
+//! [`event`], [`report`]), the doors to the outside ([`mongo`], [`key_api`],
+//! [`mock_api`]), what slows down ([`throttle`]), what is remembered
+//! ([`key_map`], [`job`]) and the commands themselves ([`backfill`],
+//! [`cleanse`], [`verify`]).
+
+pub mod backfill;
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod error;
+pub mod event;
+pub mod job;
+pub mod key_api;
+pub mod key_map;
+pub mod legacy_key;
+pub mod mock_api;
+pub mod mongo;
+pub mod report;
+pub mod throttle;
+
+mod dispatch;
+mod logging;
+mod signals;
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use config::Settings;
+use event::Events;
+use mongo::Mongo;
+
+/// What every command that touches the database works with.
+#[derive(Debug)]
+pub struct Context {
+    /// The connection.
+    pub mongo: Mongo,
+    /// The configuration.
+    pub settings: Settings,
+    /// Where progress and warnings go.
+    pub events: Events,
+    /// Cancelled by the first signal: finish what is begun, save, end.
+    pub stop: CancellationToken,
+    /// The signal that was received.
+    signal: Arc<signals::Received>,
+}
+
+impl Context {
+    /// Number of the signal that interrupted the run.
+    pub fn signal(&self) -> u8 {
+        self.signal.number()
+    }
+}
+
+/// Runs the program with the given arguments; returns its exit code.
+pub fn run(arguments: Vec<OsString>) -> u8 {
+    let cli = match dispatch::parse(&arguments) {
+        Ok(cli) => cli,
+        Err(exit) => return exit,
+    };
+    logging::start(&cli.global);
+    // One provider for the driver and the HTTP client; an earlier one stays.
+    let _earlier = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let error = error::Error::stopped(format!("the runtime can't be started: {error}"));
+            return report::outcome::Outcome::from_error(cli.command.name(), None, error)
+                .print(cli.global.output);
+        }
+    };
+    let format = cli.global.output;
+    let outcome = runtime.block_on(dispatch::execute(cli));
+    let exit = outcome.print(format);
+    runtime.shutdown_background();
+    exit
+}

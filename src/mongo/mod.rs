@@ -1,0 +1,140 @@
+//! The only door to the MongoDB driver.
+//!
+//! The layers above see collections in terms of this product (candidates,
+//! guarded updates, ranges) and never a cursor, a session or a write concern.
+
+pub mod catalog;
+pub mod command;
+pub mod index;
+pub mod preflight;
+pub mod sink;
+pub mod source;
+
+use std::time::Duration;
+
+use bson::{Document, RawDocumentBuf, doc};
+use mongodb::options::{ClientOptions, ReadConcern, WriteConcern};
+use mongodb::{Client, Collection, Database};
+
+use crate::config::values::{Namespace, Secret};
+use crate::error::{Class, Context, Error, Result};
+
+/// Waiting longer for a server at the start only delays the message.
+const START_SELECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// A write that is not majority-durable within this time is sent again.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection to a deployment, with the database of our own state.
+#[derive(Debug, Clone)]
+pub struct Mongo {
+    client: Client,
+    state_database: String,
+}
+
+impl Mongo {
+    /// Connects and makes sure that a primary answers.
+    ///
+    /// # Errors
+    /// A usage error for a bad URI, a refusal where no server answers. Neither
+    /// repeats the URI.
+    pub async fn connect(uri: &Secret, state_database: &str) -> Result<Self> {
+        let mut options = ClientOptions::parse(uri.expose()).await.map_err(|error| {
+            Error::usage(format!("the MongoDB URI can't be used: {}", scrub(&error.to_string(), uri)))
+        })?;
+        options.app_name.get_or_insert_with(|| "mongorekey".into());
+        options.server_selection_timeout.get_or_insert(START_SELECTION_TIMEOUT);
+        // Counters, guards and "nothing left" are decided on what can't roll back.
+        options.write_concern = Some(majority());
+        options.read_concern = Some(ReadConcern::local());
+        options.selection_criteria = None;
+        let client = Client::with_options(options).map_err(|error| {
+            Error::usage(format!("the MongoDB URI can't be used: {}", scrub(&error.to_string(), uri)))
+        })?;
+        let mongo = Self { client, state_database: state_database.into() };
+        mongo.admin().run_command(doc! {"ping": 1}).await.during("connecting to MongoDB").map_err(
+            |error| {
+                error
+                    .with_class(Class::Refused)
+                    .hint("is the server running, and do host, port and credentials fit?")
+            },
+        )?;
+        Ok(mongo)
+    }
+
+    /// The database of that name.
+    pub fn database(&self, name: &str) -> Database {
+        self.client.database(name)
+    }
+
+    /// The admin database.
+    pub fn admin(&self) -> Database {
+        self.client.database("admin")
+    }
+
+    /// A collection, read as raw documents.
+    pub fn collection(&self, namespace: &Namespace) -> Collection<RawDocumentBuf> {
+        self.database(&namespace.database).collection(&namespace.collection)
+    }
+
+    /// A collection of our own state.
+    pub fn state<T: Send + Sync>(&self, name: &str) -> Collection<T> {
+        self.database(&self.state_database).collection(name)
+    }
+
+    /// Name of the database of our own state.
+    pub fn state_database(&self) -> &str {
+        &self.state_database
+    }
+
+    /// The driver's client, for sessions.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Closes every connection and cursor.
+    pub async fn close(self) {
+        self.client.shutdown().await;
+    }
+
+    /// The server's answer to `hello`: topology and its clock.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn hello(&self) -> Result<Document> {
+        self.admin().run_command(doc! {"hello": 1}).await.during("asking the server for its topology")
+    }
+}
+
+/// Durable on a majority, so that no failover takes a write back.
+fn majority() -> WriteConcern {
+    WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority).w_timeout(WRITE_TIMEOUT).build()
+}
+
+/// The same as a command field.
+pub(crate) fn majority_document() -> Document {
+    doc! {"w": "majority", "wtimeout": i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX)}
+}
+
+/// Takes the URI and its credentials out of a message of the driver.
+fn scrub(message: &str, uri: &Secret) -> String {
+    let uri = uri.expose();
+    let mut scrubbed = message.replace(uri, "[uri]");
+    let credentials =
+        uri.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(before, _)| before);
+    for secret in credentials.into_iter().flat_map(|text| text.split(':')).filter(|text| !text.is_empty()) {
+        scrubbed = scrubbed.replace(secret, "[secret]");
+    }
+    scrubbed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_scrubbed_from_messages() {
+        let uri = Secret::new("mongodb://root:hunter2@h:1/?bad=1");
+        let message = scrub("bad option in mongodb://root:hunter2@h:1/?bad=1 for hunter2", &uri);
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}

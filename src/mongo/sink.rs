@@ -1,0 +1,358 @@
+//! Writing keys and flags: guarded, batched, durable on a majority.
+//!
+//! The driver's bulk write needs a newer server, so a batch is an `update`
+//! command. Its reply is Ok even where single updates failed, and an update
+//! whose guard did not match shows in the totals only; then the batch is read
+//! back to tell each document's fate. Because every update is guarded by the
+//! state it was derived from, a batch may be sent twice.
+
+use std::collections::HashMap;
+
+use bson::{Bson, DateTime, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocumentBuf, doc, rawdoc};
+
+use super::command::{is_transient_code, retrying};
+use super::index::whole_number;
+use super::source::{Candidate, TargetCollection, collect, to_bson_array};
+use super::{WRITE_TIMEOUT, majority_document};
+use crate::error::{Error, Result};
+
+/// Updates per command; larger batches gain nothing.
+const MOST_UPDATES: usize = 1000;
+/// Bytes per command, well below the 48 MB that a message may have.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Rounds for updates that the server refused for a passing reason.
+const MOST_ROUNDS: usize = 8;
+
+/// Why a document can't have a new key, as stored in its flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FlagReason {
+    /// The API says that there is none.
+    NotFound,
+    /// There is nothing to ask for.
+    NoLegacyKey,
+    /// The API refuses the key as malformed.
+    Rejected,
+}
+
+impl FlagReason {
+    /// The word that is stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::NoLegacyKey => "no_legacy_key",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// What to write into one document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// The new key.
+    Key(String),
+    /// The flag.
+    Flag(FlagReason),
+}
+
+/// One guarded update.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// The document as it was read.
+    pub candidate: Candidate,
+    /// What it receives.
+    pub write: Write,
+}
+
+/// What became of one update.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// Our value stands in the document.
+    Done,
+    /// Somebody else had written a key or a flag; it was left alone.
+    AlreadyFilled,
+    /// The document is gone or has another legacy key now.
+    Changed,
+    /// The server refuses the write for good.
+    Refused {
+        /// The server's error code.
+        code: i32,
+        /// The server's message.
+        message: String,
+    },
+}
+
+/// A refusal by the server, for one update of a batch.
+struct WriteError {
+    index: usize,
+    code: i32,
+    message: String,
+}
+
+struct Reply {
+    matched: u64,
+    errors: Vec<WriteError>,
+}
+
+impl TargetCollection {
+    /// Writes a batch; one result per update, in their order.
+    ///
+    /// # Errors
+    /// A stop where the server can't be reached or a write stays impossible
+    /// for a reason that is not the document's.
+    pub async fn write(&self, updates: &[Update], job: &str) -> Result<Vec<Written>> {
+        let mut results: Vec<Option<Written>> = vec![None; updates.len()];
+        let mut open: Vec<usize> = (0..updates.len()).collect();
+        for _ in 0..MOST_ROUNDS {
+            let mut again = Vec::new();
+            for batch in self.split(&open, updates) {
+                self.write_batch(batch, updates, job, &mut results, &mut again).await?;
+            }
+            if again.is_empty() {
+                return Ok(results.into_iter().flatten().collect());
+            }
+            open = again;
+        }
+        Err(Error::stopped(format!(
+            "{} updates on {} were refused again and again for a passing reason",
+            open.len(),
+            self.target.namespace
+        ))
+        .hint("look at the server's log; started again, the job goes on from here"))
+    }
+
+    async fn write_batch(
+        &self,
+        batch: &[usize],
+        updates: &[Update],
+        job: &str,
+        results: &mut [Option<Written>],
+        again: &mut Vec<usize>,
+    ) -> Result<()> {
+        let reply = self.send(batch.iter().map(|index| &updates[*index]), job).await?;
+        let refused = u64::try_from(reply.errors.len()).unwrap_or(u64::MAX);
+        for error in reply.errors {
+            let index = batch[error.index];
+            if is_transient_code(error.code) {
+                again.push(index);
+            } else {
+                results[index] = Some(Written::Refused { code: error.code, message: error.message });
+            }
+        }
+        let unknown: Vec<usize> = batch
+            .iter()
+            .copied()
+            .filter(|index| results[*index].is_none() && !again.contains(index))
+            .collect();
+        if reply.matched + refused >= u64::try_from(batch.len()).unwrap_or(u64::MAX) {
+            unknown.iter().for_each(|index| results[*index] = Some(Written::Done));
+            return Ok(());
+        }
+        self.read_back(&unknown, updates, job, results, again).await
+    }
+
+    async fn send<'a>(&self, updates: impl Iterator<Item = &'a Update>, job: &str) -> Result<Reply> {
+        let namespace = &self.target.namespace;
+        let mut statements = RawArrayBuf::new();
+        for update in updates {
+            statements.push(self.statement(update, job)?);
+        }
+        let mut command = rawdoc! {
+            "update": namespace.collection.as_str(),
+            "ordered": false,
+            "maxTimeMS": i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX),
+            "comment": job,
+        };
+        command.append(bson::cstr!("writeConcern"), raw(&majority_document())?);
+        command.append(bson::cstr!("updates"), statements);
+        let database = self.primary().client().database(&namespace.database);
+        let reply = retrying(format!("writing to {namespace}"), || {
+            let database = database.clone();
+            let command = command.clone();
+            async move {
+                let reply = database.run_raw_command(command).await?;
+                check_write_concern(&reply)?;
+                Ok(reply)
+            }
+        })
+        .await?;
+        Ok(read_reply(&reply))
+    }
+
+    fn statement(&self, update: &Update, job: &str) -> Result<RawDocumentBuf> {
+        let set = match &update.write {
+            Write::Key(key) => field(self.key_name(), key.as_str()),
+            Write::Flag(reason) => {
+                let flag = rawdoc! {"reason": reason.as_str(), "at": DateTime::now(), "job": job};
+                field(self.flag_name(), flag)
+            }
+        };
+        Ok(rawdoc! {"q": self.guard(&update.candidate)?, "u": {"$set": set}})
+    }
+
+    /// Key and flag are still null or missing, and the legacy value is of the
+    /// type and value that was read.
+    fn guard(&self, candidate: &Candidate) -> Result<RawDocumentBuf> {
+        let mut guard = RawDocumentBuf::new();
+        guard.append(bson::cstr!("_id"), rawdoc! {"$eq": candidate.id.clone()});
+        guard.append(self.key_name(), RawBson::Null);
+        guard.append(self.flag_name(), RawBson::Null);
+        guard.append(bson::cstr!("$expr"), raw(&self.legacy_unchanged(candidate)?)?);
+        Ok(guard)
+    }
+
+    fn legacy_unchanged(&self, candidate: &Candidate) -> Result<Document> {
+        let legacy = format!("${}", self.target.legacy_field);
+        let same_type = doc! {"$eq": [{"$type": &legacy}, &candidate.legacy.type_name]};
+        let Some(value) = &candidate.legacy.value else { return Ok(same_type) };
+        let value = super::source::to_bson(value)?;
+        let mut conditions = vec![doc! {"$eq": [&legacy, {"$literal": value.clone()}]}];
+        if let (true, Bson::String(text)) = (self.has_collation, &value) {
+            // Under a collation `$eq` may take "abc" for "ABC"; these two look at bytes.
+            let length = i64::try_from(text.len()).unwrap_or(i64::MAX);
+            conditions.push(doc! {"$eq": [{"$strLenBytes": &legacy}, length]});
+            conditions.push(doc! {"$eq": [{"$indexOfBytes": [&legacy, {"$literal": value.clone()}]}, 0]});
+        }
+        // `$cond` keeps the string operators away from other types.
+        Ok(doc! {"$cond": [same_type, {"$and": conditions}, false]})
+    }
+
+    /// Reads documents again to see what became of updates that did not match.
+    async fn read_back(
+        &self,
+        unknown: &[usize],
+        updates: &[Update],
+        job: &str,
+        results: &mut [Option<Written>],
+        again: &mut Vec<usize>,
+    ) -> Result<()> {
+        let namespace = &self.target.namespace;
+        let ids = to_bson_array(unknown.iter().map(|index| &updates[*index].candidate.id))?;
+        let legacy = format!("${}", self.target.legacy_field);
+        let projection = doc! {
+            "k": format!("${}", self.target.key_field),
+            "f": format!("${}", self.target.flag_field),
+            "t": {"$type": &legacy},
+            "v": {"$cond": [
+                {"$in": [{"$type": &legacy}, crate::legacy_key::READABLE_TYPES.to_vec()]},
+                &legacy,
+                "$$REMOVE",
+            ]},
+        };
+        let filter = doc! {"_id": {"$in": ids}};
+        let documents = retrying(format!("reading back {namespace}"), || {
+            collect(self.primary().find(filter.clone()).projection(projection.clone()))
+        })
+        .await?;
+        let now: HashMap<Vec<u8>, &RawDocumentBuf> =
+            documents.iter().filter_map(|document| Some((id_bytes(document)?, document))).collect();
+        for index in unknown {
+            let update = &updates[*index];
+            let document = now.get(&value_bytes(update.candidate.id.as_raw_bson_ref()));
+            match document.map_or(Some(Written::Changed), |document| fate(document, update, job)) {
+                Some(written) => results[*index] = Some(written),
+                None => again.push(*index),
+            }
+        }
+        Ok(())
+    }
+
+    fn split<'a>(&self, open: &'a [usize], updates: &[Update]) -> Vec<&'a [usize]> {
+        let mut batches = Vec::new();
+        let (mut start, mut bytes) = (0, 0);
+        for (position, index) in open.iter().enumerate() {
+            let size = approximate_size(&updates[*index]);
+            if position > start && (position - start >= MOST_UPDATES || bytes + size > MOST_BYTES) {
+                batches.push(&open[start..position]);
+                (start, bytes) = (position, 0);
+            }
+            bytes += size;
+        }
+        if start < open.len() {
+            batches.push(&open[start..]);
+        }
+        batches
+    }
+}
+
+/// The fate of an update as the document shows it; `None` where the document
+/// still waits for it and it should be sent again.
+fn fate(document: &RawDocumentBuf, update: &Update, job: &str) -> Option<Written> {
+    let present = |name: &str| document.get(name).ok().flatten().filter(|value| *value != RawBsonRef::Null);
+    let (key, flag) = (present("k"), present("f"));
+    let is_ours = match (&update.write, key, flag) {
+        (Write::Key(ours), Some(RawBsonRef::String(theirs)), None) => ours == theirs,
+        (Write::Flag(reason), None, Some(RawBsonRef::Document(flag))) => {
+            flag.get_str("reason").ok() == Some(reason.as_str()) && flag.get_str("job").ok() == Some(job)
+        }
+        (_, None, None) => {
+            let same_type = document.get_str("t").ok() == Some(update.candidate.legacy.type_name.as_str());
+            let value: Option<RawBson> = document.get("v").ok().flatten().map(Into::into);
+            let unchanged = same_type && value == update.candidate.legacy.value;
+            return if unchanged { None } else { Some(Written::Changed) };
+        }
+        _ => false,
+    };
+    Some(if is_ours { Written::Done } else { Written::AlreadyFilled })
+}
+
+fn field(name: &bson::raw::CStr, value: impl bson::raw::BindRawBsonRef) -> RawDocumentBuf {
+    let mut document = RawDocumentBuf::new();
+    document.append(name, value);
+    document
+}
+
+/// The bytes of a document's `_id`, its type before them: equal only if identical.
+pub(super) fn id_bytes(document: &bson::RawDocument) -> Option<Vec<u8>> {
+    document.get("_id").ok().flatten().map(value_bytes)
+}
+
+/// The bytes of a value with its type.
+pub(super) fn value_bytes(value: RawBsonRef<'_>) -> Vec<u8> {
+    let mut wrapped = RawDocumentBuf::new();
+    wrapped.append(bson::cstr!(""), value);
+    wrapped.into_bytes()
+}
+
+fn approximate_size(update: &Update) -> usize {
+    let value = update.candidate.legacy.value.as_ref();
+    let text = value.and_then(|value| value.as_str()).map_or(16, str::len);
+    let id = value_bytes(update.candidate.id.as_raw_bson_ref()).len();
+    512 + id + 3 * text
+}
+
+fn raw(document: &Document) -> Result<RawDocumentBuf> {
+    RawDocumentBuf::try_from(document)
+        .map_err(|error| Error::stopped(format!("a command could not be encoded: {error}")))
+}
+
+/// Turns a write concern that was not met into an error, so that the batch is
+/// sent again: what is not on a majority yet may still be lost.
+fn check_write_concern(reply: &Document) -> mongodb::error::Result<()> {
+    match reply.get_document("writeConcernError") {
+        Ok(error) => Err(mongodb::error::Error::from(std::io::Error::other(format!(
+            "the write is not on a majority yet: {}",
+            error.get_str("errmsg").unwrap_or("no reason given")
+        )))),
+        Err(_) => Ok(()),
+    }
+}
+
+fn read_reply(reply: &Document) -> Reply {
+    let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+    Reply {
+        matched: reply.get("n").and_then(whole_number).unwrap_or(0),
+        errors: errors
+            .iter()
+            .filter_map(Bson::as_document)
+            .map(|error| WriteError {
+                index: error
+                    .get("index")
+                    .and_then(whole_number)
+                    .and_then(|index| usize::try_from(index).ok())
+                    .unwrap_or(0),
+                code: error.get_i32("code").unwrap_or(0),
+                message: error.get_str("errmsg").unwrap_or("no message").to_owned(),
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,415 @@
+//! Reading candidates: chunk after chunk by `_id`, whatever its types, without
+//! holding a cursor in between.
+
+use bson::raw::CString;
+use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, doc};
+use mongodb::Collection;
+use mongodb::options::{ReadPreference, SelectionCriteria};
+
+use super::Mongo;
+use super::command::retrying;
+use super::index::{self, IndexState, whole_number};
+use crate::config::{Target, values};
+use crate::error::{Error, Result};
+use crate::legacy_key;
+
+/// A document that lacks key and flag, reduced to what the backfill needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The `_id`, any type.
+    pub id: RawBson,
+    /// The legacy value as it was read.
+    pub legacy: LegacyValue,
+    /// Whether key and flag can be written: each parent of their paths is
+    /// missing or a document.
+    pub writable: bool,
+}
+
+/// What stands in the legacy field.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LegacyValue {
+    /// The `$type` name, or `missing`.
+    pub type_name: String,
+    /// The value, where its type may be a usable key.
+    pub value: Option<RawBson>,
+}
+
+impl LegacyValue {
+    /// The text that identifies the key, where it is usable.
+    pub fn text(&self) -> Option<String> {
+        self.value.as_ref().and_then(|value| legacy_key::text_of(value.as_raw_bson_ref()))
+    }
+}
+
+/// A collection whose candidates are read and written.
+#[derive(Debug, Clone)]
+pub struct TargetCollection {
+    /// The target as configured.
+    pub target: Target,
+    /// Whether the collection's default collation lets different strings be equal.
+    pub has_collation: bool,
+    /// Whether the partial index is there and right.
+    indexed: bool,
+    key_name: CString,
+    flag_name: CString,
+    primary: Collection<RawDocumentBuf>,
+    reader: Collection<RawDocumentBuf>,
+    /// Whether chunks may come from a member that lags behind.
+    reads_may_be_stale: bool,
+}
+
+/// An explained candidate query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// Name of the index that the winning plan scans, if any.
+    pub index: Option<String>,
+    /// Index keys examined.
+    pub keys_examined: u64,
+    /// Documents returned.
+    pub returned: u64,
+    /// Whether the server had to sort.
+    pub sorted: bool,
+}
+
+impl TargetCollection {
+    /// Looks at the collection and its index.
+    ///
+    /// # Errors
+    /// A refusal where there is no such collection, it is no plain one, or its
+    /// index is missing or different and `allow_scan` is not set.
+    pub async fn open(
+        mongo: &Mongo,
+        target: &Target,
+        preference: values::ReadPreference,
+        allow_scan: bool,
+    ) -> Result<Self> {
+        let namespace = &target.namespace;
+        let Some(description) = mongo.describe(namespace).await? else {
+            return Err(Error::refused(format!("there is no collection {namespace}"))
+                .hint("check `collection` of the target; names are case-sensitive"));
+        };
+        if description.kind != "collection" {
+            return Err(Error::refused(format!(
+                "{namespace} is a {}, which can't be filled",
+                description.kind
+            )));
+        }
+        let state = index::compare(target, &description);
+        if state != IndexState::Ready && !(allow_scan && state == IndexState::Missing) {
+            return Err(index::refusal(target, &state));
+        }
+        let primary = mongo.collection(namespace);
+        let secondaries = mongo.hello().await?.get_array("hosts").is_ok_and(|hosts| hosts.len() > 1);
+        let stale = secondaries && preference != values::ReadPreference::Primary;
+        let reader = if stale {
+            let options = mongodb::options::CollectionOptions::builder()
+                .selection_criteria(SelectionCriteria::ReadPreference(driver_preference(preference)))
+                .build();
+            mongo.database(&namespace.database).collection_with_options(&namespace.collection, options)
+        } else {
+            primary.clone()
+        };
+        Ok(Self {
+            key_name: field_name(&target.key_field)?,
+            flag_name: field_name(&target.flag_field)?,
+            target: target.clone(),
+            has_collation: description.collation().is_some(),
+            indexed: state == IndexState::Ready,
+            primary,
+            reader,
+            reads_may_be_stale: stale,
+        })
+    }
+
+    /// Path of the key field, as it goes into commands.
+    pub(super) fn key_name(&self) -> &bson::raw::CStr {
+        &self.key_name
+    }
+
+    /// Path of the flag field, as it goes into commands.
+    pub(super) fn flag_name(&self) -> &bson::raw::CStr {
+        &self.flag_name
+    }
+
+    /// The collection, always read and written on the primary.
+    pub(super) fn primary(&self) -> &Collection<RawDocumentBuf> {
+        &self.primary
+    }
+
+    /// The next `limit` candidates after `last`, up to and including `bound`,
+    /// in the order of `_id`, each confirmed on the primary.
+    ///
+    /// The second value is the `_id` to go on from; `None` where nothing more
+    /// was found, in which case the first is empty.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn chunk(
+        &self,
+        last: Option<&RawBson>,
+        bound: &RawBson,
+        limit: usize,
+    ) -> Result<(Vec<Candidate>, Option<RawBson>)> {
+        let filter = self.range_filter(last, Some(bound))?;
+        let found = self.find(&self.reader, filter, limit).await?;
+        let next = found.last().map(|candidate| candidate.id.clone());
+        let confirmed = if self.reads_may_be_stale { self.still_candidates(found).await? } else { found };
+        Ok((confirmed, next))
+    }
+
+    /// Those of the given documents that still are candidates, as the primary
+    /// sees them now.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn still_candidates(&self, candidates: Vec<Candidate>) -> Result<Vec<Candidate>> {
+        if candidates.is_empty() {
+            return Ok(candidates);
+        }
+        let ids = to_bson_array(candidates.iter().map(|candidate| &candidate.id))?;
+        let mut filter = self.candidate_filter();
+        filter.insert("_id", doc! {"$in": ids});
+        let namespace = &self.target.namespace;
+        retrying(format!("checking candidates of {namespace} on the primary"), || {
+            collect(self.primary.find(filter.clone()).projection(self.projection()))
+        })
+        .await
+        .map(|documents| documents.iter().filter_map(|document| read_candidate(document)).collect())
+    }
+
+    /// The highest `_id` among the candidates, the end of a pass; `None` where
+    /// there is no candidate. Decided on the primary.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn highest(&self) -> Result<Option<RawBson>> {
+        let namespace = &self.target.namespace;
+        let documents = retrying(format!("finding the last candidate of {namespace}"), || {
+            let mut find = self
+                .primary
+                .find(self.candidate_filter())
+                .sort(doc! {"_id": -1})
+                .limit(1)
+                .projection(doc! {"_id": 1});
+            if let Some(hint) = self.hint() {
+                find = find.hint(hint);
+            }
+            collect(find)
+        })
+        .await?;
+        Ok(documents.first().and_then(|document| document.get("_id").ok().flatten()).map(Into::into))
+    }
+
+    /// How many candidates there are on the primary.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn count(&self) -> Result<u64> {
+        let namespace = &self.target.namespace;
+        let mut command = doc! {"count": &namespace.collection, "query": self.candidate_filter()};
+        if self.indexed {
+            command.insert("hint", index::name(&self.target));
+            if self.target.filter.0.is_empty() {
+                // The index holds exactly the candidates: counting its keys
+                // reads no document, which is six times as fast.
+                command.insert("query", Document::new());
+            }
+        }
+        let database = self.primary.client().database(&namespace.database);
+        let reply = retrying(format!("counting the candidates of {namespace}"), || {
+            let reply = database.run_command(command.clone());
+            async move { reply.await }
+        })
+        .await?;
+        Ok(reply.get("n").and_then(whole_number).unwrap_or(0))
+    }
+
+    /// Explains the query for a chunk after `last`, with execution figures.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn explain(&self, last: Option<&RawBson>, limit: usize) -> Result<Explained> {
+        let namespace = &self.target.namespace;
+        let mut find = doc! {
+            "find": &namespace.collection,
+            "filter": self.range_filter(last, None)?,
+            "sort": {"_id": 1},
+            "limit": i64::try_from(limit).unwrap_or(i64::MAX),
+            "projection": self.projection(),
+        };
+        if let Some(hint) = self.hint() {
+            find.insert("hint", hint_document(hint));
+        }
+        let database = self.primary.client().database(&namespace.database);
+        let command = doc! {"explain": find, "verbosity": "executionStats"};
+        let plan = retrying(format!("explaining the candidate query of {namespace}"), || {
+            let reply = database.run_command(command.clone());
+            async move { reply.await }
+        })
+        .await?;
+        Ok(read_explain(&plan))
+    }
+
+    async fn find(
+        &self,
+        collection: &Collection<RawDocumentBuf>,
+        filter: Document,
+        limit: usize,
+    ) -> Result<Vec<Candidate>> {
+        let namespace = &self.target.namespace;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let documents = retrying(format!("reading candidates of {namespace}"), || {
+            let mut find = collection
+                .find(filter.clone())
+                .sort(doc! {"_id": 1})
+                .limit(limit)
+                .projection(self.projection());
+            if let Some(hint) = self.hint() {
+                find = find.hint(hint);
+            }
+            collect(find)
+        })
+        .await?;
+        Ok(documents.iter().filter_map(|document| read_candidate(document)).collect())
+    }
+
+    fn hint(&self) -> Option<mongodb::options::Hint> {
+        self.indexed.then(|| mongodb::options::Hint::Name(index::name(&self.target)))
+    }
+
+    /// Never `$exists: false`: only equality to null implies the partial index.
+    fn candidate_filter(&self) -> Document {
+        let mut filter = doc! {
+            self.target.key_field.as_str(): Bson::Null,
+            self.target.flag_field.as_str(): Bson::Null,
+        };
+        if !self.target.filter.0.is_empty() {
+            filter.insert("$and", vec![self.target.filter.0.clone()]);
+        }
+        filter
+    }
+
+    /// `$expr` compares across types, where `{_id: {$gt}}` sees one type only.
+    fn range_filter(&self, last: Option<&RawBson>, bound: Option<&RawBson>) -> Result<Document> {
+        let mut filter = self.candidate_filter();
+        let mut conditions = Vec::new();
+        for (operator, id) in [("$gt", last), ("$lte", bound)] {
+            if let Some(id) = id {
+                conditions.push(doc! {operator: ["$_id", {"$literal": to_bson(id)?}]});
+            }
+        }
+        if !conditions.is_empty() {
+            filter.insert("$expr", doc! {"$and": conditions});
+        }
+        Ok(filter)
+    }
+
+    fn projection(&self) -> Document {
+        let legacy = format!("${}", self.target.legacy_field);
+        let readable = doc! {"$cond": [
+            {"$eq": [{"$type": &legacy}, "binData"]},
+            {"$eq": [{"$binarySize": &legacy}, 16]},
+            {"$in": [{"$type": &legacy}, legacy_key::READABLE_TYPES.to_vec()]},
+        ]};
+        doc! {
+            "_id": 1,
+            "t": {"$type": &legacy},
+            "v": {"$cond": [readable, &legacy, "$$REMOVE"]},
+            "w": {"$and": self.writable_conditions()},
+        }
+    }
+
+    fn writable_conditions(&self) -> Vec<Document> {
+        let mut parents: Vec<&str> =
+            self.target.key_field.parents().chain(self.target.flag_field.parents()).collect();
+        parents.dedup();
+        parents
+            .into_iter()
+            .map(|parent| doc! {"$in": [{"$type": format!("${parent}")}, ["missing", "object"]]})
+            .collect()
+    }
+}
+
+fn field_name(path: &values::FieldPath) -> Result<CString> {
+    CString::try_from(path.as_str()).map_err(|_| Error::usage(format!("`{path}` holds a zero byte")))
+}
+
+fn hint_document(hint: mongodb::options::Hint) -> Bson {
+    match hint {
+        mongodb::options::Hint::Name(name) => name.into(),
+        mongodb::options::Hint::Keys(keys) => keys.into(),
+        _ => Bson::Null,
+    }
+}
+
+fn driver_preference(preference: values::ReadPreference) -> ReadPreference {
+    let options = None;
+    match preference {
+        values::ReadPreference::Primary => ReadPreference::Primary,
+        values::ReadPreference::PrimaryPreferred => ReadPreference::PrimaryPreferred { options },
+        values::ReadPreference::Secondary => ReadPreference::Secondary { options },
+        values::ReadPreference::SecondaryPreferred => ReadPreference::SecondaryPreferred { options },
+        values::ReadPreference::Nearest => ReadPreference::Nearest { options },
+    }
+}
+
+/// Runs a find to its end, so that no cursor outlives the call.
+pub(super) async fn collect(
+    find: mongodb::action::Find<'_, RawDocumentBuf>,
+) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
+    let mut cursor = find.await?;
+    let mut documents = Vec::new();
+    while cursor.advance().await? {
+        documents.push(cursor.current().to_owned());
+    }
+    Ok(documents)
+}
+
+fn read_candidate(document: &RawDocument) -> Option<Candidate> {
+    let id = document.get("_id").ok().flatten()?.into();
+    let type_name = document.get_str("t").unwrap_or("missing").to_owned();
+    let value = document.get("v").ok().flatten().map(Into::into);
+    let writable = document.get_bool("w").unwrap_or(false);
+    Some(Candidate { id, legacy: LegacyValue { type_name, value }, writable })
+}
+
+/// A raw value as an owned one, for queries.
+pub(crate) fn to_bson(value: &RawBson) -> Result<Bson> {
+    Bson::try_from(value.clone())
+        .map_err(|error| Error::stopped(format!("an `_id` in the database is no valid BSON: {error}")))
+}
+
+pub(super) fn to_bson_array<'a>(values: impl Iterator<Item = &'a RawBson>) -> Result<Vec<Bson>> {
+    values.map(to_bson).collect()
+}
+
+fn read_explain(plan: &Document) -> Explained {
+    let stats = plan.get_document("executionStats").ok();
+    let figure = |name: &str| stats.and_then(|stats| stats.get(name)).and_then(whole_number).unwrap_or(0);
+    let stages = stats.and_then(|stats| stats.get_document("executionStages").ok());
+    Explained {
+        index: stages
+            .and_then(|stage| find_in_plan(stage, &|stage| stage.get_str("indexName").ok().map(Into::into))),
+        keys_examined: figure("totalKeysExamined"),
+        returned: figure("nReturned"),
+        sorted: stages
+            .and_then(|stage| {
+                find_in_plan(stage, &|stage| {
+                    stage.get_str("stage").is_ok_and(|name| name == "SORT").then(String::new)
+                })
+            })
+            .is_some(),
+    }
+}
+
+fn find_in_plan(stage: &Document, test: &dyn Fn(&Document) -> Option<String>) -> Option<String> {
+    test(stage).or_else(|| {
+        stage.values().find_map(|value| match value {
+            Bson::Document(inner) => find_in_plan(inner, test),
+            Bson::Array(items) => {
+                items.iter().filter_map(Bson::as_document).find_map(|inner| find_in_plan(inner, test))
+            }
+            _ => None,
+        })
+    })
+}

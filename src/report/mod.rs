@@ -1,0 +1,6 @@
+//! The only writer to the terminal: results on stdout, everything else on
+//! stderr.
+
+pub mod json;
+pub mod outcome;
+pub mod progress;

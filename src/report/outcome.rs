@@ -1,0 +1,86 @@
+//! What a command came to: one JSON document, one text, one exit code.
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+/// The format of results on stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// Exactly one JSON document.
+    Json,
+}
+
+/// The result of a command.
+#[derive(Debug)]
+pub struct Outcome {
+    json: Value,
+    text: String,
+    exit: u8,
+    error: Option<Error>,
+}
+
+impl Outcome {
+    /// The goal was reached (exit code 0).
+    pub fn reached(json: Value, text: impl Into<String>) -> Self {
+        Self { json, text: text.into(), exit: 0, error: None }
+    }
+
+    /// The command ran, but the goal was not reached (exit code 1).
+    pub fn not_reached(json: Value, text: impl Into<String>) -> Self {
+        Self { exit: 1, ..Self::reached(json, text) }
+    }
+
+    /// The command ran and ended by an error.
+    pub fn failed(mut json: Value, text: impl Into<String>, error: Error) -> Self {
+        json["error"] = error_json(&error);
+        Self { json, text: text.into(), exit: error.class().exit_code(), error: Some(error) }
+    }
+
+    /// A command that could not even start.
+    pub fn from_error(command: &str, job: Option<&str>, error: Error) -> Self {
+        let json = json!({"schema": 1, "command": command, "job": job});
+        Self::failed(json, String::new(), error)
+    }
+
+    /// Sets the exit code of an outcome that refused something (exit code 3).
+    #[must_use]
+    pub fn with_exit(mut self, exit: u8) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// Prints the result to stdout and the error, if any, to stderr; returns
+    /// the exit code.
+    pub fn print(self, format: Format) -> u8 {
+        let result = match format {
+            Format::Text => self.text,
+            Format::Json => self.json.to_string(),
+        };
+        if !result.is_empty() {
+            // A reader that went away is no failure of the command.
+            let _closed = writeln!(std::io::stdout(), "{result}");
+        }
+        if let Some(error) = self.error {
+            let _closed = writeln!(std::io::stderr(), "mongorekey: {error}");
+            if let Some(hint) = error.next_step() {
+                let _closed = writeln!(std::io::stderr(), "  next: {hint}");
+            }
+        }
+        self.exit
+    }
+}
+
+fn error_json(error: &Error) -> Value {
+    json!({
+        "code": error.class().code(),
+        "exit_code": error.class().exit_code(),
+        "message": error.message(),
+        "hint": error.next_step(),
+    })
+}

@@ -30,6 +30,9 @@ use crate::mongo::source::{Candidate, TargetCollection};
 const WRITES_IN_FLIGHT: usize = 2;
 /// A document is checked again before its call when it was read longer ago.
 const FRESH: Duration = Duration::from_secs(2);
+/// Documents that may wait for an answer or a write at once: a key that stands
+/// in a million documents must not gather them all in memory.
+const MOST_WAITING: usize = 20_000;
 /// So many write refusals in a row mean that no document can be written.
 const REFUSALS_IN_A_ROW: u32 = 20;
 /// Keys whose failure is remembered within a run, so that it is shared.
@@ -63,15 +66,23 @@ pub struct Parts {
 /// A key that was asked for, until its answer is durable.
 #[derive(Debug)]
 enum KeyState {
-    /// Its call is under way; these documents wait for it.
+    /// Its call is queued or under way; these documents wait for it.
     Asking(Vec<Candidate>),
     /// The answer is known, but may not be in the key map yet.
     Answered(Answer),
 }
 
-/// A key to ask for, with its documents.
+/// A key whose call is queued.
 #[derive(Debug)]
 struct Work {
+    key: String,
+    /// When its documents were last seen to be candidates.
+    checked_at: Instant,
+}
+
+/// Documents of a chunk with the same key.
+#[derive(Debug)]
+struct Group {
     key: String,
     candidates: Vec<Candidate>,
     checked_at: Instant,
@@ -263,20 +274,19 @@ impl Engine {
     /// Another chunk is taken when the last one is nearly used up and what is
     /// on its way to the database does not pile up.
     fn wants_chunk(&self) -> bool {
-        let waiting: usize = self.outbox.updates.len()
-            + self
-                .keys
-                .values()
-                .map(|state| if let KeyState::Asking(waiting) = state { waiting.len() } else { 0 })
-                .sum::<usize>();
-        !self.is_draining()
-            && self.work.len() < self.parts.slots
-            && waiting < 20_000.max(4 * self.parts.slots)
+        if self.is_draining() || self.work.len() >= self.parts.slots {
+            return false;
+        }
+        let asking = self.keys.values().map(|state| match state {
+            KeyState::Asking(waiting) => waiting.len(),
+            KeyState::Answered(_) => 0,
+        });
+        self.outbox.updates.len() + asking.sum::<usize>() < MOST_WAITING
     }
 
     async fn take_chunk(&mut self, chunk: Chunk) -> Result<()> {
         self.position = Some(chunk.end);
-        let mut groups: Vec<Work> = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
         let mut group_of: HashMap<String, usize> = HashMap::new();
         for candidate in chunk.candidates {
             let Some(key) = self.usable_key(&candidate) else { continue };
@@ -284,7 +294,7 @@ impl Engine {
                 Some(group) => groups[*group].candidates.push(candidate),
                 None => {
                     group_of.insert(key.clone(), groups.len());
-                    groups.push(Work { key, candidates: vec![candidate], checked_at: chunk.read_at });
+                    groups.push(Group { key, candidates: vec![candidate], checked_at: chunk.read_at });
                 }
             }
         }
@@ -322,7 +332,7 @@ impl Engine {
 
     /// Lets documents share the call, answer or failure of a key that this run
     /// already knows; returns the others.
-    fn join_known_keys(&mut self, groups: Vec<Work>) -> Vec<Work> {
+    fn join_known_keys(&mut self, groups: Vec<Group>) -> Vec<Group> {
         let mut unknown = Vec::new();
         for group in groups {
             if let Some((reason, description)) = self.failed_keys.get(&group.key).cloned() {
@@ -341,16 +351,16 @@ impl Engine {
         unknown
     }
 
-    async fn answer_from_key_map(&mut self, groups: Vec<Work>) -> Result<()> {
+    async fn answer_from_key_map(&mut self, groups: Vec<Group>) -> Result<()> {
         let Some(key_map) = &self.parts.key_map else {
-            self.work.extend(groups);
+            groups.into_iter().for_each(|group| self.enqueue(group));
             return Ok(());
         };
         let keys: Vec<&str> = groups.iter().map(|group| group.key.as_str()).collect();
         let mut known = key_map.look_up(&keys).await?;
         for group in groups {
             match known.remove(&group.key) {
-                None => self.work.push_back(group),
+                None => self.enqueue(group),
                 Some(remembered) => {
                     self.from_key_map += 1;
                     self.deliver_remembered(&remembered, group.candidates).await?;
@@ -397,12 +407,16 @@ impl Engine {
             .extend(candidates.into_iter().map(|candidate| Update { candidate, write: write.clone() }));
     }
 
+    fn enqueue(&mut self, group: Group) {
+        self.keys.insert(group.key.clone(), KeyState::Asking(group.candidates));
+        self.work.push_back(Work { key: group.key, checked_at: group.checked_at });
+    }
+
     fn start_calls(&mut self) {
         while !self.work.is_empty() {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return };
             let Some(work) = self.work.pop_front() else { return };
-            self.calls.spawn(self.parts.asker.clone().ask(work.key.clone(), slot));
-            self.keys.insert(work.key, KeyState::Asking(work.candidates));
+            self.calls.spawn(self.parts.asker.clone().ask(work.key, slot));
         }
     }
 
@@ -416,35 +430,38 @@ impl Engine {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
         let due = (self.parts.tps * FRESH.as_secs_f64()).clamp(1.0, 10_000.0) as usize;
         let count = self.work.len().min(due.max(self.slots.available_permits()));
-        let batch: Vec<Work> = self.work.drain(..count).collect();
+        let keys: Vec<String> = self.work.drain(..count).map(|work| work.key).collect();
         let checked_at = Instant::now();
-        let candidates: Vec<Candidate> =
-            batch.iter().flat_map(|work| work.candidates.iter().cloned()).collect();
-        let before = candidates.len();
-        let mut groups: HashMap<String, Vec<Candidate>> = HashMap::new();
-        let still = self.collection.still_candidates(candidates).await?;
+        let waiting: Vec<Candidate> = keys.iter().flat_map(|key| self.take_waiting(key)).collect();
+        let before = waiting.len();
+        let still = self.collection.still_candidates(waiting).await?;
         self.documents.already_filled += u64::try_from(before - still.len()).unwrap_or(0);
+        let mut groups: HashMap<String, Vec<Candidate>> = HashMap::new();
         for candidate in still {
-            match candidate.legacy.text() {
-                Some(key) => groups.entry(key).or_default().push(candidate),
-                // Its legacy key was taken away meanwhile; a later pass flags it.
-                None => self.documents.changed += 1,
+            // Without a key now: a later pass flags it.
+            let key = candidate.legacy.text().unwrap_or_default();
+            groups.entry(key).or_default().push(candidate);
+        }
+        for key in keys.into_iter().rev() {
+            if let Some(candidates) = groups.remove(&key) {
+                self.keys.insert(key.clone(), KeyState::Asking(candidates));
+                self.work.push_front(Work { key, checked_at });
             }
         }
-        for work in batch.into_iter().rev() {
-            if let Some(candidates) = groups.remove(&work.key) {
-                self.work.push_front(Work { candidates, checked_at, ..work });
-            }
-        }
+        // What is left has another legacy key now; a later pass sees to it.
         self.documents.changed += u64::try_from(groups.values().map(Vec::len).sum::<usize>()).unwrap_or(0);
         Ok(())
     }
 
-    async fn take_settled(&mut self, settled: Settled) -> Result<()> {
-        let waiting = match self.keys.remove(&settled.key) {
+    fn take_waiting(&mut self, key: &str) -> Vec<Candidate> {
+        match self.keys.remove(key) {
             Some(KeyState::Asking(waiting)) => waiting,
             _ => Vec::new(),
-        };
+        }
+    }
+
+    async fn take_settled(&mut self, settled: Settled) -> Result<()> {
+        let waiting = self.take_waiting(&settled.key);
         match settled.asked {
             Asked::Answer(answer) => self.take_answer(settled.key, answer, settled.slot, waiting).await,
             Asked::Failed(reason, description) => {

@@ -14,7 +14,7 @@ use crate::event::Events;
 use crate::mongo::Mongo;
 use crate::report::outcome::{Format, Outcome};
 use crate::report::progress::{self, Style};
-use crate::{Context, backfill, command, signals};
+use crate::{Context, backfill, cleanse, command, signals};
 
 /// Parses the command line.
 ///
@@ -93,8 +93,7 @@ async fn run_command(context: &Context, command: &Command) -> Result<Outcome> {
         Command::Plan(args) => command::plan::run(context, args).await,
         Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
         Command::Status(args) => command::status::run(context, args.job.as_deref()).await,
-        Command::Cleanse(_) | Command::Verify(_) | Command::Init(_) | Command::MockApi(_) => {
-            Err(Error::usage("not wired yet"))
-        }
+        Command::Cleanse(args) => cleanse::run::run(context, args).await,
+        Command::Verify(_) | Command::Init(_) | Command::MockApi(_) => Err(Error::usage("not wired yet")),
     }
 }

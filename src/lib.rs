@@ -8,6 +8,7 @@
 //! [`cleanse`], [`verify`]).
 
 pub mod backfill;
+pub mod cleanse;
 pub mod cli;
 pub mod command;
 pub mod config;

@@ -214,7 +214,7 @@ pub struct Target {
 }
 
 /// `[cleanse]`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cleanse {
     /// The collection to copy from.

@@ -24,11 +24,17 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// A lease that a background task renews.
 #[derive(Debug)]
 pub struct Lease {
+    watch: LeaseWatch,
+    /// Ends the renewing task.
+    released: CancellationToken,
+}
+
+/// Tells whether a lease is still held; for whoever writes on its strength.
+#[derive(Debug, Clone)]
+pub struct LeaseWatch {
     job: String,
     /// Cancelled when the lease is lost; never before.
     lost: CancellationToken,
-    /// Ends the renewing task.
-    released: CancellationToken,
     /// Until when the holder may write.
     valid_until: Arc<std::sync::Mutex<Instant>>,
 }
@@ -36,22 +42,27 @@ pub struct Lease {
 impl Lease {
     /// Starts renewing a lease that was just taken.
     pub(super) fn keep(collection: Collection<Document>, job: String, fence: i64) -> Self {
-        let lease = Self {
+        let watch = LeaseWatch {
             job: job.clone(),
             lost: CancellationToken::new(),
-            released: CancellationToken::new(),
             valid_until: Arc::new(std::sync::Mutex::new(Instant::now() + holding_time())),
         };
-        tokio::spawn(renew(
-            collection,
-            doc! {"_id": job, "fence": fence},
-            lease.valid_until.clone(),
-            lease.lost.clone(),
-            lease.released.clone(),
-        ));
-        lease
+        let released = CancellationToken::new();
+        tokio::spawn(renew(collection, doc! {"_id": job, "fence": fence}, watch.clone(), released.clone()));
+        Self { watch, released }
     }
 
+    /// For whoever writes on the strength of this lease.
+    pub fn watch(&self) -> &LeaseWatch {
+        &self.watch
+    }
+
+    pub(super) fn release(self) {
+        self.released.cancel();
+    }
+}
+
+impl LeaseWatch {
     /// Cancelled when the lease is lost.
     pub fn lost(&self) -> &CancellationToken {
         &self.lost
@@ -64,10 +75,6 @@ impl Lease {
     pub fn check(&self) -> Result<()> {
         let in_time = self.valid_until.lock().is_ok_and(|until| Instant::now() < *until);
         if in_time && !self.lost.is_cancelled() { Ok(()) } else { Err(lost(&self.job)) }
-    }
-
-    pub(super) fn release(self) {
-        self.released.cancel();
     }
 }
 
@@ -90,10 +97,10 @@ fn holding_time() -> Duration {
 async fn renew(
     collection: Collection<Document>,
     filter: Document,
-    valid_until: Arc<std::sync::Mutex<Instant>>,
-    lost: CancellationToken,
+    watch: LeaseWatch,
     released: CancellationToken,
 ) {
+    let LeaseWatch { lost, valid_until, .. } = watch;
     let update = vec![doc! {"$set": {
         "lease.renewed_at": "$$NOW",
         "lease.expires_at": {"$add": ["$$NOW", LEASE_MILLISECONDS]},

@@ -8,7 +8,7 @@ use mongodb::Collection;
 use mongodb::options::ReturnDocument;
 
 use super::holder::Holder;
-use super::lease::{LEASE_MILLISECONDS, Lease};
+use super::lease::{LEASE_MILLISECONDS, Lease, LeaseWatch};
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
@@ -82,11 +82,32 @@ pub async fn list(mongo: &Mongo, name: Option<&str>) -> Result<Vec<Document>> {
 }
 
 impl Job {
+    /// Takes the lease of the job of that name for something else than before;
+    /// what the former identity had made is the caller's to clear away.
+    ///
+    /// # Errors
+    /// A refusal where another process runs the job.
+    pub async fn restart(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Self> {
+        let job = Self::acquire(mongo, name, command, identity, false).await?;
+        job.save(doc! {"identity": identity.clone()}).await?;
+        Ok(job)
+    }
+
     /// Starts or resumes the job of that name and takes its lease.
     ///
     /// # Errors
     /// A refusal where the job does something else or another process runs it.
     pub async fn start(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Self> {
+        Self::acquire(mongo, name, command, identity, true).await
+    }
+
+    async fn acquire(
+        mongo: &Mongo,
+        name: &str,
+        command: &str,
+        identity: &Document,
+        same_identity: bool,
+    ) -> Result<Self> {
         let collection: Collection<Document> = mongo.state(COLLECTION);
         let holder = Holder::current();
         let mut first_seen_renewal = None;
@@ -95,7 +116,9 @@ impl Job {
                 create(&collection, name, command, identity).await?;
                 continue;
             };
-            check_identity(name, &stored, command, identity)?;
+            let expected =
+                if same_identity { identity } else { stored.get_document("identity").unwrap_or(identity) };
+            check_identity(name, &stored, command, expected)?;
             let lease = stored.get_document("lease").ok();
             if let Some(lease) = lease {
                 if !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)? {
@@ -119,8 +142,8 @@ impl Job {
     }
 
     /// The lease, to see whether it is lost.
-    pub fn lease(&self) -> &Lease {
-        &self.lease
+    pub fn lease(&self) -> &LeaseWatch {
+        self.lease.watch()
     }
 
     /// Whether the lease came from a process that did not give it back.
@@ -138,7 +161,7 @@ impl Job {
     /// # Errors
     /// A stop where the lease is lost or the document can't be written.
     pub async fn save(&self, mut fields: Document) -> Result<()> {
-        self.lease.check()?;
+        self.lease.watch().check()?;
         fields.insert("updated_at", DateTime::now());
         let update = doc! {"$set": fields};
         self.update(update).await

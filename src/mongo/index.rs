@@ -14,6 +14,7 @@ use super::Mongo;
 use super::catalog::Description;
 use super::command::retrying;
 use crate::config::Target;
+use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
 
 /// How the stored index relates to the one that a target needs.
@@ -102,28 +103,44 @@ fn same_conditions(stored: &Document, needed: &Document) -> bool {
 }
 
 impl Mongo {
-    /// Builds the index, telling `progress` about it every second.
+    /// Builds the index of a target, telling `progress` about it every second.
     ///
     /// # Errors
     /// A stop where the server refuses or the build fails.
     pub async fn create_index(&self, target: &Target, progress: impl Fn(BuildProgress)) -> Result<()> {
-        let database = self.database(&target.namespace.database);
-        let command = doc! {
-            "createIndexes": &target.namespace.collection,
-            "indexes": [{
-                "name": name(target),
-                "key": keys(target),
-                "partialFilterExpression": partial_filter(target),
-            }],
-            "writeConcern": {"w": "majority"},
-            "comment": "mongorekey index create",
+        let index = doc! {
+            "name": name(target),
+            "key": keys(target),
+            "partialFilterExpression": partial_filter(target),
         };
+        self.build_indexes(&target.namespace, vec![index], progress).await
+    }
+
+    /// Builds indexes, telling `progress` about it every second. Those that
+    /// exist already are left as they are.
+    ///
+    /// # Errors
+    /// A stop where the server refuses or the build fails.
+    pub async fn build_indexes(
+        &self,
+        namespace: &Namespace,
+        indexes: Vec<Document>,
+        progress: impl Fn(BuildProgress),
+    ) -> Result<()> {
+        let names: Vec<String> =
+            indexes.iter().filter_map(|index| index.get_str("name").ok()).map(Into::into).collect();
+        let command = doc! {
+            "createIndexes": &namespace.collection,
+            "indexes": indexes,
+            "writeConcern": {"w": "majority"},
+            "comment": "mongorekey index build",
+        };
+        let database = self.database(&namespace.database);
         let build = database.run_command(command);
-        let name = name(target);
-        let watch = self.watch_build(&name, progress);
+        let watch = self.watch_build(&names, progress);
         tokio::select! {
             result = build => {
-                result.during(format!("building the index {name} on {}", target.namespace))?;
+                result.during(format!("building {} on {namespace}", names.join(", ")))?;
                 Ok(())
             }
             never = watch => match never {},
@@ -169,21 +186,25 @@ impl Mongo {
         Ok(size.unwrap_or(0))
     }
 
-    async fn watch_build(&self, index: &str, progress: impl Fn(BuildProgress)) -> std::convert::Infallible {
+    async fn watch_build(
+        &self,
+        indexes: &[String],
+        progress: impl Fn(BuildProgress),
+    ) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             // Without the privilege to see operations the build goes on unseen.
-            if let Ok(Some(seen)) = self.build_progress(index).await {
+            if let Ok(Some(seen)) = self.build_progress(indexes).await {
                 progress(seen);
             }
         }
     }
 
-    async fn build_progress(&self, index: &str) -> mongodb::error::Result<Option<BuildProgress>> {
+    async fn build_progress(&self, indexes: &[String]) -> mongodb::error::Result<Option<BuildProgress>> {
         let pipeline = [
             doc! {"$currentOp": {"allUsers": true}},
             doc! {"$match": {"progress": {"$exists": true}, "$or": [
-                {"command.indexes.name": index},
+                {"command.indexes.name": {"$in": indexes}},
                 {"msg": {"$regex": "^Index Build"}},
             ]}},
         ];

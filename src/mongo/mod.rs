@@ -6,7 +6,9 @@
 pub mod catalog;
 pub mod command;
 pub mod index;
+pub mod operation;
 pub mod preflight;
+pub mod range;
 pub mod sink;
 pub mod source;
 

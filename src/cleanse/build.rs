@@ -1,0 +1,237 @@
+//! Makes the target before the copy and finishes it afterwards.
+
+use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
+use mongodb::options::Hint;
+
+use super::predicate::all_of;
+use super::target::{self, PENDING, PENDING_INDEX, index_name};
+use crate::config::values::Namespace;
+use crate::error::{Context, Error, Result};
+use crate::event::{Events, Progress};
+use crate::mongo::Mongo;
+use crate::mongo::catalog::Description;
+use crate::mongo::command::retrying;
+use crate::mongo::index::BuildProgress;
+
+/// Marked documents that are fetched at once.
+const PENDING_BATCH: usize = 100;
+
+/// Describes the source, if it can be cleansed.
+///
+/// # Errors
+/// A refusal where it can't.
+pub async fn describe_source(mongo: &Mongo, source: &Namespace) -> Result<Description> {
+    let Some(description) = mongo.describe(source).await? else {
+        return Err(Error::refused(format!("there is no collection {source}"))
+            .hint("check `cleanse.source`; names are case-sensitive"));
+    };
+    match target::refusal(&description, is_sharded(mongo, source).await?) {
+        Some(reason) => Err(Error::refused(format!("{source} {reason}"))),
+        None => Ok(description),
+    }
+}
+
+async fn is_sharded(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
+    if mongo.hello().await?.get_str("msg").ok() != Some("isdbgrid") {
+        return Ok(false);
+    }
+    let entries = mongo.database("config").collection::<Document>("collections");
+    let filter = doc! {"_id": namespace.to_string(), "dropped": {"$ne": true}};
+    Ok(entries.find_one(filter).await.during("looking whether the source is sharded")?.is_some())
+}
+
+/// Creates the target with the options of the source; returns its identity.
+///
+/// # Errors
+/// A stop where the server refuses.
+pub async fn create(mongo: &Mongo, namespace: &Namespace, source: &Description) -> Result<Bson> {
+    let mut command = doc! {"create": &namespace.collection};
+    command.extend(target::creation_options(source));
+    command.insert("writeConcern", crate::mongo::majority_document());
+    mongo.database(&namespace.database).run_command(command).await.during(format!("creating {namespace}"))?;
+    identity(mongo, namespace).await
+}
+
+/// The identity of an existing target.
+///
+/// # Errors
+/// A stop where it is gone.
+pub async fn identity(mongo: &Mongo, namespace: &Namespace) -> Result<Bson> {
+    let description = mongo.describe(namespace).await?;
+    description
+        .and_then(|description| description.uuid)
+        .ok_or_else(|| Error::stopped(format!("{namespace} was just created and is gone")))
+}
+
+/// Builds the index that finds marked documents, on the still empty target.
+///
+/// # Errors
+/// A stop where the server refuses.
+pub async fn index_pending(mongo: &Mongo, namespace: &Namespace) -> Result<()> {
+    let index = doc! {
+        "name": PENDING_INDEX,
+        "key": {PENDING: 1},
+        "partialFilterExpression": {PENDING: true},
+    };
+    mongo.build_indexes(namespace, vec![index], |_| {}).await
+}
+
+/// Replaces every mark by the document that it stands for, and drops the index
+/// that finds marks. Repeatable.
+///
+/// # Errors
+/// A stop where the server can't be read or written.
+pub async fn resolve_pending(
+    mongo: &Mongo,
+    source: &Namespace,
+    namespace: &Namespace,
+    valid: &Document,
+) -> Result<()> {
+    let has_index =
+        mongo.describe(namespace).await?.is_some_and(|target| target.index(PENDING_INDEX).is_some());
+    if !has_index {
+        return Ok(());
+    }
+    let operation = format!("fetching the marked documents of {namespace}");
+    let collection = mongo.collection(namespace);
+    let mut marked = collection
+        .find(doc! {PENDING: true})
+        .projection(doc! {"_id": 1})
+        .hint(Hint::Name(PENDING_INDEX.into()))
+        .await
+        .during(&operation)?;
+    let mut ids = Vec::new();
+    while marked.advance().await.during(&operation)? {
+        let document = Document::try_from(marked.current().to_owned())
+            .map_err(|error| Error::stopped(format!("{operation} failed: {error}")))?;
+        ids.extend(document.get("_id").cloned());
+        if ids.len() >= PENDING_BATCH {
+            fetch(mongo, source, namespace, valid, std::mem::take(&mut ids)).await?;
+        }
+    }
+    fetch(mongo, source, namespace, valid, ids).await?;
+    collection.drop_index(PENDING_INDEX).await.during(format!("dropping {PENDING_INDEX}"))
+}
+
+/// Copies single documents byte for byte, by an update that replaces: an insert
+/// would change a `Timestamp(0, 0)`.
+async fn fetch(
+    mongo: &Mongo,
+    source: &Namespace,
+    namespace: &Namespace,
+    valid: &Document,
+    ids: Vec<Bson>,
+) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let condition = all_of(vec![Bson::Document(doc! {"_id": {"$in": &ids}}), Bson::Document(valid.clone())]);
+    let operation = format!("fetching marked documents of {source}");
+    let from = mongo.collection(source);
+    let mut cursor = from.find(condition).await.during(&operation)?;
+    while cursor.advance().await.during(&operation)? {
+        replace(mongo, namespace, cursor.current()).await?;
+    }
+    // What is still marked is no longer valid in the source.
+    let gone = doc! {"_id": {"$in": ids}, PENDING: true};
+    let to = mongo.collection(namespace).clone_with_type::<Document>();
+    let leftover = to.find(gone).await.during(&operation)?;
+    remove_marks(&to, leftover).await.during(&operation)
+}
+
+/// Only bare marks are removed: a real document may bear the mark as a field.
+async fn remove_marks(
+    collection: &mongodb::Collection<Document>,
+    mut leftover: mongodb::Cursor<Document>,
+) -> mongodb::error::Result<()> {
+    while leftover.advance().await? {
+        let document = leftover.deserialize_current()?;
+        if let (2, Some(id)) = (document.len(), document.get("_id")) {
+            collection.delete_one(doc! {"_id": {"$eq": id}, PENDING: true}).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn replace(mongo: &Mongo, namespace: &Namespace, document: &bson::RawDocument) -> Result<()> {
+    let id = document.get("_id").ok().flatten().ok_or_else(|| Error::stopped("a document has no `_id`"))?;
+    let mut pipeline = RawArrayBuf::new();
+    pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});
+    let mut updates = RawArrayBuf::new();
+    updates.push(rawdoc! {"q": {"_id": {"$eq": id}}, "u": pipeline, "upsert": true});
+    let mut command = rawdoc! {"update": namespace.collection.as_str(), "writeConcern": {"w": "majority"}};
+    command.append(bson::cstr!("updates"), updates);
+    let database = mongo.database(&namespace.database);
+    let reply = retrying(format!("writing a document to {namespace}"), || {
+        let (database, command): (_, RawDocumentBuf) = (database.clone(), command.clone());
+        async move { database.run_raw_command(command).await }
+    })
+    .await?;
+    match reply.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
+        Some(error) => {
+            Err(Error::stopped(format!("a document could not be written to {namespace}: {error}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Builds the indexes of the source on the target, those that delete last.
+///
+/// # Errors
+/// A stop where one can't be built.
+pub async fn indexes(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    source: &Description,
+    events: &Events,
+) -> Result<()> {
+    let (ttl, plain): (Vec<_>, Vec<_>) =
+        target::indexes(source).into_iter().partition(|index| index.contains_key("expireAfterSeconds"));
+    for group in [plain, ttl] {
+        if group.is_empty() {
+            continue;
+        }
+        let names = group.iter().map(index_name).collect::<Vec<_>>().join(", ");
+        let show = |seen: BuildProgress| {
+            events.progress(Progress {
+                phase: "indexes".into(),
+                unit: "documents",
+                done: seen.done,
+                total: Some(seen.total),
+                limited_by: Some("database".into()),
+                detail: names.clone(),
+            });
+        };
+        mongo.build_indexes(namespace, group.clone(), show).await.map_err(|error| {
+            error.hint("a document written during the copy may break a unique index: `--restart` copies anew")
+        })?;
+    }
+    Ok(())
+}
+
+/// Sets what must not hold while the copy runs: validator and expiry. Returns
+/// the number of documents that violate the validator.
+///
+/// # Errors
+/// A stop where the server refuses.
+pub async fn late_options(mongo: &Mongo, namespace: &Namespace, source: &Description) -> Result<u64> {
+    let options = target::late_options(source);
+    if options.is_empty() {
+        return Ok(0);
+    }
+    let violations = match options.get_document("validator") {
+        Ok(validator) if !validator.is_empty() => {
+            super::count::exactly(mongo, namespace, &doc! {"$nor": [validator.clone()]}).await?
+        }
+        _ => 0,
+    };
+    let mut command = doc! {"collMod": &namespace.collection};
+    command.extend(options);
+    command.insert("writeConcern", crate::mongo::majority_document());
+    mongo
+        .database(&namespace.database)
+        .run_command(command)
+        .await
+        .during(format!("setting the validator of {namespace}"))?;
+    Ok(violations)
+}

@@ -1,0 +1,103 @@
+//! Counting a collection by the rules.
+
+use std::collections::BTreeMap;
+
+use bson::{Bson, Document, doc};
+use futures_util::TryStreamExt;
+
+use super::predicate::Predicate;
+use crate::config::values::Namespace;
+use crate::error::Result;
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::index::whole_number;
+
+/// A collection by its rules.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RuleCounts {
+    /// All documents.
+    pub source: u64,
+    /// Valid documents.
+    pub kept: u64,
+    /// Documents per rule that was the first to hit them.
+    pub rejected_by: BTreeMap<String, u64>,
+    /// Some `_id`s per rule.
+    pub samples: BTreeMap<String, Vec<Bson>>,
+}
+
+impl RuleCounts {
+    /// Documents that are left behind.
+    pub fn rejected(&self) -> u64 {
+        self.source - self.kept
+    }
+}
+
+/// Counts documents by rule in one scan, with so many sample `_id`s each.
+///
+/// # Errors
+/// A stop where the server can't be read.
+pub async fn by_rule(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    predicate: &Predicate,
+    samples: i64,
+) -> Result<RuleCounts> {
+    let hits = predicate.first_hits();
+    let mut facets = doc! {"all": [{"$count": "n"}]};
+    for (index, (_, condition)) in hits.iter().enumerate() {
+        // By number: a facet's name may not hold a dot or a dollar, a rule's may.
+        facets
+            .insert(format!("count{index}"), vec![doc! {"$match": condition.clone()}, doc! {"$count": "n"}]);
+        if samples > 0 {
+            facets.insert(
+                format!("sample{index}"),
+                vec![
+                    doc! {"$match": condition.clone()},
+                    doc! {"$limit": samples},
+                    doc! {"$project": {"_id": 1}},
+                ],
+            );
+        }
+    }
+    let pipeline = vec![doc! {"$facet": facets}];
+    let collection = mongo.collection(namespace).clone_with_type::<Document>();
+    let reply: Vec<Document> = retrying(format!("counting {namespace} by rule"), || {
+        let cursor = collection.aggregate(pipeline.clone()).allow_disk_use(true);
+        async move { cursor.await?.try_collect().await }
+    })
+    .await?;
+    let reply = reply.into_iter().next().unwrap_or_default();
+    let mut counts = RuleCounts { source: count(&reply, "all"), ..RuleCounts::default() };
+    for (index, (name, _)) in hits.iter().enumerate() {
+        counts.rejected_by.insert(name.clone(), count(&reply, &format!("count{index}")));
+        counts.samples.insert(name.clone(), ids(&reply, &format!("sample{index}")));
+    }
+    counts.kept = counts.source - counts.rejected_by.values().sum::<u64>();
+    Ok(counts)
+}
+
+/// Counts the documents that meet a condition, exactly.
+///
+/// # Errors
+/// A stop where the server can't be read.
+pub async fn exactly(mongo: &Mongo, namespace: &Namespace, condition: &Document) -> Result<u64> {
+    let collection = mongo.collection(namespace);
+    retrying(format!("counting {namespace}"), || {
+        let count = collection.count_documents(condition.clone());
+        async move { count.await }
+    })
+    .await
+}
+
+fn count(reply: &Document, facet: &str) -> u64 {
+    first(reply, facet).and_then(|document| document.get("n")).and_then(whole_number).unwrap_or(0)
+}
+
+fn first<'a>(reply: &'a Document, facet: &str) -> Option<&'a Document> {
+    reply.get_array(facet).ok()?.first()?.as_document()
+}
+
+fn ids(reply: &Document, facet: &str) -> Vec<Bson> {
+    let documents = reply.get_array(facet).map(Vec::as_slice).unwrap_or_default();
+    documents.iter().filter_map(|document| document.as_document()?.get("_id").cloned()).collect()
+}

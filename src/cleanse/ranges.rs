@@ -1,0 +1,144 @@
+//! The ranges of a copy, each with its own durable state.
+
+use bson::{Bson, DateTime, Document, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
+
+use crate::error::Result;
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::range::Range;
+
+/// The collection of ranges in the state database.
+const COLLECTION: &str = "ranges";
+
+/// A range of a job.
+#[derive(Debug, Clone)]
+pub struct JobRange {
+    /// Its number within the job.
+    pub number: i32,
+    /// Its bounds.
+    pub range: Range,
+    /// How far it is.
+    pub state: RangeState,
+}
+
+/// How far a range is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RangeState {
+    /// Nothing of it is in the target.
+    Pending,
+    /// An operation on this session copies it, or did when its client died.
+    Copying(Document),
+    /// All of it is in the target.
+    Done,
+}
+
+/// The stored ranges of one job.
+#[derive(Debug, Clone)]
+pub struct Ranges {
+    collection: Collection<Document>,
+    job: String,
+}
+
+impl Ranges {
+    /// The ranges of a job.
+    pub fn of(mongo: &Mongo, job: &str) -> Self {
+        Self { collection: mongo.state(COLLECTION), job: job.into() }
+    }
+
+    /// Stores the ranges of a new copy; those of an unfinished attempt go.
+    ///
+    /// # Errors
+    /// A stop where they can't be stored.
+    pub async fn create(&self, ranges: &[Range]) -> Result<()> {
+        self.clear().await?;
+        let documents: Vec<Document> = ranges
+            .iter()
+            .enumerate()
+            .map(|(number, range)| {
+                let number = i32::try_from(number).unwrap_or(i32::MAX);
+                let mut document = doc! {"_id": self.id(number), "v": 1, "state": "pending"};
+                // An absent bound is open; a bound may itself be null.
+                for (name, bound) in [("lower", &range.lower), ("upper", &range.upper)] {
+                    if let Some(bound) = bound {
+                        document.insert(name, bound.clone());
+                    }
+                }
+                document
+            })
+            .collect();
+        retrying(format!("storing the ranges of {}", self.job), || {
+            let insert = self.collection.insert_many(&documents);
+            async move { insert.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// All ranges in their order.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn load(&self) -> Result<Vec<JobRange>> {
+        let filter = doc! {"_id.job": &self.job};
+        let documents: Vec<Document> = retrying(format!("reading the ranges of {}", self.job), || {
+            let find = self.collection.find(filter.clone()).sort(doc! {"_id.number": 1});
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        Ok(documents.into_iter().map(read).collect())
+    }
+
+    /// Forgets all ranges.
+    ///
+    /// # Errors
+    /// A stop where they can't be removed.
+    pub async fn clear(&self) -> Result<()> {
+        let filter = doc! {"_id.job": &self.job};
+        retrying(format!("forgetting the ranges of {}", self.job), || {
+            let delete = self.collection.delete_many(filter.clone());
+            async move { delete.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Stores how far a range is.
+    ///
+    /// # Errors
+    /// A stop where it can't be stored.
+    pub async fn set(&self, number: i32, state: &RangeState) -> Result<()> {
+        let now = DateTime::now();
+        let update = match state {
+            RangeState::Pending => doc! {"$set": {"state": "pending", "at": now}, "$unset": {"session": ""}},
+            RangeState::Copying(session) => {
+                doc! {"$set": {"state": "copying", "at": now, "session": session.clone()}}
+            }
+            RangeState::Done => doc! {"$set": {"state": "done", "at": now}, "$unset": {"session": ""}},
+        };
+        let filter = doc! {"_id": self.id(number)};
+        retrying(format!("storing the state of a range of {}", self.job), || {
+            let update = self.collection.update_one(filter.clone(), update.clone());
+            async move { update.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    fn id(&self, number: i32) -> Document {
+        doc! {"job": &self.job, "number": number}
+    }
+}
+
+fn read(mut document: Document) -> JobRange {
+    let number = document.get_document("_id").and_then(|id| id.get_i32("number")).unwrap_or(0);
+    let state = match (document.get_str("state").unwrap_or("pending"), document.get("session")) {
+        ("done", _) => RangeState::Done,
+        ("copying", Some(Bson::Document(session))) => RangeState::Copying(session.clone()),
+        ("copying", _) => RangeState::Copying(Document::new()),
+        _ => RangeState::Pending,
+    };
+    let range = Range { lower: document.remove("lower"), upper: document.remove("upper") };
+    JobRange { number, range, state }
+}

@@ -1,0 +1,409 @@
+//! The cleanse from its first check to its last count: the list of phases.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bson::{Bson, Document, doc};
+use serde_json::json;
+
+use super::build;
+use super::copy::{Copied, Copy};
+use super::count::{self, RuleCounts};
+use super::dry_run;
+use super::predicate::Predicate;
+use super::ranges::Ranges;
+use crate::Context;
+use crate::cli::cleanse::CleanseArgs;
+use crate::config::Settings;
+use crate::config::file::Cleanse;
+use crate::config::values::{ExtendedJson, Namespace};
+use crate::error::{Class, Error, Result};
+use crate::job::{Job, JobState, store};
+use crate::mongo::Mongo;
+use crate::mongo::catalog::Description;
+use crate::report::outcome::Outcome;
+
+/// Documents per range: large enough that starting one costs nothing, small
+/// enough that an interrupted one is soon copied again.
+const DOCUMENTS_PER_RANGE: u64 = 250_000;
+/// Ranges per worker at least, so that none waits long for the last.
+const RANGES_PER_WORKER: usize = 2;
+/// Ranges at most: their states are kept in memory.
+const MOST_RANGES: usize = 10_000;
+
+/// Said wherever a copy is made, until it is no longer true.
+pub const NOT_FOLLOWED: &str =
+    "writes to the source during the copy are not followed: stop the writers, or copy again with --restart";
+
+/// Everything decided before the job starts.
+#[derive(Debug)]
+pub struct Plan {
+    /// Name of the job.
+    pub job: String,
+    /// The collection to copy from.
+    pub source: Namespace,
+    /// The collection to copy to.
+    pub target: Namespace,
+    /// Which documents are valid.
+    pub predicate: Predicate,
+    /// What the source looks like.
+    pub description: Description,
+    /// Ranges at once.
+    pub parallel: usize,
+    /// What the job does.
+    identity: Document,
+}
+
+/// What a finished or interrupted copy has done.
+#[derive(Debug, Default)]
+struct Figures {
+    source: u64,
+    copied: u64,
+    rejected_by: BTreeMap<String, u64>,
+    violations: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Usage errors and refusals, before anything is touched.
+pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
+    let plan = prepare(&context.mongo, &context.settings, args).await?;
+    if args.dry_run {
+        return dry_run::run(context, &plan).await;
+    }
+    let existing = store::list(&context.mongo, Some(&plan.job)).await?.into_iter().next();
+    check_target(&context.mongo, &plan, existing.as_ref(), args.restart).await?;
+    let start = Instant::now();
+    let job = if args.restart {
+        Job::restart(&context.mongo, &plan.job, "cleanse", &plan.identity).await?
+    } else {
+        Job::start(&context.mongo, &plan.job, "cleanse", &plan.identity).await?
+    };
+    let mut figures = Figures::default();
+    let result = phases(context, &plan, &job, args, &mut figures).await;
+    finish(context, &plan, job, result, &figures, start.elapsed().as_secs_f64()).await
+}
+
+/// Decides source, target and rules from config and options.
+///
+/// # Errors
+/// A usage error where something is missing or can't be used.
+pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> Result<Plan> {
+    let rules = rules(settings, args.source.as_ref())?;
+    let to = args.to.clone().or_else(|| rules.to.clone()).ok_or_else(|| {
+        Error::usage("the target is not named").hint("give --to COLLECTION, or set `cleanse.to`")
+    })?;
+    let source = rules.source.clone();
+    let target: Namespace = format!("{}.{to}", source.database).parse().map_err(Error::usage)?;
+    if target == source {
+        return Err(Error::usage(format!("source and target are both {source}")));
+    }
+    let predicate = compile(settings, &rules)?;
+    let description = build::describe_source(mongo, &source).await?;
+    check_on_server(mongo, settings, &source, &predicate).await?;
+    Ok(Plan {
+        job: args.job.clone().unwrap_or_else(|| default_job(&source, &target)),
+        identity: doc! {
+            "source": source.to_string(),
+            "target": target.to_string(),
+            "rules": predicate.identity(),
+        },
+        source,
+        target,
+        predicate,
+        description,
+        parallel: usize::from(args.parallel),
+    })
+}
+
+/// The name under which the job of a copy is found again.
+pub fn default_job(source: &Namespace, target: &Namespace) -> String {
+    format!("cleanse-{source}-to-{}", target.collection)
+}
+
+/// The configured rules; without any, everything is kept.
+///
+/// # Errors
+/// A usage error where neither config nor options name a source.
+pub fn rules(settings: &Settings, source: Option<&Namespace>) -> Result<Cleanse> {
+    match (&settings.cleanse, source) {
+        (Some(rules), None) => Ok(rules.clone()),
+        (Some(rules), Some(source)) if rules.source == *source => Ok(rules.clone()),
+        (_, Some(source)) => Ok(Cleanse {
+            source: source.clone(),
+            to: None,
+            keep: ExtendedJson::default(),
+            reject: Vec::new(),
+            exists_in: Vec::new(),
+            dedupe: None,
+        }),
+        (None, None) => Err(Error::usage("nothing to cleanse is configured")
+            .hint("add `[cleanse]` with its `source`, or give --source")),
+    }
+}
+
+/// Compiles the rules, refusing those that this version does not act upon.
+///
+/// # Errors
+/// A usage error at the key of the rule.
+pub fn compile(settings: &Settings, rules: &Cleanse) -> Result<Predicate> {
+    for (is_set, key) in
+        [(!rules.exists_in.is_empty(), "cleanse.exists_in"), (rules.dedupe.is_some(), "cleanse.dedupe")]
+    {
+        if is_set {
+            return Err(settings
+                .error_at(key, "is not supported by this version")
+                .hint("remove it from the config"));
+        }
+    }
+    Predicate::compile(rules).map_err(|(key, message)| settings.error_at(&key, message))
+}
+
+/// Lets the server parse the rules: it knows operators that we do not.
+async fn check_on_server(
+    mongo: &Mongo,
+    settings: &Settings,
+    source: &Namespace,
+    predicate: &Predicate,
+) -> Result<()> {
+    let explain = doc! {"explain": {"find": &source.collection, "filter": predicate.valid(), "limit": 1}};
+    match mongo.database(&source.database).run_command(explain).await {
+        Ok(_) => Ok(()),
+        Err(error) => match error.kind.as_ref() {
+            mongodb::error::ErrorKind::Command(command) => Err(settings
+                .error_at("cleanse", format!("the server does not accept the rules: {}", command.message))
+                .hint("mend `keep` or the `when` of a rule")),
+            _ => Err(Error::refused(format!("the rules can't be checked on the server: {error}"))),
+        },
+    }
+}
+
+/// The target must be absent or this job's own.
+async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restart: bool) -> Result<()> {
+    let exists = mongo.describe(&plan.target).await?;
+    let owned = job.and_then(|job| job.get("target_uuid"));
+    let has_begun = job.is_some_and(|job| job.contains_key("phase"));
+    match (exists, owned) {
+        (None, Some(_)) if !restart => {
+            Err(Error::refused(format!("{}, which the job {} had made, is gone", plan.target, plan.job))
+                .hint("copy anew with --restart"))
+        }
+        (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
+        (Some(_), None) if has_begun && is_empty(mongo, &plan.target).await? => Ok(()),
+        (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
+            .hint("choose another name with --to, or drop it yourself")),
+        (None, _) => Ok(()),
+    }
+}
+
+async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
+    Ok(count::exactly(mongo, namespace, &Document::new()).await? == 0)
+}
+
+/// The way of the data, phase after phase; each is safe to begin again.
+async fn phases(
+    context: &Context,
+    plan: &Plan,
+    job: &Job,
+    args: &CleanseArgs,
+    figures: &mut Figures,
+) -> Result<Copied> {
+    let mongo = &context.mongo;
+    let ranges = Ranges::of(mongo, job.name());
+    let mut phase = if args.restart { Phase::Create } else { Phase::stored(job) };
+    let copy = Arc::new(copy_of(context, plan, job, &ranges).await?);
+    copy.clean_up().await?;
+    if args.restart {
+        clear(mongo, plan, job, &ranges).await?;
+    }
+    if phase == Phase::Done {
+        context.events.note(format!("{} is complete already; --restart copies anew", plan.target));
+    }
+    if phase == Phase::Create {
+        create(context, plan, job, &ranges).await?;
+        phase = Phase::Copy;
+    }
+    if phase == Phase::Copy {
+        if copy.clone().run(plan.parallel).await? == Copied::Interrupted {
+            figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+            return Ok(Copied::Interrupted);
+        }
+        job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
+        phase = Phase::Finish;
+    }
+    if phase == Phase::Finish {
+        build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
+        build::indexes(mongo, &plan.target, &plan.description, &context.events).await?;
+        figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
+        job.save(doc! {"phase": Phase::Done.as_str()}).await?;
+    }
+    count_all(mongo, plan, args.count_rules, figures).await?;
+    Ok(Copied::All)
+}
+
+/// How far a job is, as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Create,
+    Copy,
+    Finish,
+    Done,
+}
+
+impl Phase {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Copy => "copy",
+            Self::Finish => "finish",
+            Self::Done => "done",
+        }
+    }
+
+    fn stored(job: &Job) -> Self {
+        let stored = job.stored("phase").and_then(Bson::as_str);
+        [Self::Copy, Self::Finish, Self::Done]
+            .into_iter()
+            .find(|phase| stored == Some(phase.as_str()))
+            .unwrap_or(Self::Create)
+    }
+}
+
+async fn copy_of(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<Copy> {
+    let source_count = context.mongo.collection(&plan.source).estimated_document_count().await.unwrap_or(0);
+    Ok(Copy {
+        mongo: context.mongo.clone(),
+        source: plan.source.clone(),
+        target: plan.target.clone(),
+        valid: plan.predicate.valid(),
+        hint: !plan.description.is_clustered(),
+        ranges: ranges.clone(),
+        job: job.name().to_owned(),
+        lease: job.lease().clone(),
+        events: context.events.clone(),
+        stop: context.stop.clone(),
+        source_count,
+    })
+}
+
+/// Drops what an earlier copy of this job has made.
+async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<()> {
+    use crate::error::Context as _;
+    let owned = job.stored("target_uuid");
+    let exists = mongo.describe(&plan.target).await?.and_then(|target| target.uuid);
+    if exists.is_some() && (exists.as_ref() == owned || is_empty(mongo, &plan.target).await?) {
+        mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
+    }
+    ranges.clear().await?;
+    job.save(doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null}).await
+}
+
+async fn create(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<()> {
+    let mongo = &context.mongo;
+    context.events.note(NOT_FOLLOWED);
+    // Recorded first: an empty target found afterwards is ours.
+    job.save(doc! {"phase": Phase::Create.as_str()}).await?;
+    let uuid = match mongo.describe(&plan.target).await? {
+        Some(_) => build::identity(mongo, &plan.target).await?,
+        None => build::create(mongo, &plan.target, &plan.description).await?,
+    };
+    job.save(doc! {"target_uuid": uuid}).await?;
+    build::index_pending(mongo, &plan.target).await?;
+    let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
+    ranges.create(&tiles).await?;
+    job.save(doc! {"phase": Phase::Copy.as_str()}).await
+}
+
+/// Ranges for the copy of a source of this size.
+pub async fn range_count(mongo: &Mongo, plan: &Plan) -> usize {
+    let documents = mongo.collection(&plan.source).estimated_document_count().await.unwrap_or(0);
+    let by_size = usize::try_from(documents / DOCUMENTS_PER_RANGE).unwrap_or(MOST_RANGES);
+    by_size.clamp(plan.parallel * RANGES_PER_WORKER, MOST_RANGES)
+}
+
+async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {
+    figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+    if by_rule {
+        let RuleCounts { source, rejected_by, .. } =
+            count::by_rule(mongo, &plan.source, &plan.predicate, 0).await?;
+        figures.source = source;
+        figures.rejected_by = rejected_by;
+    } else {
+        figures.source = count::exactly(mongo, &plan.source, &Document::new()).await?;
+    }
+    Ok(())
+}
+
+async fn finish(
+    context: &Context,
+    plan: &Plan,
+    job: Job,
+    result: Result<Copied>,
+    figures: &Figures,
+    elapsed: f64,
+) -> Result<Outcome> {
+    let state = match &result {
+        Ok(Copied::All) => JobState::Completed,
+        Ok(Copied::Interrupted) => JobState::Interrupted,
+        Err(_) => JobState::Stopped,
+    };
+    let json = json!({
+        "schema": 1,
+        "command": "cleanse",
+        "job": plan.job,
+        "status": state.as_str(),
+        "dry_run": false,
+        "source": plan.source.to_string(),
+        "target": plan.target.to_string(),
+        "documents": {
+            "source": figures.source,
+            "kept": figures.copied,
+            "rejected": figures.source.saturating_sub(figures.copied),
+            "rejected_by": figures.rejected_by,
+            "copied": figures.copied,
+            "validator_violations": figures.violations,
+        },
+        "elapsed_seconds": elapsed,
+    });
+    let text = text(plan, state, figures, elapsed);
+    let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let totals = doc! {"source": whole(figures.source), "copied": whole(figures.copied)};
+    let saved = job.finish(state, doc! {"totals": totals}).await;
+    Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
+        (Err(error), _) => Outcome::failed(json, text, error),
+        (Ok(_), JobState::Interrupted) => {
+            let error =
+                Error::new(Class::Interrupted(context.signal()), "interrupted; finished ranges are kept")
+                    .hint("start the same command again to go on");
+            Outcome::failed(json, text, error)
+        }
+        (Ok(_), _) => Outcome::reached(json, text),
+    })
+}
+
+fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String {
+    let mut lines = vec![format!(
+        "cleanse of {} to {} {} in {elapsed:.1} s, job {}",
+        plan.source,
+        plan.target,
+        state.as_str(),
+        plan.job
+    )];
+    if state == JobState::Completed {
+        lines.push(format!("  source    {:>12}", figures.source));
+        lines.push(format!("  rejected  {:>12}", figures.source.saturating_sub(figures.copied)));
+        for (rule, count) in &figures.rejected_by {
+            lines.push(format!("    {rule:<20} {count}"));
+        }
+    }
+    lines.push(format!("  in target {:>12}", figures.copied));
+    if figures.violations > 0 {
+        lines.push(format!(
+            "  {} of them violate the validator, as they did in the source",
+            figures.violations
+        ));
+    }
+    lines.join("\n")
+}

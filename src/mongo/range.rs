@@ -1,0 +1,144 @@
+//! Ranges of `_id` that tile a collection, whatever types its `_id`s have.
+//!
+//! Comparison operators see one BSON type only, so a range between two types,
+//! or open at an end, is compared by `$expr`. Within one type plain bounds are
+//! used: they are faster.
+
+use bson::{Bson, Document, doc};
+use futures_util::TryStreamExt;
+
+use super::Mongo;
+use super::command::retrying;
+use crate::config::values::Namespace;
+use crate::error::Result;
+
+/// Random `_id`s per range: the more, the more even the ranges.
+const SAMPLES_PER_RANGE: usize = 40;
+/// Random `_id`s at most.
+const MOST_SAMPLES: usize = 8_000;
+
+/// A half-open range of `_id`s; an absent bound is open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Range {
+    /// The lowest `_id` of the range.
+    pub lower: Option<Bson>,
+    /// The lowest `_id` above the range.
+    pub upper: Option<Bson>,
+}
+
+impl Range {
+    /// The range of everything.
+    pub fn all() -> Self {
+        Self { lower: None, upper: None }
+    }
+
+    /// The condition for documents within the range.
+    pub fn filter(&self) -> Document {
+        match (&self.lower, &self.upper) {
+            (None, None) => Document::new(),
+            (Some(lower), Some(upper)) if same_bracket(lower, upper) => {
+                doc! {"_id": {"$gte": lower.clone(), "$lt": upper.clone()}}
+            }
+            (lower, upper) => {
+                let mut conditions = Vec::new();
+                for (operator, bound) in [("$gte", lower), ("$lt", upper)] {
+                    if let Some(bound) = bound {
+                        conditions.push(doc! {operator: ["$_id", {"$literal": bound.clone()}]});
+                    }
+                }
+                doc! {"$expr": {"$and": conditions}}
+            }
+        }
+    }
+}
+
+/// Tiles the whole key space at the given, sorted `_id`s.
+fn tile(bounds: Vec<Bson>) -> Vec<Range> {
+    let lowers = std::iter::once(None).chain(bounds.iter().cloned().map(Some));
+    let uppers = bounds.iter().cloned().map(Some).chain(std::iter::once(None));
+    lowers.zip(uppers).map(|(lower, upper)| Range { lower, upper }).collect()
+}
+
+/// Evenly spaced ones of sorted `_id`s, each only once.
+fn pick(ids: &[Bson], ranges: usize) -> Vec<Bson> {
+    let mut picked: Vec<Bson> =
+        (1..ranges).filter_map(|number| ids.get(number * ids.len() / ranges).cloned()).collect();
+    picked.dedup();
+    picked
+}
+
+/// Whether plain comparison between the two bounds misses nothing: one type,
+/// and none whose comparison is special.
+fn same_bracket(lower: &Bson, upper: &Bson) -> bool {
+    let number = |value: &Bson| match value {
+        Bson::Int32(_) | Bson::Int64(_) => true,
+        Bson::Double(number) => !number.is_nan(),
+        _ => false,
+    };
+    let plain = |value: &Bson| {
+        matches!(value, Bson::String(_) | Bson::ObjectId(_) | Bson::Binary(_) | Bson::DateTime(_))
+    };
+    (number(lower) && number(upper)) || (plain(lower) && lower.element_type() == upper.element_type())
+}
+
+impl Mongo {
+    /// About so many ranges of similar size that tile a collection.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn ranges(&self, namespace: &Namespace, ranges: usize) -> Result<Vec<Range>> {
+        if ranges < 2 {
+            return Ok(vec![Range::all()]);
+        }
+        let samples = i64::try_from((ranges * SAMPLES_PER_RANGE).min(MOST_SAMPLES)).unwrap_or(i64::MAX);
+        // The server sorts, because only it knows the order of mixed types and of a collation.
+        let pipeline = vec![
+            doc! {"$sample": {"size": samples}},
+            doc! {"$project": {"_id": 1}},
+            doc! {"$sort": {"_id": 1}},
+        ];
+        let collection = self.collection(namespace).clone_with_type::<Document>();
+        let sampled: Vec<Document> = retrying(format!("sampling `_id`s of {namespace}"), || {
+            let cursor = collection.aggregate(pipeline.clone()).allow_disk_use(true);
+            async move { cursor.await?.try_collect().await }
+        })
+        .await?;
+        let ids: Vec<Bson> = sampled.into_iter().filter_map(|mut document| document.remove("_id")).collect();
+        Ok(tile(pick(&ids, ranges)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_tile_the_key_space() {
+        let ids: Vec<Bson> = (0..100).map(Bson::Int32).collect();
+        let ranges = tile(pick(&ids, 4));
+        assert_eq!(ranges.len(), 4);
+        assert_eq!((&ranges[0].lower, &ranges[3].upper), (&None, &None));
+        for pair in ranges.windows(2) {
+            assert_eq!(pair[0].upper, pair[1].lower);
+        }
+    }
+
+    #[test]
+    fn few_or_equal_samples_make_fewer_ranges() {
+        assert_eq!(tile(pick(&[], 8)), [Range::all()]);
+        assert_eq!(tile(pick(&[Bson::Int32(1)], 8)).len(), 2);
+        assert_eq!(tile(pick(&vec![Bson::Null; 50], 8)).len(), 2);
+    }
+
+    #[test]
+    fn plain_bounds_are_used_within_one_type_only() {
+        let range = |lower: Bson, upper: Bson| Range { lower: Some(lower), upper: Some(upper) }.filter();
+        assert!(range(Bson::Int32(1), Bson::Double(2.5)).contains_key("_id"));
+        assert!(range(Bson::String("a".into()), Bson::String("b".into())).contains_key("_id"));
+        assert!(range(Bson::Int32(1), Bson::String("b".into())).contains_key("$expr"));
+        assert!(range(Bson::Double(f64::NAN), Bson::Int32(5)).contains_key("$expr"));
+        assert!(range(Bson::Null, Bson::Int32(5)).contains_key("$expr"));
+        assert!(Range { lower: None, upper: Some(Bson::Int32(5)) }.filter().contains_key("$expr"));
+        assert!(Range::all().filter().is_empty());
+    }
+}

@@ -14,7 +14,7 @@ use crate::event::Events;
 use crate::mongo::Mongo;
 use crate::report::outcome::{Format, Outcome};
 use crate::report::progress::{self, Style};
-use crate::{Context, backfill, cleanse, command, signals};
+use crate::{Context, backfill, cleanse, command, signals, verify};
 
 /// Parses the command line.
 ///
@@ -94,6 +94,8 @@ async fn run_command(context: &Context, command: &Command) -> Result<Outcome> {
         Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
         Command::Status(args) => command::status::run(context, args.job.as_deref()).await,
         Command::Cleanse(args) => cleanse::run::run(context, args).await,
-        Command::Verify(_) | Command::Init(_) | Command::MockApi(_) => Err(Error::usage("not wired yet")),
+        Command::Verify(args) => verify::run::run(context, args).await,
+        // Handled before a connection was made.
+        Command::Init(_) | Command::MockApi(_) => Err(Error::stopped("this command needs no database")),
     }
 }

@@ -23,6 +23,8 @@ pub mod mongo;
 pub mod report;
 pub mod throttle;
 
+pub mod verify;
+
 mod dispatch;
 mod logging;
 mod signals;

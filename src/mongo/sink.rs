@@ -302,12 +302,12 @@ fn field(name: &bson::raw::CStr, value: impl bson::raw::BindRawBsonRef) -> RawDo
 }
 
 /// The bytes of a document's `_id`, its type before them: equal only if identical.
-pub(super) fn id_bytes(document: &bson::RawDocument) -> Option<Vec<u8>> {
+pub(crate) fn id_bytes(document: &bson::RawDocument) -> Option<Vec<u8>> {
     document.get("_id").ok().flatten().map(value_bytes)
 }
 
 /// The bytes of a value with its type.
-pub(super) fn value_bytes(value: RawBsonRef<'_>) -> Vec<u8> {
+pub(crate) fn value_bytes(value: RawBsonRef<'_>) -> Vec<u8> {
     let mut wrapped = RawDocumentBuf::new();
     wrapped.append(bson::cstr!(""), value);
     wrapped.into_bytes()

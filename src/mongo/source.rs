@@ -354,7 +354,7 @@ fn driver_preference(preference: values::ReadPreference) -> ReadPreference {
 }
 
 /// Runs a find to its end, so that no cursor outlives the call.
-pub(super) async fn collect(
+pub(crate) async fn collect(
     find: mongodb::action::Find<'_, RawDocumentBuf>,
 ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
     let mut cursor = find.await?;

@@ -1,0 +1,69 @@
+//! One check and its result.
+
+use serde_json::{Value, json};
+
+/// The result of a check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// Name, such as `counts` or `sample`.
+    pub name: String,
+    /// Whether it passed.
+    pub passed: bool,
+    /// What should be there.
+    pub expected: Value,
+    /// What is there.
+    pub found: Value,
+    /// Differences, at most as many as asked for.
+    pub differences: Vec<Value>,
+    /// Further words for people.
+    pub remark: Option<String>,
+}
+
+impl Check {
+    /// A check that passes if both values are equal and there is no difference.
+    pub fn of(name: impl Into<String>, expected: Value, found: Value, differences: Vec<Value>) -> Self {
+        let passed = expected == found && differences.is_empty();
+        Self { name: name.into(), passed, expected, found, differences, remark: None }
+    }
+
+    /// A check that fails because there is nothing to look at.
+    pub fn nothing(name: impl Into<String>, what: &str) -> Self {
+        Self {
+            name: name.into(),
+            passed: false,
+            expected: json!("documents"),
+            found: json!("none"),
+            differences: Vec::new(),
+            remark: Some(what.to_owned()),
+        }
+    }
+
+    /// Adds words for people.
+    #[must_use]
+    pub fn remark(mut self, remark: impl Into<String>) -> Self {
+        self.remark = Some(remark.into());
+        self
+    }
+
+    /// As an entry of the JSON result.
+    pub fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "passed": self.passed,
+            "expected": self.expected,
+            "found": self.found,
+            "differences": self.differences,
+            "remark": self.remark,
+        })
+    }
+
+    /// As lines for people.
+    pub fn text(&self) -> String {
+        let mark = if self.passed { "ok  " } else { "FAIL" };
+        let remark = self.remark.as_ref().map_or(String::new(), |remark| format!(" ({remark})"));
+        let mut lines =
+            vec![format!("{mark}   {}: expected {}, found {}{remark}", self.name, self.expected, self.found)];
+        lines.extend(self.differences.iter().map(|difference| format!("         {difference}")));
+        lines.join("\n")
+    }
+}

@@ -1,0 +1,7 @@
+//! Verification: checks that find what is missing, extra or different, and
+//! that never pass because there was nothing to look at.
+
+pub mod backfill;
+pub mod check;
+pub mod compare;
+pub mod run;

@@ -1,0 +1,339 @@
+//! `verify`: which checks apply, and the two sides of a copy compared.
+
+use std::collections::HashMap;
+
+use bson::{Bson, Document, RawDocumentBuf, doc};
+use serde_json::{Value, json};
+
+use super::backfill;
+use super::check::Check;
+use super::compare::compare;
+use crate::Context;
+use crate::backfill::run::default_job as backfill_job;
+use crate::cleanse::count;
+use crate::cleanse::predicate::{Predicate, all_of};
+use crate::cleanse::run::{compile, default_job as cleanse_job, rules};
+use crate::cli::verify::VerifyArgs;
+use crate::config::values::Namespace;
+use crate::error::{Error, Result};
+use crate::event::{Events, Progress};
+use crate::job::store;
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::sink::id_bytes;
+use crate::mongo::source::collect;
+use crate::report::json::extended;
+use crate::report::outcome::Outcome;
+
+/// Documents that are sampled where the options don't say.
+const DEFAULT_SAMPLE: u32 = 1000;
+/// Documents that are fetched from the other side at once.
+const BATCH: usize = 200;
+
+/// A source and what should have become of it.
+#[derive(Debug)]
+struct Sides {
+    source: Namespace,
+    target: Namespace,
+    predicate: Predicate,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A refusal where there is nothing to verify; a stop where the server goes away.
+pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
+    let sides = sides(context, args)?;
+    let named = args.counts || args.sample.is_some();
+    let explicit = args.source.is_some() || args.to.is_some();
+    let mut checks = Vec::new();
+    let mut jobs = Vec::new();
+    if !explicit && (!named || sides.is_none()) {
+        if let Some(job) = existing_backfill(context, args).await? {
+            jobs.push(job);
+            for target in context.settings.targets(args.targets.target.as_deref())? {
+                checks.extend(backfill::check(&context.mongo, &target).await?);
+            }
+        }
+    }
+    if let Some(sides) = &sides {
+        let job = args.job.clone().unwrap_or_else(|| cleanse_job(&sides.source, &sides.target));
+        let exists = !store::list(&context.mongo, Some(&job)).await?.is_empty();
+        if named || explicit || exists {
+            if exists {
+                jobs.push(job);
+            }
+            checks.extend(compare_sides(context, sides, args, !named).await?);
+        }
+    }
+    if checks.is_empty() {
+        return Err(Error::refused("there is nothing to verify: no job of this config has run yet")
+            .hint("run `backfill` or `cleanse` first, or name two collections with --source and --to"));
+    }
+    Ok(report(&jobs, &checks))
+}
+
+/// The sides of the configured or named copy; `None` where there is none.
+fn sides(context: &Context, args: &VerifyArgs) -> Result<Option<Sides>> {
+    let settings = &context.settings;
+    if settings.cleanse.is_none() && args.source.is_none() {
+        if args.to.is_some() {
+            return Err(Error::usage("--to needs --source, or `[cleanse]` in the config"));
+        }
+        return Ok(None);
+    }
+    let rules = rules(settings, args.source.as_ref())?;
+    let Some(to) = args.to.clone().or_else(|| rules.to.clone()) else {
+        return if args.source.is_some() {
+            Err(Error::usage("--source needs --to, the collection to compare with"))
+        } else {
+            Ok(None)
+        };
+    };
+    let source = rules.source.clone();
+    let same_database = format!("{}.{to}", source.database);
+    // `--to app.users_v2` means what it looks like.
+    let full = if to.starts_with(&format!("{}.", source.database)) { to } else { same_database };
+    let target = full.parse().map_err(Error::usage)?;
+    Ok(Some(Sides { predicate: compile(settings, &rules)?, source, target }))
+}
+
+async fn existing_backfill(context: &Context, args: &VerifyArgs) -> Result<Option<String>> {
+    if context.settings.targets.is_empty() {
+        return Ok(None);
+    }
+    let targets = context.settings.targets(args.targets.target.as_deref())?;
+    let name = args.job.clone().unwrap_or_else(|| backfill_job(&targets));
+    Ok((!store::list(&context.mongo, Some(&name)).await?.is_empty()).then_some(name))
+}
+
+async fn compare_sides(context: &Context, sides: &Sides, args: &VerifyArgs, all: bool) -> Result<Vec<Check>> {
+    let mongo = &context.mongo;
+    let expected = count::exactly(mongo, &sides.source, &sides.predicate.valid()).await?;
+    let found = count::exactly(mongo, &sides.target, &Document::new()).await?;
+    let mut checks = Vec::new();
+    if args.counts || all {
+        checks.push(counts(sides, expected, found));
+    }
+    let size = args.sample.or(all.then_some(DEFAULT_SAMPLE));
+    if let Some(size) = size {
+        checks.push(sample(context, sides, Direction::Forward, size, expected, args.max_differences).await?);
+        checks.push(sample(context, sides, Direction::Backward, size, found, args.max_differences).await?);
+    }
+    Ok(checks)
+}
+
+fn counts(sides: &Sides, expected: u64, found: u64) -> Check {
+    let check = Check::of("counts", json!(expected), json!(found), Vec::new());
+    let check =
+        check.remark(format!("valid documents of {} and documents of {}", sides.source, sides.target));
+    // Two empty sides agree, which proves nothing.
+    Check { passed: check.passed && expected > 0, ..check }
+}
+
+/// From which side documents are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// Drawn from the source, looked up in the target: finds missing ones.
+    Forward,
+    /// Drawn from the target, looked up in the source: finds extra ones.
+    Backward,
+}
+
+async fn sample(
+    context: &Context,
+    sides: &Sides,
+    direction: Direction,
+    size: u32,
+    population: u64,
+    most: usize,
+) -> Result<Check> {
+    let name = match direction {
+        Direction::Forward => "sample source to target",
+        Direction::Backward => "sample target to source",
+    };
+    if population == 0 {
+        let side = if direction == Direction::Forward { &sides.source } else { &sides.target };
+        return Ok(Check::nothing(name, &format!("{side} is missing or has no valid documents")));
+    }
+    let mongo = &context.mongo;
+    let valid = sides.predicate.valid();
+    let (from, from_condition, to, to_condition) = match direction {
+        Direction::Forward => (&sides.source, valid, &sides.target, Document::new()),
+        Direction::Backward => (&sides.target, Document::new(), &sides.source, valid),
+    };
+    let mut drawn = draw(mongo, from, &from_condition, size, population).await?;
+    let (mut differences, mut different, mut compared) = (Vec::new(), 0_u64, 0_u64);
+    while let Some(batch) = drawn.next_batch().await? {
+        let others = look_up(mongo, to, &to_condition, &batch).await?;
+        for document in &batch {
+            compared += 1;
+            if let Some(difference) = difference(document, &others, direction) {
+                different += 1;
+                if differences.len() < most {
+                    differences.push(difference);
+                }
+            }
+        }
+        show(&context.events, name, compared, u64::from(size).min(population));
+    }
+    let passed = different == 0 && compared > 0;
+    let check = Check::of(name, json!(compared), json!(compared - different), differences);
+    Ok(Check { passed, ..check.remark(confidence(compared, different, population)) })
+}
+
+/// Documents drawn at random, as a cursor.
+struct Drawn {
+    cursor: mongodb::Cursor<RawDocumentBuf>,
+    operation: String,
+    ended: bool,
+}
+
+async fn draw(
+    mongo: &Mongo,
+    from: &Namespace,
+    condition: &Document,
+    size: u32,
+    population: u64,
+) -> Result<Drawn> {
+    use crate::error::Context as _;
+    let mut pipeline = Vec::new();
+    if !condition.is_empty() {
+        pipeline.push(doc! {"$match": condition.clone()});
+    }
+    if u64::from(size) < population {
+        pipeline.push(doc! {"$sample": {"size": i64::from(size)}});
+    }
+    let operation = format!("drawing a sample of {from}");
+    let cursor = mongo
+        .collection(from)
+        .aggregate(pipeline)
+        .allow_disk_use(true)
+        .await
+        .during(&operation)?
+        .with_type::<RawDocumentBuf>();
+    Ok(Drawn { cursor, operation, ended: false })
+}
+
+impl Drawn {
+    async fn next_batch(&mut self) -> Result<Option<Vec<RawDocumentBuf>>> {
+        use crate::error::Context as _;
+        let mut batch = Vec::new();
+        while !self.ended && batch.len() < BATCH {
+            if self.cursor.advance().await.during(&self.operation)? {
+                batch.push(self.cursor.current().to_owned());
+            } else {
+                self.ended = true;
+            }
+        }
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+}
+
+/// The documents of the other side, by the bytes of their `_id`s.
+async fn look_up(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    condition: &Document,
+    batch: &[RawDocumentBuf],
+) -> Result<HashMap<Vec<u8>, RawDocumentBuf>> {
+    let ids: Vec<Bson> = batch
+        .iter()
+        .filter_map(|document| document.get("_id").ok().flatten())
+        .filter_map(|id| Bson::try_from(bson::RawBson::from(id)).ok())
+        .collect();
+    let by_id = doc! {"_id": {"$in": ids}};
+    let filter = all_of(vec![Bson::Document(by_id), Bson::Document(condition.clone())]);
+    let collection = mongo.collection(namespace);
+    let found =
+        retrying(format!("looking up documents of {namespace}"), || collect(collection.find(filter.clone())))
+            .await?;
+    Ok(found.into_iter().filter_map(|document| Some((id_bytes(&document)?, document))).collect())
+}
+
+fn difference(
+    document: &RawDocumentBuf,
+    others: &HashMap<Vec<u8>, RawDocumentBuf>,
+    direction: Direction,
+) -> Option<Value> {
+    let id = document.get("_id").ok().flatten()?;
+    match id_bytes(document).and_then(|bytes| others.get(&bytes)) {
+        None => {
+            let kind = if direction == Direction::Forward { "missing" } else { "extra" };
+            Some(json!({"_id": extended(id), "kind": kind}))
+        }
+        Some(other) => compare(document, other).map(|difference| {
+            json!({
+                "_id": extended(id),
+                "kind": "different",
+                "difference": difference.kind.as_str(),
+                "fields": difference.fields,
+            })
+        }),
+    }
+}
+
+/// What a sample proves: with no difference among n, the share of differing
+/// documents is below 3/n with 95% confidence (rule of three).
+fn confidence(compared: u64, different: u64, population: u64) -> String {
+    if different > 0 {
+        return format!("{different} of {compared} differ");
+    }
+    if compared >= population {
+        return format!("0 of {compared} differ; that is all of them");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+    let bound = 300.0 / compared as f64;
+    format!("0 of {compared} differ: below {bound:.2}% of all at 95% confidence")
+}
+
+fn show(events: &Events, phase: &str, done: u64, total: u64) {
+    events.progress(Progress {
+        phase: phase.into(),
+        unit: "documents",
+        done,
+        total: Some(total),
+        limited_by: Some("database".into()),
+        detail: String::new(),
+    });
+}
+
+fn report(jobs: &[String], checks: &[Check]) -> Outcome {
+    let passed = checks.iter().all(|check| check.passed);
+    let json = json!({
+        "schema": 1,
+        "command": "verify",
+        "job": if let [job] = jobs { json!(job) } else { Value::Null },
+        "jobs": jobs,
+        "passed": passed,
+        "checks": checks.iter().map(Check::json).collect::<Vec<_>>(),
+    });
+    let mut lines: Vec<String> = checks.iter().map(Check::text).collect();
+    lines.push(if passed { "verification passed".into() } else { "verification FAILED".into() });
+    let text = lines.join("\n");
+    if passed { Outcome::reached(json, text) } else { Outcome::not_reached(json, text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn confidence_is_the_rule_of_three() {
+        assert_eq!(confidence(5000, 0, 1_000_000), "0 of 5000 differ: below 0.06% of all at 95% confidence");
+        assert_eq!(confidence(10, 0, 10), "0 of 10 differ; that is all of them");
+        assert_eq!(confidence(10, 2, 100), "2 of 10 differ");
+    }
+
+    #[test]
+    fn two_empty_sides_do_not_pass() {
+        let sides = Sides {
+            source: "app.a".parse().expect("a namespace"),
+            target: "app.b".parse().expect("a namespace"),
+            predicate: Predicate::everything(),
+        };
+        assert!(!counts(&sides, 0, 0).passed);
+        assert!(counts(&sides, 5, 5).passed);
+        assert!(!counts(&sides, 5, 4).passed);
+    }
+}

@@ -21,7 +21,7 @@ use crate::{Context, backfill, cleanse, command, signals, verify};
 /// # Errors
 /// The exit code, after help, version or the error was printed; with
 /// `--output json` an error is a JSON document too.
-pub fn parse(arguments: &[OsString]) -> std::result::Result<Cli, u8> {
+pub(crate) fn parse(arguments: &[OsString]) -> std::result::Result<Cli, u8> {
     Cli::try_parse_from(arguments).map_err(|error| {
         let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
         if is_help || !wants_json(arguments) {
@@ -42,7 +42,7 @@ fn wants_json(arguments: &[OsString]) -> bool {
 }
 
 /// Executes a command, from its configuration to its outcome.
-pub async fn execute(cli: Cli) -> Outcome {
+pub(crate) async fn execute(cli: Cli) -> Outcome {
     let (events, queue) = Events::channel();
     let reporter = progress::spawn(queue, style(&cli.global));
     let name = cli.command.name();

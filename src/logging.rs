@@ -5,7 +5,7 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::{Global, LogFormat};
 
 /// Starts logging to stderr at the level that the options ask for.
-pub fn start(global: &Global) {
+pub(crate) fn start(global: &Global) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
         (false, 0) => "mongorekey=warn",

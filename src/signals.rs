@@ -13,11 +13,11 @@ const SIGTERM: u8 = 15;
 
 /// The first signal that was received.
 #[derive(Debug, Default)]
-pub struct Received(AtomicU8);
+pub(crate) struct Received(AtomicU8);
 
 impl Received {
     /// Its number; SIGINT where none was received.
-    pub fn number(&self) -> u8 {
+    pub(crate) fn number(&self) -> u8 {
         match self.0.load(Ordering::Relaxed) {
             0 => SIGINT,
             number => number,
@@ -27,7 +27,7 @@ impl Received {
 
 /// Watches for signals: the first cancels `stop`, the second exits at once,
 /// which is safe because the documents are the checkpoint.
-pub fn watch(stop: CancellationToken, events: Events) -> Arc<Received> {
+pub(crate) fn watch(stop: CancellationToken, events: Events) -> Arc<Received> {
     let received = Arc::new(Received::default());
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))

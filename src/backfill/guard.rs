@@ -64,7 +64,6 @@ impl Guard {
 
     /// Whether the share is above the limit, however few were counted.
     pub fn exceeds_limit(&self) -> bool {
-        #[expect(clippy::cast_precision_loss, reason = "at most a thousand")]
         let exceeds = self.bad as f64 > self.limit * self.recent.len() as f64;
         exceeds
     }

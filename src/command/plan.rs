@@ -70,7 +70,6 @@ struct Estimate {
 
 impl Estimate {
     fn new(calls: u64, tps: Tps, windows: Option<&Schedule>, now: Timestamp) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let nonstop = Duration::try_from_secs_f64(calls as f64 / tps.per_second()).unwrap_or(Duration::MAX);
         let in_windows = windows.and_then(|windows| {
             let end = windows.finish(now, nonstop)?;

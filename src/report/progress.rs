@@ -175,7 +175,6 @@ fn describe(progress: &Progress, rate: Option<f64>) -> String {
 fn eta(progress: &Progress, rate: Option<f64>) -> Option<Duration> {
     let left = progress.total?.checked_sub(progress.done)?;
     let rate = rate.filter(|rate| *rate > 0.0)?;
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let seconds = left as f64 / rate;
     Duration::try_from_secs_f64(seconds).ok()
 }
@@ -211,7 +210,6 @@ impl Rate {
         if watched < SHORTEST_WATCH {
             return None;
         }
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let rate = done.saturating_sub(before) as f64 / watched.as_secs_f64();
         Some(rate)
     }

@@ -103,7 +103,6 @@ fn equal_numbers(left: RawBsonRef<'_>, right: RawBsonRef<'_>) -> bool {
 fn number(value: RawBsonRef<'_>) -> Option<f64> {
     match value {
         RawBsonRef::Int32(number) => Some(f64::from(number)),
-        #[expect(clippy::cast_precision_loss, reason = "a hint for people, the bytes decide")]
         RawBsonRef::Int64(number) => Some(number as f64),
         RawBsonRef::Double(number) => Some(number),
         RawBsonRef::Decimal128(number) => number.to_string().parse().ok(),

@@ -282,7 +282,6 @@ fn confidence(compared: u64, different: u64, population: u64) -> String {
     if compared >= population {
         return format!("0 of {compared} differ; that is all of them");
     }
-    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
     let bound = 300.0 / compared as f64;
     format!("0 of {compared} differ: below {bound:.2}% of all at 95% confidence")
 }

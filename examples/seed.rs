@@ -4,6 +4,8 @@
 //!
 //! The same `--count` and `--seed` always give the same documents.
 
+#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a program of its own")]
+
 use std::error::Error;
 use std::time::Instant;
 

@@ -64,8 +64,7 @@ impl Guard {
 
     /// Whether the share is above the limit, however few were counted.
     pub fn exceeds_limit(&self) -> bool {
-        let exceeds = self.bad as f64 > self.limit * self.recent.len() as f64;
-        exceeds
+        self.bad as f64 > self.limit * self.recent.len() as f64
     }
 
     /// Bad ones and all among the last.

@@ -284,13 +284,13 @@ impl<'a> Run<'a> {
     }
 
     async fn finish(mut self, plan: &Plan, result: Result<()>) -> Result<Outcome> {
-        if self.engine.distrusts_answers() {
-            if let Some(key_map) = &self.key_map {
-                let forgotten = key_map.forget_negatives(self.started_at).await?;
-                self.context.events.note(format!(
-                    "{forgotten} distrusted answers were forgotten and will be asked for again"
-                ));
-            }
+        if self.engine.distrusts_answers()
+            && let Some(key_map) = &self.key_map
+        {
+            let forgotten = key_map.forget_negatives(self.started_at).await?;
+            self.context
+                .events
+                .note(format!("{forgotten} distrusted answers were forgotten and will be asked for again"));
         }
         let mut left = 0;
         for collection in &plan.collections {

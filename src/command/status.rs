@@ -47,11 +47,11 @@ fn job_text(job: &Document) -> String {
         (state, _) => state.to_owned(),
     };
     let mut lines = vec![format!("{}: {} {state}", word("_id"), word("command"))];
-    if let (true, Ok(lease)) = (is_running(job), job.get_document("lease")) {
-        if let Ok(holder) = lease.get_document("holder") {
-            let host = holder.get_str("host").unwrap_or("unknown host");
-            lines.push(format!("  run by process {} on {host}", holder.get_i64("pid").unwrap_or(0)));
-        }
+    if let (true, Ok(lease)) = (is_running(job), job.get_document("lease"))
+        && let Ok(holder) = lease.get_document("holder")
+    {
+        let host = holder.get_str("host").unwrap_or("unknown host");
+        lines.push(format!("  run by process {} on {host}", holder.get_i64("pid").unwrap_or(0)));
     }
     if let Ok(at) = job.get_datetime("updated_at") {
         lines.push(format!("  updated {}", at.try_to_rfc3339_string().unwrap_or_default()));

@@ -120,11 +120,11 @@ impl Job {
                 if same_identity { identity } else { stored.get_document("identity").unwrap_or(identity) };
             check_identity(name, &stored, command, expected)?;
             let lease = stored.get_document("lease").ok();
-            if let Some(lease) = lease {
-                if !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)? {
-                    tokio::time::sleep(POLL).await;
-                    continue;
-                }
+            if let Some(lease) = lease
+                && !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)?
+            {
+                tokio::time::sleep(POLL).await;
+                continue;
             }
             let fence = stored.get_i64("fence").unwrap_or(0);
             let taken_over = lease.is_some();

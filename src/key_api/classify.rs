@@ -133,10 +133,10 @@ fn read_key(api: &KeyApi, legacy_key: &str, body: &[u8]) -> Outcome {
         Ok(value) => value,
         Err(_) => return Outcome::Invalid("the body is not JSON".into()),
     };
-    if let Some(pointer) = &api.echo_pointer {
-        if !echoes(pointer.find(&value), legacy_key) {
-            return Outcome::Invalid(format!("{} does not repeat the key asked for", pointer.as_str()));
-        }
+    if let Some(pointer) = &api.echo_pointer
+        && !echoes(pointer.find(&value), legacy_key)
+    {
+        return Outcome::Invalid(format!("{} does not repeat the key asked for", pointer.as_str()));
     }
     let pointer = &api.key_pointer;
     match pointer.find(&value) {

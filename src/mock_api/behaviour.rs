@@ -182,7 +182,6 @@ fn mix(number: u64) -> u64 {
 }
 
 /// The upper 53 bits as a number in 0..1: as many as a double holds exactly, so never 1.
-#[expect(clippy::cast_precision_loss)]
 fn unit(bits: u64) -> f64 {
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }

@@ -49,7 +49,7 @@ impl RateLimit {
 }
 
 /// The range that [`RateLimit::new`] accepts fits.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to fit")]
 fn rounded_up(tps: f64) -> NonZeroU32 {
     NonZeroU32::new(tps.ceil() as u32).unwrap_or(NonZeroU32::MIN)
 }

@@ -76,7 +76,7 @@ pub struct Summary {
 
 /// Number of calls per [`Outcome`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[expect(missing_docs)]
+#[expect(missing_docs, reason = "the names are those of the outcomes")]
 pub struct OutcomeCounts {
     pub found: u64,
     pub not_found: u64,
@@ -266,7 +266,6 @@ impl Drop for OpenCall<'_> {
 }
 
 /// With three decimals: more digits would only pretend.
-#[expect(clippy::cast_precision_loss)]
 fn milliseconds(time: std::time::Duration) -> f64 {
     time.as_micros() as f64 / 1000.0
 }

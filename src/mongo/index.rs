@@ -181,7 +181,7 @@ impl Mongo {
             .first()
             .and_then(|stats| stats.get_document("storageStats").ok())
             .and_then(|storage| storage.get_document("indexSizes").ok())
-            .and_then(|sizes| sizes.get(&name(target)))
+            .and_then(|sizes| sizes.get(name(target)))
             .and_then(whole_number);
         Ok(size.unwrap_or(0))
     }

@@ -48,12 +48,13 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
     let explicit = args.source.is_some() || args.to.is_some();
     let mut checks = Vec::new();
     let mut jobs = Vec::new();
-    if !explicit && (!named || sides.is_none()) {
-        if let Some(job) = existing_backfill(context, args).await? {
-            jobs.push(job);
-            for target in context.settings.targets(args.targets.target.as_deref())? {
-                checks.extend(backfill::check(&context.mongo, &target).await?);
-            }
+    if !explicit
+        && (!named || sides.is_none())
+        && let Some(job) = existing_backfill(context, args).await?
+    {
+        jobs.push(job);
+        for target in context.settings.targets(args.targets.target.as_deref())? {
+            checks.extend(backfill::check(&context.mongo, &target).await?);
         }
     }
     if let Some(sides) = &sides {

@@ -27,6 +27,7 @@ pub mod verify;
 
 mod dispatch;
 mod logging;
+mod process_title;
 mod signals;
 
 use std::ffi::OsString;
@@ -62,6 +63,7 @@ impl Context {
 
 /// Runs the program with the given arguments; returns its exit code.
 pub fn run(arguments: Vec<OsString>) -> u8 {
+    process_title::hide_password(&arguments);
     let cli = match dispatch::parse(&arguments) {
         Ok(cli) => cli,
         Err(exit) => return exit,

@@ -235,7 +235,8 @@ impl<'a> Run<'a> {
             self.engine.switch_to(collection.clone());
             self.all_passes(plan, collection).await?;
             if self.stop.is_cancelled() {
-                break;
+                // Flags that the guard has not judged stay held; the next run judges them.
+                return Ok(());
             }
         }
         self.engine.finish().await

@@ -14,6 +14,8 @@ use crate::event::{Event, Progress};
 
 /// Between two plain lines of one phase.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// A phase is shown once it has lasted this long.
+const SHORTEST_PHASE: Duration = Duration::from_secs(1);
 /// The rate is that of the last so many seconds.
 const RATE_WINDOW: Duration = Duration::from_secs(30);
 /// No rate is told before it was watched for this long.
@@ -74,7 +76,8 @@ impl Reporter {
         if self.phase != progress.phase {
             self.phase.clone_from(&progress.phase);
             self.rate = Rate::default();
-            self.last_line = None;
+            // A phase that is over within a moment needs no line.
+            self.last_line = Instant::now().checked_sub(LINE_INTERVAL - SHORTEST_PHASE);
         }
         let rate = self.rate.record(Instant::now(), progress.done);
         match (&self.bar, self.style) {

@@ -1,0 +1,251 @@
+//! Moves documents from a chunk to a durable write.
+//!
+//! One task owns all the bookkeeping and never waits for anything but the next
+//! event: a chunk, a settled call, a finished write, a signal. Calls and writes
+//! run beside it. That makes one call per key a matter of a plain map, without
+//! a lock, and bounds memory by the chunk size.
+
+mod answers;
+mod intake;
+mod writes;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::RawBson;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::answers::Held;
+use self::intake::Work;
+use self::writes::{Outbox, WriteDone};
+use super::asker::{Asker, Settled};
+use super::counts::{Api, Documents};
+use super::guard::Guard;
+use super::reader::Chunk;
+use crate::error::{Error, Result};
+use crate::event::Events;
+use crate::key_map::{Answer, KeyMap};
+use crate::mongo::source::{Candidate, TargetCollection};
+
+/// Failures that are shown one by one.
+const SHOWN_FAILURES: u64 = 10;
+
+/// What the engine works with; made by `run`.
+#[derive(Debug)]
+pub struct Parts {
+    /// Asks the API.
+    pub asker: Arc<Asker>,
+    /// Remembers answers, unless that is switched off.
+    pub key_map: Option<KeyMap>,
+    /// Calls that may be under way or not yet durable.
+    pub slots: usize,
+    /// Name of the job.
+    pub job: String,
+    /// Share of negative answers that stops the job.
+    pub max_not_found_share: f64,
+    /// Share of unusable keys that stops the job.
+    pub max_no_legacy_key_share: f64,
+    /// Calls per second, to size what is checked again at once.
+    pub tps: f64,
+    /// Where failures are shown.
+    pub events: Events,
+    /// Cancelled when the run is to drain.
+    pub stop: CancellationToken,
+}
+
+/// A key that was asked for, until its answer is durable.
+#[derive(Debug)]
+enum KeyState {
+    /// Its call is queued or under way; these documents wait for it.
+    Asking(Vec<Candidate>),
+    /// The answer is known, but may not be in the key map yet.
+    Answered(Answer),
+}
+
+/// The state of a run over one target.
+#[derive(Debug)]
+pub struct Engine {
+    parts: Parts,
+    collection: Arc<TargetCollection>,
+    slots: Arc<Semaphore>,
+    keys: HashMap<String, KeyState>,
+    work: VecDeque<Work>,
+    outbox: Outbox,
+    calls: JoinSet<Settled>,
+    writes: JoinSet<Result<WriteDone>>,
+    answer_guard: Guard,
+    unusable_guard: Guard,
+    /// Flags that wait for the guard's first verdict.
+    held_answers: Vec<Held>,
+    held_unusable: Vec<Held>,
+    /// Keys that failed in this run and why, so that all documents share it.
+    failed_keys: HashMap<String, (&'static str, String)>,
+    refusals_in_a_row: u32,
+    /// The first fatal condition; from then on the engine drains.
+    fatal: Option<Error>,
+    /// Flags are not written any more.
+    distrusts_flags: bool,
+    position: Option<RawBson>,
+    documents: Documents,
+    from_key_map: u64,
+}
+
+impl Engine {
+    /// An engine for one target.
+    pub fn new(parts: Parts, collection: Arc<TargetCollection>) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(parts.slots)),
+            answer_guard: Guard::new(parts.max_not_found_share),
+            unusable_guard: Guard::new(parts.max_no_legacy_key_share),
+            parts,
+            collection,
+            keys: HashMap::new(),
+            work: VecDeque::new(),
+            outbox: Outbox::default(),
+            calls: JoinSet::new(),
+            writes: JoinSet::new(),
+            held_answers: Vec::new(),
+            held_unusable: Vec::new(),
+            failed_keys: HashMap::new(),
+            refusals_in_a_row: 0,
+            fatal: None,
+            distrusts_flags: false,
+            position: None,
+            documents: Documents::default(),
+            from_key_map: 0,
+        }
+    }
+
+    /// Goes on with another collection; answers, guards and counts stay.
+    pub fn switch_to(&mut self, collection: Arc<TargetCollection>) {
+        self.collection = collection;
+        self.position = None;
+    }
+
+    /// Documents so far.
+    pub fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
+    /// Documents so far, for the counts that `run` makes itself.
+    pub fn documents_mut(&mut self) -> &mut Documents {
+        &mut self.documents
+    }
+
+    /// Calls so far.
+    pub fn api(&self) -> Api {
+        self.parts.asker.counters.snapshot(self.from_key_map)
+    }
+
+    /// The `_id` up to which chunks were taken in.
+    pub fn position(&self) -> Option<&RawBson> {
+        self.position.as_ref()
+    }
+
+    /// Works off a pass. Returns when everything that was begun is settled.
+    ///
+    /// # Errors
+    /// The fatal condition that ended the pass early.
+    pub async fn pass(
+        &mut self,
+        mut chunks: mpsc::Receiver<Result<Chunk>>,
+        mut on_tick: impl AsyncFnMut(&Self) -> Result<()>,
+    ) -> Result<()> {
+        let mut reading = true;
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if self.is_draining() {
+                reading = false;
+                self.work.clear();
+            } else {
+                self.check_freshness().await?;
+                self.start_calls();
+            }
+            self.start_writes();
+            if !reading && self.is_idle() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                Some(done) = self.writes.join_next() => self.take_written(joined(done)?).await?,
+                Some(settled) = self.calls.join_next() => self.take_settled(joined(settled)?).await?,
+                chunk = chunks.recv(), if reading && self.wants_chunk() => match chunk {
+                    Some(chunk) => self.take_chunk(chunk?).await?,
+                    None => reading = false,
+                },
+                _ = ticks.tick() => on_tick(self).await?,
+                () = self.parts.stop.cancelled(), if reading => reading = false,
+            }
+        }
+        on_tick(self).await?;
+        self.fatal.take().map_or(Ok(()), Err)
+    }
+
+    /// Settles what the guard held back because there were too few answers for
+    /// a verdict; warns where the share is above the limit.
+    ///
+    /// # Errors
+    /// A stop where the database can't be written.
+    pub async fn finish(&mut self) -> Result<()> {
+        if self.distrusts_flags {
+            return Ok(());
+        }
+        self.warn_about_share();
+        self.release_unusable();
+        self.release_answers().await?;
+        while !self.outbox.updates.is_empty() || !self.writes.is_empty() {
+            self.start_writes();
+            if let Some(done) = self.writes.join_next().await {
+                self.take_written(joined(done)?).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What limits the speed now.
+    pub fn limited_by(&self) -> String {
+        if let Some(waiting) = self.parts.asker.pacer.waiting() {
+            return waiting.to_string();
+        }
+        if self.slots.available_permits() == 0 && self.parts.asker.counters.in_flight() > 0 {
+            return "api latency".into();
+        }
+        "database".into()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.parts.stop.is_cancelled() || self.fatal.is_some()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.work.is_empty()
+            && self.calls.is_empty()
+            && self.writes.is_empty()
+            && self.outbox.updates.is_empty()
+            && self.outbox.answers.is_empty()
+    }
+
+    fn fail(&mut self, candidate: &Candidate, reason: &str, description: &str) {
+        self.documents.fail(reason);
+        if self.documents.failed <= SHOWN_FAILURES {
+            let id = crate::report::json::extended(candidate.id.as_raw_bson_ref());
+            self.parts
+                .events
+                .warn(format!("{} {id}: {reason}: {description}", self.collection.target.namespace));
+        }
+    }
+
+    fn stop_for(&mut self, error: Error) {
+        self.parts.asker.stop.cancel();
+        self.fatal.get_or_insert(error);
+    }
+}
+
+/// A task that panicked is a bug of ours; the run stops, the state is kept.
+fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
+    result.map_err(|error| Error::stopped(format!("an internal task failed: {error}")))
+}

@@ -1,0 +1,135 @@
+//! A wrong flag is a disaster: when flags are written, and when never.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, doc};
+use mongodb::Collection;
+
+use crate::harness::{Bench, wait_for};
+use crate::key_api::{Call, KeyApi, Reply};
+use crate::program::Signal;
+
+fn nothing_found(_: &Call) -> Reply {
+    Reply::not_found().after(Duration::from_millis(20))
+}
+
+/// After the API was mended, the same command fills all that a guard had saved.
+async fn expect_filled_once_mended(bench: &Bench, api: &KeyApi, documents: u64) {
+    assert_eq!(bench.flagged().await, 0, "a wrong flag");
+    api.change(Reply::found);
+    let run = bench.run("backfill --tps 5000").await.expect_exit(0);
+    run.expect_documents(&[("candidates", documents), ("filled", documents)]);
+    assert_eq!((bench.filled().await, bench.flagged().await), (documents, 0));
+}
+
+#[tokio::test]
+async fn an_api_that_knows_no_key_stops_the_job_without_a_flag() {
+    let bench = Bench::with_docs(300).await;
+    let api = KeyApi::start(nothing_found);
+    bench.configure(&bench.config(&api));
+    let run = bench.run("backfill --tps 5000 --concurrency 8").await.expect_exit(4);
+    assert_eq!(run.text("/status"), "stopped");
+    run.expect_documents(&[("candidates", 300), ("candidates_left", 300)]);
+    assert!((100..=108).contains(&api.count()), "it was stopped after {} calls", api.count());
+    expect_filled_once_mended(&bench, &api, 300).await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_found_in_mid_run_stops_the_job_too() {
+    let bench = Bench::with_docs(800).await;
+    let api = KeyApi::start(|call| if call.number < 200 { Reply::found(call) } else { Reply::not_found() });
+    bench.configure(&bench.config(&api));
+    bench.run("backfill --tps 5000 --concurrency 8").await.expect_exit(4);
+    // 200 of 400 is the limit itself.
+    assert!((400..=410).contains(&api.count()), "it was stopped after {} calls", api.count());
+    assert!(bench.flagged().await <= 201);
+    assert_eq!(bench.filled().await, 200);
+}
+
+#[tokio::test]
+async fn too_few_answers_for_a_verdict_are_flagged_with_a_warning() {
+    let bench = Bench::with_docs(60).await;
+    let api = KeyApi::start(nothing_found);
+    bench.configure(&bench.config(&api));
+    let run = bench.run("backfill --tps 5000").await.expect_exit(0);
+    run.expect_documents(&[("candidates", 60), ("flagged", 60)]);
+    assert!(run.stderr.contains("60 of 60"), "{}", run.stderr);
+    assert_eq!(bench.flagged().await, 60);
+
+    let again = bench.run("backfill --tps 5000").await.expect_exit(0);
+    again.expect_documents(&[]);
+    again.expect_calls(0);
+    assert_eq!(api.count(), 60, "what is flagged is not asked for again");
+}
+
+#[tokio::test]
+async fn flags_wait_for_the_hundredth_answer() {
+    let bench = Bench::with_docs(300).await;
+    let api =
+        KeyApi::start(|call| if call.number % 5 == 0 { Reply::not_found() } else { Reply::found(call) });
+    bench.configure(&bench.config(&api));
+    let run = bench.program("backfill --tps 100 --concurrency 2").spawn();
+    wait_for("keys to be written", async || bench.filled().await >= 60).await;
+    assert!(api.count() < 98, "too late to tell: {}", api.count());
+    assert_eq!(bench.flagged().await, 0);
+    let run = run.finish().await.expect_exit(0);
+    run.expect_documents(&[("candidates", 300), ("filled", 240), ("flagged", 60)]);
+}
+
+#[tokio::test]
+async fn the_guard_remembers_over_a_kill_before_its_verdict() {
+    let bench = Bench::with_docs(300).await;
+    let api = KeyApi::start(nothing_found);
+    bench.configure(&bench.config(&api));
+    let run = bench.program("backfill --tps 200 --concurrency 4").spawn();
+    wait_for("calls", async || api.count() >= 60).await;
+    run.kill();
+    assert_eq!(bench.flagged().await, 0);
+    assert!(api.count() < 100, "too late to tell: {}", api.count());
+    bench.run("backfill --tps 200 --concurrency 4").await.expect_exit(4);
+    assert!((100..=108).contains(&api.count()), "it was stopped after {} calls", api.count());
+    expect_filled_once_mended(&bench, &api, 300).await;
+}
+
+#[tokio::test]
+async fn a_field_without_usable_keys_stops_the_job_without_a_flag_or_call() {
+    let bench = Bench::with_docs(300).await;
+    let api = KeyApi::finding();
+    let wrong = bench.config(&api).no_targets().target(
+        "docs",
+        &bench.namespace("docs"),
+        ["legacykey", "newKey", "newKeyFlag"],
+    );
+    bench.configure(&wrong);
+    let before = bench.documents("docs").await;
+    bench.run("backfill --tps 5000 --job mistyped").await.expect_exit(4);
+    assert_eq!(bench.documents("docs").await, before);
+    assert_eq!(api.count(), 0);
+
+    bench.configure(&bench.config(&api));
+    bench.run("backfill --tps 5000").await.expect_exit(0);
+    assert_eq!((bench.filled().await, bench.flagged().await), (300, 0));
+}
+
+#[tokio::test]
+async fn a_share_that_is_allowed_is_flagged() {
+    let bench = Bench::new().await;
+    let documents = (0..400).map(|id| match id % 4 {
+        0 => doc! {"_id": id, "legacyKey": format!("K{id}")},
+        1 => doc! {"_id": id, "legacyKey": ""},
+        2 => doc! {"_id": id, "legacyKey": ["K1", "K2"]},
+        _ => doc! {"_id": id, "legacyKey": {"a": 1}},
+    });
+    bench.insert(documents).await;
+    bench.create_index().await;
+    let api = KeyApi::start(|_| Reply::not_found());
+    let config = bench.config(&api).backfill("max_not_found_share = 1.0");
+    bench.configure(&config.clone().backfill("max_no_legacy_key_share = 0.7"));
+    bench.run("backfill --tps 5000").await.expect_exit(4);
+    assert_eq!(bench.flagged().await, 0);
+    bench.configure(&config.backfill("max_no_legacy_key_share = 0.8"));
+    let run = bench.run("backfill --tps 5000").await.expect_exit(0);
+    run.expect_documents(&[("candidates", 400), ("flagged", 400)]);
+    assert_eq!(bench.count(doc! {"newKeyFlag.reason": "no_legacy_key"}).await, 300);
+    assert_eq!(bench.count(doc! {"newKeyFlag.reason": "not_found"}).await, 100);
+}

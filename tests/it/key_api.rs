@@ -1,0 +1,318 @@
+//! Key APIs that do as a test tells them, faults on the wire included.
+//!
+//! Each runs on a thread of its own, so that a busy test delays no answer.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::{pending, poll_fn};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+/// Where single keys are asked for; the key follows, percent-encoded.
+const PATH: &str = "/v1/keys/";
+
+/// A call as it arrived.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Calls before this one.
+    pub number: usize,
+    /// Calls for the same key before this one.
+    pub attempt: usize,
+    /// The key, decoded.
+    pub key: String,
+    /// Path and query as they came over the wire.
+    pub target: String,
+    pub headers: HashMap<String, String>,
+    pub at: Instant,
+}
+
+/// What to do with a call.
+pub struct Reply {
+    after: Duration,
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+    fault: Option<Fault>,
+}
+
+/// What can go wrong on the wire.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// Never answers.
+    Hang,
+    /// Resets the connection.
+    Reset,
+    /// Closes the connection in the middle of the body.
+    CutOff,
+}
+
+impl Reply {
+    pub fn new(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        let headers = vec![("content-type", content_type.to_owned())];
+        Self { after: Duration::ZERO, status, headers, body: body.into(), fault: None }
+    }
+
+    pub fn json(status: u16, body: Value) -> Self {
+        Self::new(status, "application/json", body.to_string())
+    }
+
+    pub fn html(status: u16) -> Self {
+        Self::new(status, "text/html", "<html><body>We will be back soon</body></html>")
+    }
+
+    pub fn empty(status: u16) -> Self {
+        Self::new(status, "text/plain", "")
+    }
+
+    /// The new key `N-<key>`.
+    pub fn found(call: &Call) -> Self {
+        Self::key(call, &format!("N-{}", call.key))
+    }
+
+    pub fn key(call: &Call, new_key: &str) -> Self {
+        Self::json(200, json!({"legacyKey": call.key, "newKey": new_key}))
+    }
+
+    pub fn not_found() -> Self {
+        Self::json(404, json!({"code": "NO_KEY"}))
+    }
+
+    pub fn hang() -> Self {
+        Self { fault: Some(Fault::Hang), ..Self::empty(200) }
+    }
+
+    pub fn reset() -> Self {
+        Self { fault: Some(Fault::Reset), ..Self::empty(200) }
+    }
+
+    /// This answer, but the connection is closed before its end.
+    pub fn cut_off(self) -> Self {
+        Self { fault: Some(Fault::CutOff), ..self }
+    }
+
+    pub fn after(self, after: Duration) -> Self {
+        Self { after, ..self }
+    }
+
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+type Behaviour = Arc<dyn Fn(&Call) -> Reply + Send + Sync>;
+
+/// A running key API. Dropping it ends it.
+pub struct KeyApi {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    behaviour: Mutex<Behaviour>,
+    calls: Mutex<Vec<Call>>,
+    attempts: Mutex<HashMap<String, usize>>,
+    in_flight: AtomicUsize,
+    most_in_flight: AtomicUsize,
+}
+
+impl KeyApi {
+    pub fn start(behaviour: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket for tokio");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared {
+            behaviour: Mutex::new(Arc::new(behaviour)),
+            calls: Mutex::default(),
+            attempts: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            most_in_flight: AtomicUsize::new(0),
+        });
+        let stop = CancellationToken::new();
+        let (seen, until) = (Arc::clone(&shared), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(until.run_until_cancelled(serve(listener, seen)));
+        });
+        Self { address, shared, stop, thread: Some(thread) }
+    }
+
+    /// Answers every call with the key `N-<legacy key>`.
+    pub fn finding() -> Self {
+        Self::start(Reply::found)
+    }
+
+    /// Behaves differently from here on.
+    pub fn change(&self, behaviour: impl Fn(&Call) -> Reply + Send + Sync + 'static) {
+        *locked(&self.shared.behaviour) = Arc::new(behaviour);
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL for a config.
+    pub fn key_url(&self) -> String {
+        format!("http://{}{PATH}{{key}}", self.address)
+    }
+
+    /// All calls that arrived so far, in their order.
+    pub fn calls(&self) -> Vec<Call> {
+        locked(&self.shared.calls).clone()
+    }
+
+    pub fn count(&self) -> usize {
+        locked(&self.shared.calls).len()
+    }
+
+    /// How often each key was asked for.
+    pub fn asked(&self) -> HashMap<String, usize> {
+        locked(&self.shared.attempts).clone()
+    }
+
+    /// The most calls that were under way at once.
+    pub fn most_in_flight(&self) -> usize {
+        self.shared.most_in_flight.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for KeyApi {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !std::thread::panicking() {
+                ended.expect("the key API did not panic");
+            }
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a runtime");
+    loop {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        tokio::spawn(converse(stream, Arc::clone(&shared)));
+    }
+}
+
+async fn converse(stream: TcpStream, shared: Arc<Shared>) {
+    stream.set_nodelay(true).expect("a TCP socket");
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        Box::pin(async move { answer(&shared, request).await })
+    });
+    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let ended = poll_fn(|context| connection.poll_without_shutdown(context)).await;
+    let wants_reset = |error: hyper::Error| {
+        std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<ResetConnection>)
+    };
+    if ended.is_err_and(wants_reset) {
+        connection.into_parts().io.into_inner().set_zero_linger().expect("a TCP socket");
+    }
+}
+
+/// Asks [`converse`] to reset the connection: only there the socket can be reached.
+#[derive(Debug)]
+struct ResetConnection;
+
+impl fmt::Display for ResetConnection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("connection to be reset")
+    }
+}
+
+impl std::error::Error for ResetConnection {}
+
+type Body = http_body_util::combinators::BoxBody<Bytes, io::Error>;
+
+async fn answer(shared: &Shared, request: Request<Incoming>) -> Result<Response<Body>, ResetConnection> {
+    let call = shared.note(&request);
+    let _open = Open::enter(shared);
+    let behaviour = Arc::clone(&locked(&shared.behaviour));
+    let reply = behaviour(&call);
+    if !reply.after.is_zero() {
+        tokio::time::sleep(reply.after).await;
+    }
+    let mut parts: Vec<io::Result<Frame<Bytes>>> = Vec::new();
+    let length = reply.body.len();
+    match reply.fault {
+        Some(Fault::Hang) => pending().await,
+        Some(Fault::Reset) => return Err(ResetConnection),
+        Some(Fault::CutOff) => {
+            parts.push(Ok(Frame::data(reply.body[..length / 2].to_vec().into())));
+            parts.push(Err(io::Error::other("cut off")));
+        }
+        None => parts.push(Ok(Frame::data(reply.body.into()))),
+    }
+    let mut response = Response::builder().status(reply.status).header("content-length", length);
+    for (name, value) in reply.headers {
+        response = response.header(name, value);
+    }
+    let body = StreamBody::new(stream::iter(parts));
+    Ok(response.body(BodyExt::boxed(body)).expect("a valid answer"))
+}
+
+impl Shared {
+    fn note(&self, request: &Request<Incoming>) -> Call {
+        let at = Instant::now();
+        let target = request.uri().to_string();
+        let segment = request.uri().path().strip_prefix(PATH).unwrap_or_default();
+        let key = percent_decode_str(segment).decode_utf8().expect("a key in UTF-8").into_owned();
+        let headers = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect();
+        let attempt = {
+            let mut attempts = locked(&self.attempts);
+            let count = attempts.entry(key.clone()).or_default();
+            *count += 1;
+            *count - 1
+        };
+        let mut calls = locked(&self.calls);
+        let call = Call { number: calls.len(), attempt, key, target, headers, at };
+        calls.push(call.clone());
+        call
+    }
+}
+
+/// Counts a call for as long as it is under way, however it ends.
+struct Open<'a>(&'a Shared);
+
+impl<'a> Open<'a> {
+    fn enter(shared: &'a Shared) -> Self {
+        let now = shared.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic while it was locked")
+}

@@ -1,0 +1,14 @@
+//! Tests against a real replica set and real HTTP: `scripts/mongod run -- cargo nextest run`.
+#![expect(unreachable_pub, reason = "nothing of a test binary is reachable; `pub` says what a module is for")]
+#![expect(dead_code, reason = "the tests that need the rest of the harness follow")]
+
+mod answers;
+mod backfill;
+mod backfill_kill;
+mod backfill_race;
+mod config;
+mod goodbooks;
+mod guard;
+mod harness;
+mod key_api;
+mod program;

@@ -1,0 +1,202 @@
+//! The built program as a child process.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+/// No run of a test takes this long.
+const LIMIT: Duration = Duration::from_secs(150);
+
+/// The program, about to be started.
+pub struct Program {
+    command: Command,
+    output: PathBuf,
+}
+
+/// The program under way. Dropping it kills it.
+pub struct Running {
+    child: Child,
+    output: PathBuf,
+}
+
+/// What the program left behind.
+pub struct Finished {
+    /// The exit code; `None` where a signal ended it.
+    pub exit: Option<i32>,
+    /// The JSON document on stdout; null where there is none.
+    pub json: Value,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// The signals that tests send.
+#[derive(Clone, Copy)]
+pub enum Signal {
+    Interrupt,
+    Terminate,
+}
+
+impl Program {
+    pub fn new(folder: &Path) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let output = folder.join(format!("run{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mongorekey"));
+        command.current_dir(folder).stdin(Stdio::null()).env_remove("MONGOREKEY_URI");
+        Self { command, output }
+    }
+
+    /// Further arguments, separated by spaces.
+    pub fn arguments(mut self, arguments: &str) -> Self {
+        self.command.args(arguments.split_whitespace());
+        self
+    }
+
+    /// One further argument, whatever it holds.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn spawn(mut self) -> Running {
+        // Into files: a pipe that nobody reads would stop the program.
+        let file =
+            |kind: &str| File::create(self.output.with_extension(kind)).expect("a file for the output");
+        self.command.stdout(file("out")).stderr(file("err"));
+        let child = self.command.spawn().expect("the program starts");
+        Running { child, output: self.output }
+    }
+
+    pub async fn run(self) -> Finished {
+        self.spawn().finish().await
+    }
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the state of a child").is_none()
+    }
+
+    /// What it wrote to stderr so far.
+    pub fn stderr(&self) -> String {
+        read(&self.output.with_extension("err"))
+    }
+
+    /// Waits for its end.
+    pub async fn finish(mut self) -> Finished {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the state of a child") {
+                return self.finished(status);
+            }
+            if Instant::now() > deadline {
+                panic!("the program did not end within {LIMIT:?}; it said:\n{}", self.stderr());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let name = match signal {
+            Signal::Interrupt => "-INT",
+            Signal::Terminate => "-TERM",
+        };
+        let sent = Command::new("kill").args([name, &self.pid().to_string()]).status().expect("kill exists");
+        assert!(sent.success(), "the signal was not sent");
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().expect("a child to kill");
+        self.child.wait().expect("its end");
+    }
+
+    fn finished(&self, status: ExitStatus) -> Finished {
+        let stdout = read(&self.output.with_extension("out"));
+        let json = if stdout.trim().is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&stdout)
+                .unwrap_or_else(|error| panic!("stdout is not one JSON document ({error}):\n{stdout}"))
+        };
+        Finished { exit: status.code(), json, stderr: self.stderr(), stdout }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only where it has ended.
+        let _gone = self.child.kill();
+        let _collected = self.child.wait();
+    }
+}
+
+impl Finished {
+    #[track_caller]
+    pub fn expect_exit(self, exit: i32) -> Self {
+        assert_eq!(
+            self.exit,
+            Some(exit),
+            "wrong exit code; stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// A number of the result, by JSON pointer.
+    #[track_caller]
+    pub fn number(&self, pointer: &str) -> u64 {
+        let value = self.json.pointer(pointer).unwrap_or_else(|| panic!("no {pointer} in {}", self.stdout));
+        value.as_u64().unwrap_or_else(|| panic!("{pointer} is no whole number in {}", self.stdout))
+    }
+
+    /// A text of the result, by JSON pointer.
+    #[track_caller]
+    pub fn text(&self, pointer: &str) -> &str {
+        let value = self.json.pointer(pointer).unwrap_or_else(|| panic!("no {pointer} in {}", self.stdout));
+        value.as_str().unwrap_or_else(|| panic!("{pointer} is no text in {}", self.stdout))
+    }
+
+    /// Checks the counts of documents that are named, all others being zero.
+    #[track_caller]
+    pub fn expect_documents(&self, expected: &[(&str, u64)]) {
+        for name in ["candidates", "filled", "flagged", "already_filled", "failed", "candidates_left"] {
+            let wanted = expected.iter().find(|(other, _)| *other == name).map_or(0, |(_, count)| *count);
+            assert_eq!(
+                self.number(&format!("/documents/{name}")),
+                wanted,
+                "documents.{name} in {}\n{}",
+                self.stdout,
+                self.stderr
+            );
+        }
+    }
+
+    #[track_caller]
+    pub fn expect_calls(&self, calls: u64) {
+        assert_eq!(self.number("/api/calls"), calls, "{}\n{}", self.stdout, self.stderr);
+    }
+
+    /// All that it wrote.
+    pub fn output(&self) -> String {
+        format!("{}\n{}", self.stdout, self.stderr)
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).expect("the output is readable")).into_owned()
+}

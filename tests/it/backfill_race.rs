@@ -91,7 +91,7 @@ async fn deleted_documents_are_not_made_again() {
 }
 
 /// Runs a backfill of 40 documents beside an application that inserts faster than it calls.
-async fn beside_an_inserter(next_id: impl Fn(&mut Random, i64) -> i64 + Send + 'static) {
+pub async fn beside_an_inserter(next_id: impl Fn(&mut Random, i64) -> i64 + Send + 'static) {
     const ORIGINAL: i64 = 1_000_000;
     let bench = Bench::new().await;
     bench.insert((1..=40_i64).map(|n| doc! {"_id": n * ORIGINAL, "legacyKey": format!("K{n}")})).await;

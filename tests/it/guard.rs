@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, doc};
-use mongodb::Collection;
+use bson::doc;
 
 use crate::harness::{Bench, wait_for};
 use crate::key_api::{Call, KeyApi, Reply};
-use crate::program::Signal;
 
-fn nothing_found(_: &Call) -> Reply {
+pub fn nothing_found(_: &Call) -> Reply {
     Reply::not_found().after(Duration::from_millis(20))
 }
 

@@ -49,10 +49,11 @@ impl Documents {
         *self.flagged_by.entry(reason.to_owned()).or_default() += 1;
     }
 
-    /// Forgets failures, because their documents are tried again.
-    pub fn forget_failures(&mut self) {
-        self.failed = 0;
-        self.failed_by.clear();
+    /// Goes back to the failures of an earlier moment, because the documents
+    /// that failed since are tried again.
+    pub fn forget_failures_since(&mut self, earlier: &Self) {
+        self.failed = earlier.failed;
+        self.failed_by.clone_from(&earlier.failed_by);
     }
 
     /// The part that is summed up over the runs of a job.
@@ -165,9 +166,10 @@ mod tests {
     fn failures_are_forgotten_before_another_try() {
         let mut documents = Documents::default();
         documents.fail("timeout");
+        let earlier = documents.clone();
         documents.fail("timeout");
         assert_eq!((documents.failed, documents.failed_by.get("timeout")), (2, Some(&2)));
-        documents.forget_failures();
-        assert_eq!((documents.failed, documents.settled()), (0, 0));
+        documents.forget_failures_since(&earlier);
+        assert_eq!((documents.failed, documents.failed_by.get("timeout")), (1, Some(&1)));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bson::RawBson;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,14 +28,25 @@ pub struct Chunk {
 /// What a pass may read at most.
 #[derive(Debug)]
 pub struct Pass {
+    /// Where the pass before stopped, if it did so before its end.
+    pub after: Option<RawBson>,
     /// The highest `_id` that belongs to the pass. What is inserted above it
     /// while the pass runs waits for a later one.
     pub bound: RawBson,
-    /// The number of candidates at the start: what is inserted below the bound
-    /// can't extend the pass either.
+    /// Documents to read at most: what is inserted below the bound can't extend
+    /// the pass without end either.
     pub most: u64,
     /// Documents per chunk.
     pub chunk: usize,
+}
+
+/// How far reading came.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ending {
+    /// To the end of the pass.
+    Whole,
+    /// Only to this `_id`, because the pass may read no more.
+    Cut(RawBson),
 }
 
 /// Starts reading a pass; the channel ends with the pass.
@@ -42,16 +54,19 @@ pub fn read_ahead(
     collection: Arc<TargetCollection>,
     pass: Pass,
     stop: CancellationToken,
-) -> mpsc::Receiver<Result<Chunk>> {
+) -> (mpsc::Receiver<Result<Chunk>>, JoinHandle<Ending>) {
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-    tokio::spawn(async move {
-        let mut last: Option<RawBson> = None;
+    let reading = tokio::spawn(async move {
+        let mut last = pass.after;
         let mut left = pass.most;
-        while left > 0 && !stop.is_cancelled() {
+        while !stop.is_cancelled() {
+            if left == 0 {
+                return last.map_or(Ending::Whole, Ending::Cut);
+            }
             let limit = usize::try_from(left).unwrap_or(usize::MAX).min(pass.chunk);
             let read = collection.chunk(last.as_ref(), &pass.bound, limit).await;
             let chunk = match read {
-                Ok((_, None)) => return,
+                Ok((_, None)) => return Ending::Whole,
                 Ok((candidates, Some(end))) => {
                     left = left.saturating_sub(u64::try_from(limit).unwrap_or(u64::MAX));
                     last = Some(end.clone());
@@ -61,9 +76,10 @@ pub fn read_ahead(
             };
             let failed = chunk.is_err();
             if sender.send(chunk).await.is_err() || failed {
-                return;
+                break;
             }
         }
+        Ending::Whole
     });
-    receiver
+    (receiver, reading)
 }

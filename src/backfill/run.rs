@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::asker::Asker;
 use super::counts::{Api, ApiCounters, Documents, add};
 use super::engine::{Engine, Parts};
-use super::reader::{Pass, read_ahead};
+use super::reader::{Ending, Pass, read_ahead};
 use crate::Context;
 use crate::config::file::KeyApi;
 use crate::config::values::{Concurrency, Tps};
@@ -33,6 +33,10 @@ const CHECKPOINT: Duration = Duration::from_secs(2);
 const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 /// The first pass, and one more over what appeared or failed meanwhile.
 const PASSES: usize = 2;
+/// A pass reads at most so many times the candidates at its start. Documents
+/// inserted at random below its end are candidates too and are taken along, but
+/// not without limit.
+const LONGEST_PASS: u64 = 2;
 
 /// What the options ask for; anything absent is as configured.
 #[derive(Debug, Clone, Default)]
@@ -246,11 +250,12 @@ impl<'a> Run<'a> {
     /// it is left to a later run, so that the job ends however busy the
     /// application is.
     async fn all_passes(&mut self, plan: &Plan, collection: &Arc<TargetCollection>) -> Result<()> {
-        let failed_before = self.engine.documents().failed;
+        let before = self.engine.documents().clone();
+        let mut after = None;
         for pass in 1..=PASSES {
             let left = plan.limit.saturating_sub(self.engine.documents().settled());
             let count = collection.count().await?;
-            let failed = self.engine.documents().failed - failed_before;
+            let failed = self.engine.documents().failed - before.failed;
             // After the first pass the held flags and the failures still are candidates.
             let known = if pass == 1 { 0 } else { failed + self.engine.held() };
             if left == 0 || count <= known || self.stop.is_cancelled() {
@@ -258,17 +263,23 @@ impl<'a> Run<'a> {
             }
             if pass > 1 {
                 self.engine.finish().await?;
-                self.engine.documents_mut().forget_failures();
+                if after.is_none() {
+                    self.engine.documents_mut().forget_failures_since(&before);
+                }
             }
             let Some(bound) = collection.highest().await? else { return Ok(()) };
-            let pass = Pass { bound, most: count.min(left), chunk: plan.chunk };
-            self.pass(collection, pass).await?;
+            let most = count.saturating_mul(LONGEST_PASS).min(left);
+            // A pass that was cut goes on where it stopped: what was there first comes first.
+            after = match self.pass(collection, Pass { after, bound, most, chunk: plan.chunk }).await? {
+                Ending::Whole => None,
+                Ending::Cut(position) => Some(position),
+            };
         }
         Ok(())
     }
 
-    async fn pass(&mut self, collection: &Arc<TargetCollection>, pass: Pass) -> Result<()> {
-        let chunks = read_ahead(collection.clone(), pass, self.stop.clone());
+    async fn pass(&mut self, collection: &Arc<TargetCollection>, pass: Pass) -> Result<Ending> {
+        let (chunks, reading) = read_ahead(collection.clone(), pass, self.stop.clone());
         let (job, earlier, events) = (&self.job, self.earlier.as_ref(), &self.context.events);
         let mut saved = Instant::now();
         self.engine
@@ -281,7 +292,8 @@ impl<'a> Run<'a> {
                 }
                 Ok(())
             })
-            .await
+            .await?;
+        reading.await.map_err(|error| Error::stopped(format!("an internal task failed: {error}")))
     }
 
     async fn finish(mut self, plan: &Plan, result: Result<()>) -> Result<Outcome> {

@@ -58,6 +58,9 @@ impl Engine {
         self.answer_guard.record(answer.is_negative());
         let undecided = self.answer_guard.verdict() == Verdict::Undecided;
         let held = answer.is_negative() && undecided;
+        if held {
+            self.counted.insert(key.clone());
+        }
         self.deliver(&answer, waiting);
         self.keys.insert(key.clone(), KeyState::Answered(answer.clone()));
         self.outbox.answers.push((key, Remembered { answer, held }));
@@ -156,6 +159,7 @@ impl Engine {
         if let Some(key_map) = &self.parts.key_map {
             key_map.release_held().await?;
         }
+        self.counted.clear();
         let held = std::mem::take(&mut self.held_answers);
         self.release(held);
         Ok(())

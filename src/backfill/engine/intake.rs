@@ -131,7 +131,7 @@ impl Engine {
                 None => self.enqueue(group),
                 Some(remembered) => {
                     self.from_key_map += 1;
-                    self.deliver_remembered(&remembered, group.candidates).await?;
+                    self.deliver_remembered(group.key, &remembered, group.candidates).await?;
                 }
             }
         }
@@ -141,11 +141,14 @@ impl Engine {
     /// A held answer was never judged, so the guard counts it like a new one.
     async fn deliver_remembered(
         &mut self,
+        key: String,
         remembered: &Remembered,
         candidates: Vec<Candidate>,
     ) -> Result<()> {
         if remembered.held {
-            self.answer_guard.record(remembered.answer.is_negative());
+            if self.counted.insert(key) {
+                self.answer_guard.record(remembered.answer.is_negative());
+            }
             self.deliver(&remembered.answer, candidates);
             return self.judge_answers().await;
         }

@@ -9,7 +9,7 @@ mod answers;
 mod intake;
 mod writes;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +80,9 @@ pub struct Engine {
     unusable_guard: Guard,
     /// Flags that wait for the guard's first verdict.
     held_answers: Vec<Held>,
+    /// Keys of held answers that the guard has counted: a later chunk may find
+    /// them in the key map, still held.
+    counted: HashSet<String>,
     held_unusable: Vec<Held>,
     /// Keys that failed in this run and why, so that all documents share it.
     failed_keys: HashMap<String, (&'static str, String)>,
@@ -108,6 +111,7 @@ impl Engine {
             calls: JoinSet::new(),
             writes: JoinSet::new(),
             held_answers: Vec::new(),
+            counted: HashSet::new(),
             held_unusable: Vec::new(),
             failed_keys: HashMap::new(),
             refusals_in_a_row: 0,

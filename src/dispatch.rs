@@ -1,6 +1,7 @@
 //! From a parsed command line to a finished command.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
@@ -15,6 +16,9 @@ use crate::mongo::Mongo;
 use crate::report::outcome::{Format, Outcome};
 use crate::report::progress::{self, Style};
 use crate::{Context, backfill, cleanse, command, signals, verify};
+
+/// How long closing the connections may take.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// Parses the command line.
 ///
@@ -46,11 +50,13 @@ pub(crate) async fn execute(cli: Cli) -> Outcome {
     let (events, queue) = Events::channel();
     let reporter = progress::spawn(queue, style(&cli.global));
     let name = cli.command.name();
-    let outcome = execute_with(cli, events).await;
+    let outcome = execute_with(cli, events.clone()).await;
     let outcome = outcome.unwrap_or_else(|error| Outcome::from_error(name, None, error));
-    // The bar must be gone before the result is printed; a sender that leaked
-    // into a stuck task must not keep the result from the operator.
-    let _drawn = tokio::time::timeout(std::time::Duration::from_secs(1), reporter).await;
+    // The bar must be gone before the result is printed.
+    events.end().await;
+    if let Err(error) = reporter.await {
+        tracing::warn!(%error, "the reporter failed");
+    }
     outcome
 }
 
@@ -75,7 +81,8 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
     let mongo = Mongo::connect(&settings.uri, &settings.state_database).await?;
     let context = Context { mongo, settings, events, stop, signal };
     let outcome = run_command(&context, &cli.command).await;
-    context.mongo.close().await;
+    // Connections that a stuck server keeps busy must not keep the result from the operator.
+    let _late = tokio::time::timeout(CLOSING, context.mongo.close()).await;
     outcome
 }
 

@@ -19,6 +19,8 @@ pub enum Event {
     Warning(String),
     /// Something that is shown however quiet the operator wants it.
     Announcement(String),
+    /// Nothing more will come.
+    End,
 }
 
 /// A picture of a phase.
@@ -68,6 +70,12 @@ impl Events {
     /// Tells what must be known to go on, such as a port that was chosen.
     pub fn announce(&self, text: impl Into<String>) {
         self.tell(Event::Announcement(text.into()));
+    }
+
+    /// Ends the reporter once it has shown everything told so far.
+    pub async fn end(&self) {
+        // A closed channel means that it has ended already.
+        let _closed = self.0.send(Event::End).await;
     }
 
     fn tell(&self, event: Event) {

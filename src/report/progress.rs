@@ -32,11 +32,14 @@ pub enum Style {
     Json,
 }
 
-/// Starts the reporter; it ends when every sender of events is gone.
+/// Starts the reporter; it ends when it is told to, or every sender is gone.
 pub fn spawn(mut events: mpsc::Receiver<Event>, style: Style) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut reporter = Reporter::new(style);
         while let Some(event) = events.recv().await {
+            if event == Event::End {
+                break;
+            }
             reporter.show(event);
         }
         reporter.clear();
@@ -66,7 +69,7 @@ impl Reporter {
         match event {
             Event::Progress(progress) => self.progress(&progress),
             Event::Note(text) if self.style != Style::Quiet => self.line("note", &text),
-            Event::Note(_) => {}
+            Event::Note(_) | Event::End => {}
             Event::Announcement(text) => self.line("note", &text),
             Event::Warning(text) => self.line("warning", &text),
         }

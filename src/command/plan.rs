@@ -17,9 +17,10 @@ use crate::key_map::KeyMap;
 use crate::legacy_key;
 use crate::mongo::catalog::Description;
 use crate::mongo::index::{self, IndexState, whole_number};
+use crate::mongo::source::{candidate_filter, legacy_projection};
 use crate::report::outcome::Outcome;
 use crate::report::progress::duration;
-use crate::throttle::window::Schedule;
+use crate::throttle::window::{Schedule, TimeZoneName};
 
 /// Keys that are looked up in the key map at once.
 const KEYS_PER_LOOKUP: usize = 1000;
@@ -54,7 +55,9 @@ pub async fn run(context: &Context, args: &PlanArgs) -> Result<Outcome> {
     calls.look_up_rest().await?;
     let schedule = Schedule::new(windows, zone.clone());
     let estimate = Estimate::new(calls.needed, tps, schedule.as_ref(), Timestamp::now());
-    Ok(report(&targets, &needs, &calls, tps, &estimate, &zone))
+    let (needed, known) = (calls.needed, calls.known);
+    let summary = Summary { targets: &targets, needs: &needs, needed, known, tps, estimate, zone };
+    Ok(Outcome::reached(summary.json(), summary.text()))
 }
 
 /// The time that a number of calls takes.
@@ -197,18 +200,9 @@ fn has_collation(description: &Description) -> bool {
 }
 
 fn group_pipeline(target: &Target) -> Vec<Document> {
-    let legacy = format!("${}", target.legacy_field);
-    let mut filter = doc! {target.key_field.as_str(): Bson::Null, target.flag_field.as_str(): Bson::Null};
-    if !target.filter.0.is_empty() {
-        filter.insert("$and", vec![target.filter.0.clone()]);
-    }
-    let readable = doc! {"$in": [{"$type": &legacy}, legacy_key::READABLE_TYPES.to_vec()]};
     vec![
-        doc! {"$match": filter},
-        doc! {"$group": {
-            "_id": {"t": {"$type": &legacy}, "v": {"$cond": [readable, &legacy, "$$REMOVE"]}},
-            "n": {"$sum": 1},
-        }},
+        doc! {"$match": candidate_filter(target)},
+        doc! {"$group": {"_id": legacy_projection(&target.legacy_field), "n": {"$sum": 1}}},
     ]
 }
 
@@ -223,71 +217,72 @@ fn show(events: &Events, namespace: &Namespace, done: u64) {
     });
 }
 
-fn report(
-    targets: &[Target],
-    needs: &[Need],
-    calls: &Calls<'_>,
+/// Everything that the result tells.
+struct Summary<'a> {
+    targets: &'a [Target],
+    needs: &'a [Need],
+    needed: u64,
+    known: u64,
     tps: Tps,
-    estimate: &Estimate,
-    zone: &crate::throttle::window::TimeZoneName,
-) -> Outcome {
-    let target_json: Vec<Value> = targets
-        .iter()
-        .zip(needs)
-        .map(|(target, need)| {
+    estimate: Estimate,
+    zone: TimeZoneName,
+}
+
+impl Summary<'_> {
+    fn json(&self) -> Value {
+        let targets = self.targets.iter().zip(self.needs).map(|(target, need)| {
             json!({
                 "collection": target.namespace.to_string(),
                 "candidates": need.candidates,
                 "distinct_keys": need.distinct_keys,
                 "unusable": need.unusable,
             })
+        });
+        let estimate = &self.estimate;
+        let end = estimate.in_windows.map(|(_, end)| end).or(estimate.ends_nonstop);
+        json!({
+            "schema": 1,
+            "command": "plan",
+            "targets": targets.collect::<Vec<_>>(),
+            "calls": self.needed,
+            "known_keys": self.known,
+            "tps": self.tps.per_second(),
+            "seconds_nonstop": estimate.nonstop.as_secs_f64(),
+            "seconds_in_windows": estimate.in_windows.map(|(needed, _)| needed.as_secs_f64()),
+            "finished_at": end.map(|end| end.to_string()),
         })
-        .collect();
-    let json = json!({
-        "schema": 1,
-        "command": "plan",
-        "targets": target_json,
-        "calls": calls.needed,
-        "known_keys": calls.known,
-        "tps": tps.per_second(),
-        "seconds_nonstop": estimate.nonstop.as_secs_f64(),
-        "seconds_in_windows": estimate.in_windows.map(|(needed, _)| needed.as_secs_f64()),
-        "finished_at": estimate.in_windows.map(|(_, end)| end).or(estimate.ends_nonstop).map(|end| end.to_string()),
-    });
-    Outcome::reached(json, text(targets, needs, calls, tps, estimate, zone))
-}
+    }
 
-fn text(
-    targets: &[Target],
-    needs: &[Need],
-    calls: &Calls<'_>,
-    tps: Tps,
-    estimate: &Estimate,
-    zone: &crate::throttle::window::TimeZoneName,
-) -> String {
-    let mut lines = Vec::new();
-    for (target, need) in targets.iter().zip(needs) {
-        lines.push(format!(
-            "{}: {} candidates, {} distinct legacy keys",
-            target.namespace, need.candidates, need.distinct_keys
-        ));
-        for (kind, count) in &need.unusable {
-            lines.push(format!("  {count} will be flagged no_legacy_key: {kind}"));
+    fn text(&self) -> String {
+        let mut lines = Vec::new();
+        for (target, need) in self.targets.iter().zip(self.needs) {
+            lines.push(format!(
+                "{}: {} candidates, {} distinct legacy keys",
+                target.namespace, need.candidates, need.distinct_keys
+            ));
+            for (kind, count) in &need.unusable {
+                lines.push(format!("  {count} will be flagged no_legacy_key: {kind}"));
+            }
         }
-    }
-    lines.push(format!("{} calls needed, {} keys are in the key map already", calls.needed, calls.known));
-    let date =
-        |end: Timestamp| end.to_zoned(zone.zone().clone()).strftime("%A %-d %B %Y, %H:%M %Z").to_string();
-    let end = estimate.ends_nonstop.map_or(String::new(), |end| format!(", until {}", date(end)));
-    lines.push(format!("at {} TPS non-stop: {}{end}", tps.per_second(), duration(estimate.nonstop)));
-    match estimate.in_windows {
-        Some((needed, end)) => {
-            lines.push(format!("within the windows: {}, until {}", duration(needed), date(end)));
+        lines.push(format!("{} calls needed, {} keys are in the key map already", self.needed, self.known));
+        let estimate = &self.estimate;
+        let end = estimate.ends_nonstop.map_or(String::new(), |end| format!(", until {}", self.date(end)));
+        lines.push(format!("at {} TPS non-stop: {}{end}", self.tps.per_second(), duration(estimate.nonstop)));
+        match estimate.in_windows {
+            Some((needed, end)) => {
+                lines.push(format!("within the windows: {}, until {}", duration(needed), self.date(end)));
+            }
+            None if estimate.has_windows => {
+                lines.push("within the windows: not within a hundred years".into())
+            }
+            None => {}
         }
-        None if estimate.has_windows => lines.push("within the windows: not within a hundred years".into()),
-        None => {}
+        lines.join("\n")
     }
-    lines.join("\n")
+
+    fn date(&self, at: Timestamp) -> String {
+        at.to_zoned(self.zone.zone().clone()).strftime("%A %-d %B %Y, %H:%M %Z").to_string()
+    }
 }
 
 /// Names the operation for a reply that is not what it should be.

@@ -12,7 +12,7 @@ use bson::{Bson, DateTime, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocume
 
 use super::command::{is_transient_code, retrying};
 use super::index::whole_number;
-use super::source::{Candidate, TargetCollection, collect, to_bson_array};
+use super::source::{Candidate, TargetCollection, collect, legacy_projection, to_bson_array};
 use super::{WRITE_TIMEOUT, majority_document};
 use crate::error::{Error, Result};
 
@@ -227,17 +227,9 @@ impl TargetCollection {
     ) -> Result<()> {
         let namespace = &self.target.namespace;
         let ids = to_bson_array(unknown.iter().map(|index| &updates[*index].candidate.id))?;
-        let legacy = format!("${}", self.target.legacy_field);
-        let projection = doc! {
-            "k": format!("${}", self.target.key_field),
-            "f": format!("${}", self.target.flag_field),
-            "t": {"$type": &legacy},
-            "v": {"$cond": [
-                {"$in": [{"$type": &legacy}, crate::legacy_key::READABLE_TYPES.to_vec()]},
-                &legacy,
-                "$$REMOVE",
-            ]},
-        };
+        let mut projection = legacy_projection(&self.target.legacy_field);
+        projection.insert("k", format!("${}", self.target.key_field));
+        projection.insert("f", format!("${}", self.target.flag_field));
         let filter = doc! {"_id": {"$in": ids}};
         let documents = retrying(format!("reading back {namespace}"), || {
             collect(self.primary().find(filter.clone()).projection(projection.clone()))

@@ -167,7 +167,7 @@ impl TargetCollection {
             return Ok(candidates);
         }
         let ids = to_bson_array(candidates.iter().map(|candidate| &candidate.id))?;
-        let mut filter = self.candidate_filter();
+        let mut filter = candidate_filter(&self.target);
         filter.insert("_id", doc! {"$in": ids});
         let namespace = &self.target.namespace;
         retrying(format!("checking candidates of {namespace} on the primary"), || {
@@ -187,7 +187,7 @@ impl TargetCollection {
         let documents = retrying(format!("finding the last candidate of {namespace}"), || {
             let mut find = self
                 .primary
-                .find(self.candidate_filter())
+                .find(candidate_filter(&self.target))
                 .sort(doc! {"_id": -1})
                 .limit(1)
                 .projection(doc! {"_id": 1});
@@ -206,7 +206,7 @@ impl TargetCollection {
     /// A stop where the server can't be read.
     pub async fn count(&self) -> Result<u64> {
         let namespace = &self.target.namespace;
-        let mut command = doc! {"count": &namespace.collection, "query": self.candidate_filter()};
+        let mut command = doc! {"count": &namespace.collection, "query": candidate_filter(&self.target)};
         if self.indexed {
             command.insert("hint", index::name(&self.target));
             if self.target.filter.0.is_empty() {
@@ -277,21 +277,9 @@ impl TargetCollection {
         self.indexed.then(|| mongodb::options::Hint::Name(index::name(&self.target)))
     }
 
-    /// Never `$exists: false`: only equality to null implies the partial index.
-    fn candidate_filter(&self) -> Document {
-        let mut filter = doc! {
-            self.target.key_field.as_str(): Bson::Null,
-            self.target.flag_field.as_str(): Bson::Null,
-        };
-        if !self.target.filter.0.is_empty() {
-            filter.insert("$and", vec![self.target.filter.0.clone()]);
-        }
-        filter
-    }
-
     /// `$expr` compares across types, where `{_id: {$gt}}` sees one type only.
     fn range_filter(&self, last: Option<&RawBson>, bound: Option<&RawBson>) -> Result<Document> {
-        let mut filter = self.candidate_filter();
+        let mut filter = candidate_filter(&self.target);
         let mut conditions = Vec::new();
         for (operator, id) in [("$gt", last), ("$lte", bound)] {
             if let Some(id) = id {
@@ -305,18 +293,10 @@ impl TargetCollection {
     }
 
     fn projection(&self) -> Document {
-        let legacy = format!("${}", self.target.legacy_field);
-        let readable = doc! {"$cond": [
-            {"$eq": [{"$type": &legacy}, "binData"]},
-            {"$eq": [{"$binarySize": &legacy}, 16]},
-            {"$in": [{"$type": &legacy}, legacy_key::READABLE_TYPES.to_vec()]},
-        ]};
-        doc! {
-            "_id": 1,
-            "t": {"$type": &legacy},
-            "v": {"$cond": [readable, &legacy, "$$REMOVE"]},
-            "w": {"$and": self.writable_conditions()},
-        }
+        let mut projection = legacy_projection(&self.target.legacy_field);
+        projection.insert("_id", 1);
+        projection.insert("w", doc! {"$and": self.writable_conditions()});
+        projection
     }
 
     fn writable_conditions(&self) -> Vec<Document> {
@@ -328,6 +308,29 @@ impl TargetCollection {
             .map(|parent| doc! {"$in": [{"$type": format!("${parent}")}, ["missing", "object"]]})
             .collect()
     }
+}
+
+/// The condition for candidates. Never `$exists: false`: only equality to null
+/// implies the partial index.
+pub fn candidate_filter(target: &Target) -> Document {
+    let mut filter = doc! {target.key_field.as_str(): Bson::Null, target.flag_field.as_str(): Bson::Null};
+    if !target.filter.0.is_empty() {
+        filter.insert("$and", vec![target.filter.0.clone()]);
+    }
+    filter
+}
+
+/// The legacy field as type `t` and value `v`, which is absent where it can't
+/// be a usable key: it may be megabytes long.
+pub fn legacy_projection(field: &values::FieldPath) -> Document {
+    let field = format!("${field}");
+    let readable = doc! {"$cond": [
+        {"$eq": [{"$type": &field}, "binData"]},
+        // Only a UUID is usable, and a UUID has sixteen bytes.
+        {"$eq": [{"$binarySize": &field}, 16]},
+        {"$in": [{"$type": &field}, legacy_key::READABLE_TYPES.to_vec()]},
+    ]};
+    doc! {"t": {"$type": &field}, "v": {"$cond": [readable, &field, "$$REMOVE"]}}
 }
 
 fn field_name(path: &values::FieldPath) -> Result<CString> {

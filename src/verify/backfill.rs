@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::index::whole_number;
+use crate::mongo::source::candidate_filter;
 
 /// Whether any candidate is left, and how often each flag was set.
 ///
@@ -25,7 +26,7 @@ pub async fn check(mongo: &Mongo, target: &Target) -> Result<Vec<Check>> {
             "the collection is missing or empty",
         )]);
     }
-    let left = count::exactly(mongo, namespace, &candidates(target)).await?;
+    let left = count::exactly(mongo, namespace, &candidate_filter(target)).await?;
     let filled =
         count::exactly(mongo, namespace, &doc! {target.key_field.as_str(): {"$ne": Bson::Null}}).await?;
     let flags = flags(mongo, target).await?;
@@ -42,14 +43,6 @@ pub async fn check(mongo: &Mongo, target: &Target) -> Result<Vec<Check>> {
     );
     accounted.remark = Some(format!("keys, flags by reason and candidates: {}", Value::Object(found)));
     Ok(vec![Check::of(format!("candidates {namespace}"), json!(0), json!(left), Vec::new()), accounted])
-}
-
-fn candidates(target: &Target) -> Document {
-    let mut filter = doc! {target.key_field.as_str(): Bson::Null, target.flag_field.as_str(): Bson::Null};
-    if !target.filter.0.is_empty() {
-        filter.insert("$and", vec![target.filter.0.clone()]);
-    }
-    filter
 }
 
 /// Documents without key and flag that the target's own filter leaves out.

@@ -1,0 +1,247 @@
+//! A cleanse that is killed, interrupted or hindered ends as if nothing had happened.
+
+use bson::{Bson, Document, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
+
+use crate::cleansing::{
+    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure, delicate, every_type, ids,
+    insert_raw, job_name, store_exactly, zero_timestamps,
+};
+use crate::harness::{Bench, Random, uri, uri_with, wait_for};
+use crate::program::{Running, Signal};
+
+const RULES: &str = "keep = '{\"$or\": [{\"bool\": true}, {\"bool\": {\"$exists\": false}}]}'";
+/// Waits in front of every batch that is inserted into a collection.
+const INSERTS: &str = "hangDuringBatchInsert";
+/// Waits whenever a reader of a collection lets others run, every thousand documents.
+const YIELDS: &str = "setYieldAllLocksWait";
+
+fn valid() -> Document {
+    doc! {"$or": [{"bool": true}, {"bool": {"$exists": false}}]}
+}
+
+/// A source of all kinds of documents, some of them delicate, some rejected.
+async fn seed(bench: &Bench, count: u32) {
+    bench.insert_into(SOURCE, (0..).zip(ids(count)).map(|(number, id)| every_type(id, number))).await;
+    insert_raw(bench, SOURCE, delicate()).await;
+    for document in zero_timestamps() {
+        store_exactly(bench, SOURCE, document).await;
+    }
+    bench
+        .database
+        .run_command(doc! {"createIndexes": SOURCE, "indexes": [{"key": {"string": 1}, "name": "by string"}]})
+        .await
+        .expect("an index");
+}
+
+async fn copied(bench: &Bench) -> u64 {
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    target.estimated_document_count().await.expect("a count")
+}
+
+/// The sessions on which ranges are being copied, as the program recorded them.
+async fn recorded_sessions(bench: &Bench) -> Vec<Bson> {
+    let ranges: Collection<Document> = bench.state.collection("ranges");
+    let copying: Vec<Document> =
+        ranges.find(doc! {"state": "copying"}).await.expect("a cursor").try_collect().await.expect("ranges");
+    copying.iter().filter_map(|range| range.get_document("session").ok()?.get("id").cloned()).collect()
+}
+
+/// How many operations run on these sessions.
+async fn running_on(bench: &Bench, sessions: &[Bson]) -> usize {
+    let pipeline = [
+        doc! {"$currentOp": {"allUsers": true}},
+        doc! {"$match": {"active": true, "lsid.id": {"$in": sessions.to_vec()}}},
+    ];
+    let operations: Vec<Document> =
+        bench.admin().aggregate(pipeline).await.expect("a cursor").try_collect().await.expect("operations");
+    operations.len()
+}
+
+async fn fence(bench: &Bench) -> i64 {
+    bench.job(&job_name(bench)).await.and_then(|job| job.get_i64("fence").ok()).unwrap_or(0)
+}
+
+async fn expect_end_state(bench: &Bench) {
+    let expected = bytes_where(bench, SOURCE, valid()).await;
+    assert!(!expected.is_empty());
+    assert_same(&bytes(bench, TARGET).await, &expected);
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    let mut names = target.list_index_names().await.expect("names");
+    names.sort();
+    assert_eq!(names, ["_id_", "by string"]);
+}
+
+/// Starts a cleanse and waits until it stands in front of an insert into the target.
+async fn start_and_block(bench: &Bench, inserts: &FailPoint, interruptible: bool) -> Running {
+    let data = doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": interruptible};
+    inserts.set(bench, "alwaysOn", data).await;
+    let mut run = bench.program("cleanse --parallel 1").spawn();
+    wait_for("an operation that copies", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        running_on(bench, &recorded_sessions(bench).await).await > 0
+    })
+    .await;
+    run
+}
+
+#[tokio::test]
+async fn five_kills_leave_what_an_undisturbed_run_leaves() {
+    let bench = Bench::new().await;
+    seed(&bench, 16_000).await;
+    configure(&bench, RULES);
+    let yields = FailPoint::reserve(YIELDS);
+    yields.set(&bench, "alwaysOn", doc! {"namespace": bench.namespace(SOURCE), "waitForMillis": 60}).await;
+    let mut random = Random::seeded(20_260_101);
+    for kill in 0..5 {
+        let before = fence(&bench).await;
+        let mut run = bench.program("cleanse").spawn();
+        let moment = u64::try_from(random.below(6000)).expect("small") + 1;
+        wait_for("the moment of the kill", async || {
+            assert!(run.is_running(), "kill {kill} came too late: {}", run.stderr());
+            fence(&bench).await > before && copied(&bench).await >= moment
+        })
+        .await;
+        run.kill();
+    }
+    yields.off(&bench).await;
+
+    let run = bench.run("cleanse").await.expect_exit(0);
+    expect_end_state(&bench).await;
+    let undisturbed = bench.run("cleanse --to undisturbed").await.expect_exit(0);
+    assert_eq!(run.json["documents"], undisturbed.json["documents"]);
+    assert_same(&bytes(&bench, TARGET).await, &bytes(&bench, "undisturbed").await);
+}
+
+#[tokio::test]
+async fn what_a_killed_run_left_on_the_server_is_ended_before_anything_is_copied() {
+    let bench = Bench::new().await;
+    seed(&bench, 4000).await;
+    configure(&bench, RULES);
+    let inserts = FailPoint::reserve(INSERTS);
+    let run = start_and_block(&bench, &inserts, true).await;
+    let zombies = recorded_sessions(&bench).await;
+    run.kill();
+    assert!(running_on(&bench, &zombies).await > 0, "the server goes on without its client");
+
+    let mut run = bench.program("cleanse --parallel 1").spawn();
+    wait_for("an operation of the new run", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        let sessions = recorded_sessions(&bench).await;
+        sessions.iter().all(|session| !zombies.contains(session)) && running_on(&bench, &sessions).await > 0
+    })
+    .await;
+    assert_eq!(running_on(&bench, &zombies).await, 0);
+    inserts.off(&bench).await;
+    run.finish().await.expect_exit(0);
+    expect_end_state(&bench).await;
+}
+
+#[tokio::test]
+async fn an_operation_that_does_not_end_at_once_is_waited_for() {
+    let bench = Bench::new().await;
+    seed(&bench, 4000).await;
+    configure(&bench, RULES);
+    let inserts = FailPoint::reserve(INSERTS);
+    let run = start_and_block(&bench, &inserts, false).await;
+    let zombies = recorded_sessions(&bench).await;
+    run.kill();
+
+    let mut run = bench.program("cleanse --parallel 1").spawn();
+    wait_for("the kill of the old operation", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        let pipeline = [
+            doc! {"$currentOp": {"allUsers": true}},
+            doc! {"$match": {"lsid.id": {"$in": zombies.clone()}, "killPending": true}},
+        ];
+        let killed: Vec<Document> = bench
+            .admin()
+            .aggregate(pipeline)
+            .await
+            .expect("a cursor")
+            .try_collect()
+            .await
+            .expect("operations");
+        !killed.is_empty()
+    })
+    .await;
+    // The old one may still write: nothing else is begun.
+    assert_eq!(recorded_sessions(&bench).await, zombies);
+    inserts.off(&bench).await;
+    run.finish().await.expect_exit(0);
+    expect_end_state(&bench).await;
+}
+
+#[tokio::test]
+async fn sigterm_keeps_the_state_and_the_next_run_goes_on() {
+    let bench = Bench::new().await;
+    seed(&bench, 16_000).await;
+    configure(&bench, RULES);
+    let yields = FailPoint::reserve(YIELDS);
+    yields.set(&bench, "alwaysOn", doc! {"namespace": bench.namespace(SOURCE), "waitForMillis": 100}).await;
+    let mut run = bench.program("cleanse --parallel 2").spawn();
+    let ranges: Collection<Document> = bench.state.collection("ranges");
+    wait_for("a finished range", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        ranges.count_documents(doc! {"state": "done"}).await.expect("a count") > 0
+    })
+    .await;
+    run.signal(Signal::Terminate);
+    let run = run.finish().await.expect_exit(143);
+    assert_eq!(run.text("/status"), "interrupted");
+    assert_eq!(run.text("/error/code"), "interrupted");
+    let done = ranges.count_documents(doc! {"state": "done"}).await.expect("a count");
+    assert!((1..4).contains(&done), "{done} of 4 ranges are done");
+    assert_eq!(ranges.count_documents(doc! {"state": "copying"}).await.expect("a count"), 0);
+    yields.off(&bench).await;
+
+    bench.run("cleanse").await.expect_exit(0);
+    expect_end_state(&bench).await;
+}
+
+#[tokio::test]
+async fn passing_failures_of_the_server_are_ridden_out() {
+    let (inserts, commands) = (FailPoint::reserve(INSERTS), FailPoint::reserve("failCommand"));
+    let failures = [
+        doc! {"closeConnection": true},
+        doc! {"errorCode": 10107},
+        doc! {"errorCode": 11600},
+        doc! {"errorCode": 11602},
+        doc! {"errorCode": 91},
+    ];
+    for failure in failures {
+        let bench = Bench::new().await;
+        seed(&bench, 1500).await;
+        // What is made to look like an election is seen through within a moment.
+        let quick = uri_with("heartbeatFrequencyMS=500");
+        bench.configure_text(&config(&bench, RULES).replace(&uri(), &quick));
+        // The second range fails, twice.
+        let mut run = start_and_block(&bench, &inserts, true).await;
+        let mut data = doc! {"failCommands": ["aggregate"], "namespace": bench.namespace(SOURCE)};
+        data.extend(failure.clone());
+        commands.set(&bench, doc! {"times": 2}, data).await;
+        inserts.off(&bench).await;
+        wait_for("the end of the run", async || !run.is_running()).await;
+        commands.off(&bench).await;
+        let run = run.finish().await;
+        assert_eq!(run.exit, Some(0), "{failure}\n{}", run.output());
+        assert!(run.stderr.contains("copied again"), "{failure}\n{}", run.stderr);
+        expect_end_state(&bench).await;
+    }
+}
+
+/// Named so that it runs alone: no other test has a server meanwhile.
+#[tokio::test]
+async fn timing_a_step_down_in_the_middle_of_a_range_is_ridden_out() {
+    let bench = Bench::new().await;
+    seed(&bench, 3000).await;
+    configure(&bench, RULES);
+    let inserts = FailPoint::reserve(INSERTS);
+    let run = start_and_block(&bench, &inserts, true).await;
+    let step_down = doc! {"replSetStepDown": 3, "secondaryCatchUpPeriodSecs": 0, "force": true};
+    bench.admin().run_command(step_down).await.expect("stepped down");
+    inserts.off(&bench).await;
+    run.finish().await.expect_exit(0);
+    expect_end_state(&bench).await;
+}

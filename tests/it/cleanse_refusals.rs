@@ -1,0 +1,228 @@
+//! What a cleanse does not touch, and how it says so.
+
+use bson::{Document, doc};
+use mongodb::Collection;
+use serde_json::json;
+
+use crate::cleansing::{FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure};
+use crate::harness::{Bench, wait_for};
+use crate::program::{Finished, Running};
+
+const LOW: &str = "keep = '{\"n\": {\"$lt\": 500}}'";
+const HIGH: &str = "keep = '{\"n\": {\"$gte\": 500}}'";
+
+async fn seed(bench: &Bench) {
+    bench.insert_into(SOURCE, (0..1000).map(|n| doc! {"_id": n, "n": n})).await;
+}
+
+async fn collections(bench: &Bench) -> Vec<String> {
+    let mut names = bench.database.list_collection_names().await.expect("names");
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn expect_refusal(run: Finished, words: &str) -> Finished {
+    let run = run.expect_exit(3);
+    assert_eq!(run.text("/error/code"), "refused");
+    let said = format!("{} {}", run.text("/error/message"), run.json["error"]["hint"]);
+    assert!(said.contains(words), "{said}");
+    run
+}
+
+#[tokio::test]
+async fn sources_that_cannot_be_copied_are_refused() {
+    let bench = Bench::new().await;
+    bench.insert_into("plain", [doc! {"_id": 1}]).await;
+    let cases = [
+        (doc! {"create": SOURCE, "capped": true, "size": 100_000}, "capped"),
+        (doc! {"create": SOURCE, "timeseries": {"timeField": "at"}}, "time-series"),
+        (doc! {"create": SOURCE, "viewOn": "plain", "pipeline": []}, "view"),
+    ];
+    for (command, word) in cases {
+        bench.database.run_command(command).await.expect("created");
+        configure(&bench, "");
+        for command in ["cleanse", "cleanse --dry-run"] {
+            expect_refusal(bench.run(command).await, word);
+        }
+        assert!(!collections(&bench).await.iter().any(|name| name == TARGET));
+        bench.database.collection::<Document>(SOURCE).drop().await.expect("dropped");
+    }
+    assert!(!bench.has_state().await);
+}
+
+#[tokio::test]
+async fn a_missing_source_is_refused() {
+    let bench = Bench::new().await;
+    configure(&bench, "");
+    for command in ["cleanse", "cleanse --dry-run"] {
+        expect_refusal(bench.run(command).await, SOURCE);
+    }
+    assert!(!bench.has_state().await && collections(&bench).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_target_that_somebody_else_made_is_not_touched() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    for documents in [vec![], vec![doc! {"_id": "theirs"}]] {
+        bench.database.create_collection(TARGET).await.expect("created");
+        bench.insert_into(TARGET, documents.clone()).await;
+        configure(&bench, "");
+        for command in ["cleanse", "cleanse --restart"] {
+            expect_refusal(bench.run(command).await, TARGET);
+            assert_eq!(bench.documents(TARGET).await, documents);
+        }
+        bench.database.collection::<Document>(TARGET).drop().await.expect("dropped");
+    }
+    assert!(!bench.has_state().await);
+}
+
+#[tokio::test]
+async fn a_target_that_was_replaced_is_not_touched() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, "");
+    bench.run("cleanse").await.expect_exit(0);
+    bench.database.collection::<Document>(TARGET).drop().await.expect("dropped");
+    bench.insert_into(TARGET, [doc! {"_id": "theirs"}]).await;
+    for command in ["cleanse", "cleanse --restart"] {
+        expect_refusal(bench.run(command).await, TARGET);
+    }
+    assert_eq!(bench.documents(TARGET).await, [doc! {"_id": "theirs"}]);
+}
+
+#[tokio::test]
+async fn a_collection_is_not_copied_onto_itself() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, "");
+    bench.run(&format!("cleanse --to {SOURCE}")).await.expect_exit(2);
+    assert_eq!(bytes(&bench, SOURCE).await.len(), 1000);
+}
+
+#[tokio::test]
+async fn names_that_are_no_collections_are_usage_errors() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, "");
+    for name in ["system.users", "a$b"] {
+        bench.run(&format!("cleanse --to {name}")).await.expect_exit(2);
+    }
+    bench.program("cleanse").argument("--to").argument("").run().await.expect_exit(2);
+    assert_eq!(collections(&bench).await, [SOURCE]);
+}
+
+#[tokio::test]
+async fn a_finished_job_says_so_and_copies_nothing() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, LOW);
+    let first = bench.run("cleanse").await.expect_exit(0);
+    bench.insert_into(SOURCE, [doc! {"_id": "new", "n": 1}]).await;
+    let before = bytes(&bench, TARGET).await;
+
+    let second = bench.run("cleanse").await.expect_exit(0);
+    assert!(second.stderr.contains("complete"), "{}", second.stderr);
+    assert_eq!(second.json["documents"]["copied"], first.json["documents"]["copied"]);
+    assert_same(&bytes(&bench, TARGET).await, &before);
+}
+
+#[tokio::test]
+async fn changed_rules_are_refused_with_the_difference_and_restart_copies_anew() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, LOW);
+    bench.run("cleanse").await.expect_exit(0);
+    configure(&bench, HIGH);
+
+    let run = expect_refusal(bench.run("cleanse").await, "rules");
+    let message = run.text("/error/message");
+    assert!(message.contains("$lt") && message.contains("$gte"), "{message}");
+    assert_same(&bytes(&bench, TARGET).await, &bytes_where(&bench, SOURCE, doc! {"n": {"$lt": 500}}).await);
+    bench.run("cleanse --restart").await.expect_exit(0);
+    let high = bytes_where(&bench, SOURCE, doc! {"n": {"$gte": 500}}).await;
+    assert_same(&bytes(&bench, TARGET).await, &high);
+    bench.run("cleanse").await.expect_exit(0);
+    assert_same(&bytes(&bench, TARGET).await, &high);
+}
+
+#[tokio::test]
+async fn a_restart_copies_what_has_changed_since() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, "");
+    bench.run("cleanse").await.expect_exit(0);
+    let source: Collection<Document> = bench.database.collection(SOURCE);
+    source.delete_many(doc! {"n": {"$lt": 10}}).await.expect("deleted");
+    source.update_many(doc! {}, doc! {"$set": {"new": true}}).await.expect("changed");
+
+    bench.run("cleanse --restart").await.expect_exit(0);
+    assert_same(&bytes(&bench, TARGET).await, &bytes(&bench, SOURCE).await);
+}
+
+#[tokio::test]
+async fn a_target_that_was_dropped_by_hand_is_missed() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, "");
+    bench.run("cleanse").await.expect_exit(0);
+    bench.database.collection::<Document>(TARGET).drop().await.expect("dropped");
+
+    expect_refusal(bench.run("cleanse").await, "--restart");
+    assert_eq!(collections(&bench).await, [SOURCE]);
+    bench.run("cleanse --restart").await.expect_exit(0);
+    assert_eq!(bytes(&bench, TARGET).await.len(), 1000);
+}
+
+/// Starts a cleanse that stands still until the fail point is off.
+async fn start_and_hold(bench: &Bench, inserts: &FailPoint) -> Running {
+    let data = doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": true};
+    inserts.set(bench, "alwaysOn", data).await;
+    let mut run = bench.program("cleanse").spawn();
+    wait_for("ranges being copied", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        let ranges: Collection<Document> = bench.state.collection("ranges");
+        ranges.count_documents(doc! {"state": "copying"}).await.expect("a count") > 0
+    })
+    .await;
+    run
+}
+
+#[tokio::test]
+async fn a_second_start_while_the_first_runs_is_refused() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, "");
+    let inserts = FailPoint::reserve("hangDuringBatchInsert");
+    let first = start_and_hold(&bench, &inserts).await;
+    for command in ["cleanse", "cleanse --restart"] {
+        expect_refusal(bench.run(command).await, "process");
+    }
+    inserts.off(&bench).await;
+    first.finish().await.expect_exit(0);
+    assert_same(&bytes(&bench, TARGET).await, &bytes(&bench, SOURCE).await);
+}
+
+#[tokio::test]
+async fn a_job_of_another_command_is_not_taken() {
+    let bench = Bench::with_docs(1).await;
+    let api = crate::key_api::KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    bench.run("backfill --tps 1000 --job same").await.expect_exit(0);
+    configure(&bench, "");
+    seed(&bench).await;
+    expect_refusal(bench.run("cleanse --job same").await, "backfill");
+    assert!(!collections(&bench).await.iter().any(|name| name == TARGET));
+}
+
+#[tokio::test]
+async fn the_default_state_is_left_alone_by_what_is_refused() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    bench.configure_text(&config(&bench, "").replace("to = 'target'", ""));
+    let run = bench.run("cleanse").await.expect_exit(2);
+    assert!(run.text("/error/hint").contains("--to"), "{}", run.stdout);
+    assert_eq!(run.json["command"], json!("cleanse"));
+    assert!(!bench.has_state().await);
+}

@@ -1,4 +1,4 @@
-//! From a file on disk to a [`File`](super::file::File), with every error
+//! From a file on disk to a [`File`], with every error
 //! naming file, line and key.
 
 use std::borrow::Cow;

@@ -17,5 +17,7 @@ mod goodbooks;
 mod guard;
 mod harness;
 mod key_api;
+mod plan_and_index;
 mod program;
+mod surroundings;
 mod verify;

@@ -39,7 +39,7 @@ pub struct BackfillArgs {
     /// Go on without the partial index, scanning the collection for every chunk.
     #[arg(long)]
     pub allow_collection_scan: bool,
-    /// Name of the job [default: backfill-<collections>].
+    /// Name of the job [default: backfill- and the collections].
     #[arg(long, value_name = "NAME")]
     pub job: Option<String>,
     /// What to fill.

@@ -31,7 +31,7 @@ pub struct CleanseArgs {
     /// Drop the target of this job and copy from the start.
     #[arg(long)]
     pub restart: bool,
-    /// Name of the job [default: cleanse-<source>-to-<target>].
+    /// Name of the job [default: cleanse-SOURCE-to-TARGET].
     #[arg(long, value_name = "NAME")]
     pub job: Option<String>,
 }

@@ -19,7 +19,7 @@ use crate::mongo::source::Candidate;
 const FRESH: Duration = Duration::from_secs(2);
 /// Documents that may wait for an answer or a write at once: a key that stands
 /// in a million documents must not gather them all in memory.
-const MOST_WAITING: usize = 20_000;
+const MOST_WAITING: usize = 5_000;
 
 /// A key whose call is queued.
 #[derive(Debug)]

@@ -161,3 +161,20 @@ async fn a_killed_holder_is_taken_over_at_once() {
     next.finish().await.expect_exit(0);
     assert_eq!(bench.filled().await, 200);
 }
+
+#[tokio::test]
+async fn the_position_is_saved_however_busy_the_run_is() {
+    let bench = Bench::with_docs(60_000).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    let name = format!("backfill-{}", bench.namespace(DOCS));
+    let run = bench.program("backfill --tps 100000").spawn();
+    wait_for("a checkpoint", async || {
+        let job = bench.job(&name).await;
+        job.is_some_and(|job| job.contains_key("position"))
+    })
+    .await;
+    let filled = bench.filled().await;
+    assert!(filled < 50_000, "{filled} documents were filled before the first checkpoint");
+    run.kill();
+}

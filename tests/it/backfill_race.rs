@@ -91,7 +91,7 @@ async fn deleted_documents_are_not_made_again() {
 }
 
 /// Runs a backfill of 40 documents beside an application that inserts faster than it calls.
-pub async fn beside_an_inserter(next_id: impl Fn(&mut Random, i64) -> i64 + Send + 'static) {
+async fn beside_an_inserter(next_id: impl Fn(&mut Random, i64) -> i64 + Send + 'static) {
     const ORIGINAL: i64 = 1_000_000;
     let bench = Bench::new().await;
     bench.insert((1..=40_i64).map(|n| doc! {"_id": n * ORIGINAL, "legacyKey": format!("K{n}")})).await;
@@ -130,4 +130,9 @@ pub async fn beside_an_inserter(next_id: impl Fn(&mut Random, i64) -> i64 + Send
 #[tokio::test]
 async fn ascending_inserts_do_not_extend_a_pass() {
     beside_an_inserter(|_, number| 100_000_000 + number).await;
+}
+
+#[tokio::test]
+async fn inserts_everywhere_do_not_extend_a_pass_nor_displace_what_was_there() {
+    beside_an_inserter(|random, _| i64::try_from(random.below(40_000_000)).expect("small")).await;
 }

@@ -6,8 +6,9 @@ use bson::doc;
 
 use crate::harness::{Bench, wait_for};
 use crate::key_api::{Call, KeyApi, Reply};
+use crate::program::Signal;
 
-pub fn nothing_found(_: &Call) -> Reply {
+fn nothing_found(_: &Call) -> Reply {
     Reply::not_found().after(Duration::from_millis(20))
 }
 
@@ -130,4 +131,45 @@ async fn a_share_that_is_allowed_is_flagged() {
     run.expect_documents(&[("candidates", 400), ("flagged", 400)]);
     assert_eq!(bench.count(doc! {"newKeyFlag.reason": "no_legacy_key"}).await, 300);
     assert_eq!(bench.count(doc! {"newKeyFlag.reason": "not_found"}).await, 100);
+}
+
+#[tokio::test]
+async fn an_interrupt_before_the_verdict_writes_no_flag() {
+    let bench = Bench::with_docs(300).await;
+    let api = KeyApi::start(nothing_found);
+    bench.configure(&bench.config(&api));
+    let run = bench.program("backfill --tps 100 --concurrency 4").spawn();
+    wait_for("calls", async || api.count() >= 40).await;
+    run.signal(Signal::Interrupt);
+    run.finish().await.expect_exit(130);
+    assert!(api.count() < 100, "too late to tell: {}", api.count());
+    assert_eq!(
+        bench.flagged().await,
+        0,
+        "somebody who sees that all goes wrong and presses Ctrl-C gets flags"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_counts_once_however_many_documents_wait_for_it() {
+    let bench = Bench::new().await;
+    // Two of seven keys are not found. Ten chunks in a row hold the same seven keys.
+    let id = |key: i32, copy: i32| (key / 7) * 70 + copy * 7 + key % 7;
+    bench
+        .insert((0..210).flat_map(|key| {
+            (0..10).map(move |copy| doc! {"_id": id(key, copy), "legacyKey": format!("{}-{key}", key % 7)})
+        }))
+        .await;
+    bench.create_index().await;
+    let api = KeyApi::start(|call| {
+        if call.key.starts_with("0-") || call.key.starts_with("1-") {
+            Reply::not_found()
+        } else {
+            Reply::found(call)
+        }
+    });
+    bench.configure(&bench.config(&api));
+    let run = bench.run("backfill --tps 5000 --chunk 7 --concurrency 4").await.expect_exit(0);
+    run.expect_documents(&[("candidates", 2100), ("filled", 1500), ("flagged", 600)]);
+    run.expect_calls(210);
 }

@@ -1,0 +1,79 @@
+//! Several targets in one job.
+
+use bson::{Bson, Document, doc};
+use mongodb::Collection;
+
+use crate::harness::{Bench, wait_for};
+use crate::key_api::{KeyApi, Reply};
+
+const FIELDS: [&str; 3] = ["legacyKey", "newKey", "newKeyFlag"];
+
+/// Configures the targets `first` and `second` and creates their indexes.
+async fn configure(bench: &Bench, api: &KeyApi) {
+    let config = bench.config(api).no_targets().target("first", &bench.namespace("first"), FIELDS).target(
+        "second",
+        &bench.namespace("second"),
+        FIELDS,
+    );
+    bench.configure(&config);
+    bench.run("index create").await.expect_exit(0);
+}
+
+#[tokio::test]
+async fn a_key_of_two_collections_is_asked_for_once() {
+    let bench = Bench::new().await;
+    for name in ["first", "second"] {
+        bench.insert_into(name, (0..50).map(|id| doc! {"_id": id, "legacyKey": format!("K{id}")})).await;
+    }
+    let api = KeyApi::finding();
+    configure(&bench, &api).await;
+    assert_eq!(bench.run("plan").await.expect_exit(0).number("/calls"), 50);
+    let run = bench.run("backfill --tps 5000").await.expect_exit(0);
+    run.expect_documents(&[("candidates", 100), ("filled", 100)]);
+    run.expect_calls(50);
+
+    // One of them alone is another job, with the same answers.
+    bench.insert_into("second", [doc! {"_id": 100, "legacyKey": "K1"}]).await;
+    let run = bench.run("backfill --tps 5000 --target second").await.expect_exit(0);
+    run.expect_documents(&[("candidates", 1), ("filled", 1)]);
+    run.expect_calls(0);
+}
+
+#[tokio::test]
+async fn flags_reach_the_collection_that_they_belong_to() {
+    let bench = Bench::new().await;
+    // The first target alone has too few answers for a verdict, both together have enough.
+    for (name, count) in [("first", 50), ("second", 200)] {
+        let documents = (0..count).map(|id| match id % 10 {
+            0 => doc! {"_id": id, "legacyKey": format!("{name}-none-{id}")},
+            1 => doc! {"_id": id, "legacyKey": Bson::Null},
+            _ => doc! {"_id": id, "legacyKey": format!("{name}-{id}")},
+        });
+        bench.insert_into(name, documents).await;
+    }
+    let api =
+        KeyApi::start(|call| if call.key.contains("none") { Reply::not_found() } else { Reply::found(call) });
+    configure(&bench, &api).await;
+    let run = bench.run("backfill --tps 5000").await.expect_exit(0);
+    run.expect_documents(&[("candidates", 250), ("filled", 200), ("flagged", 50)]);
+    for (name, flags) in [("first", 10), ("second", 40)] {
+        let collection: Collection<Document> = bench.database.collection(name);
+        let flagged = doc! {"newKeyFlag.reason": {"$in": ["not_found", "no_legacy_key"]}};
+        assert_eq!(collection.count_documents(flagged).await.expect("a count"), flags, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn failures_of_one_target_are_not_forgotten_by_the_second_pass_of_another() {
+    let bench = Bench::new().await;
+    bench.insert_into("first", [doc! {"_id": 1, "legacyKey": ".."}]).await;
+    bench.insert_into("second", (0..40).map(|id| doc! {"_id": id, "legacyKey": format!("K{id}")})).await;
+    let api = KeyApi::finding();
+    configure(&bench, &api).await;
+    let run = bench.program("backfill --tps 40").spawn();
+    wait_for("a call", async || api.count() > 0).await;
+    bench.insert_into("second", [doc! {"_id": 1000, "legacyKey": "K1000"}]).await;
+    let run = run.finish().await.expect_exit(1);
+    assert_eq!(run.number("/documents/failed"), 1);
+    assert_eq!(run.number("/documents/filled"), 41);
+}

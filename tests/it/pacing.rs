@@ -1,0 +1,162 @@
+//! The ceiling of calls, as the API sees it. Nothing runs beside these tests.
+
+use std::time::{Duration, Instant};
+
+use bson::doc;
+
+use crate::harness::{Bench, wait_for};
+use crate::key_api::{Call, KeyApi, Reply};
+use crate::program::{Running, Signal};
+
+const TPS: usize = 50;
+const MEASURED: Duration = Duration::from_secs(10);
+const COMMAND: &str = "backfill --tps 50 --chunk 30";
+
+/// The ceiling as documented: in any window of a second or more, ceil(w * tps) + max(1, tps / 100).
+fn expect_ceiling(calls: &[Call]) {
+    for seconds in [1, 2, 5] {
+        let ceiling = usize::try_from(seconds).expect("small") * TPS + 1;
+        for window in calls.windows(ceiling + 1) {
+            let span = window[ceiling].at - window[0].at;
+            let gaps: Vec<_> = window.windows(2).map(|pair| (pair[1].at - pair[0].at).as_millis()).collect();
+            assert!(
+                span > Duration::from_secs(seconds),
+                "{} calls within {span:?} from call {}; milliseconds between them: {gaps:?}",
+                ceiling + 1,
+                window[0].number
+            );
+        }
+    }
+}
+
+/// Runs for as long as is measured, then ends the program.
+async fn measure(bench: &Bench, api: &KeyApi) -> Vec<Call> {
+    let run = bench.program(COMMAND).spawn();
+    wait_for("the first call", async || api.count() > 0).await;
+    let end = api.calls()[0].at + MEASURED;
+    wait_for("the end of the measurement", async || Instant::now() > end).await;
+    run.signal(Signal::Terminate);
+    run.finish().await.expect_exit(143);
+    api.calls().into_iter().filter(|call| call.at <= end).collect()
+}
+
+fn slow(call: &Call) -> Reply {
+    Reply::found(call).after(Duration::from_millis(300))
+}
+
+#[tokio::test]
+async fn timing_a_slow_api_is_called_at_the_ceiling_and_never_above() {
+    let bench = Bench::with_docs(700).await;
+    let api = KeyApi::start(slow);
+    bench.configure(&bench.config(&api));
+    let calls = measure(&bench, &api).await;
+    assert!(calls.len() >= 495, "{} calls in ten seconds", calls.len());
+    expect_ceiling(&calls);
+}
+
+#[tokio::test]
+async fn timing_outliers_do_not_lower_the_rate() {
+    let bench = Bench::with_docs(700).await;
+    let api = KeyApi::start(|call| {
+        let outlier = call.number % 10 == 3;
+        Reply::found(call).after(Duration::from_millis(if outlier { 2000 } else { 300 }))
+    });
+    bench.configure(&bench.config(&api));
+    let calls = measure(&bench, &api).await;
+    assert!(calls.len() >= 495, "{} calls in ten seconds", calls.len());
+    expect_ceiling(&calls);
+}
+
+#[tokio::test]
+async fn timing_answers_from_many_documents_do_not_lower_the_rate() {
+    let bench = Bench::new().await;
+    // Many chunks without a call between those that need one.
+    bench.insert((0..7000).map(|id| doc! {"_id": id, "legacyKey": format!("K{}", id / 10)})).await;
+    bench.create_index().await;
+    let api = KeyApi::start(slow);
+    bench.configure(&bench.config(&api));
+    let calls = measure(&bench, &api).await;
+    assert!(calls.len() >= 495, "{} calls in ten seconds", calls.len());
+    expect_ceiling(&calls);
+}
+
+async fn restarted(end: impl AsyncFn(Running)) {
+    let bench = Bench::with_docs(260).await;
+    let api = KeyApi::start(slow);
+    bench.configure(&bench.config(&api));
+    let first = bench.program(COMMAND).spawn();
+    wait_for("calls", async || api.count() >= 120).await;
+    end(first).await;
+    let before = api.count();
+    bench.run(COMMAND).await.expect_exit(0);
+    assert_eq!(bench.filled().await, 260);
+    assert!(api.count() > before, "the second run called too");
+    expect_ceiling(&api.calls());
+}
+
+#[tokio::test]
+async fn timing_the_ceiling_holds_over_a_termination_and_restart() {
+    restarted(async |run| {
+        run.signal(Signal::Terminate);
+        run.finish().await.expect_exit(143);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn timing_the_ceiling_holds_over_a_kill_and_restart() {
+    restarted(async |run| run.kill()).await;
+}
+
+#[tokio::test]
+async fn timing_retries_count_against_the_ceiling() {
+    let bench = Bench::with_docs(100).await;
+    let api = KeyApi::start(|call| if call.attempt < 2 { Reply::empty(503) } else { Reply::found(call) });
+    bench.configure(&bench.config(&api));
+    let run = bench.run(COMMAND).await.expect_exit(0);
+    run.expect_calls(300);
+    assert_eq!(run.number("/api/retries"), 200);
+    expect_ceiling(&api.calls());
+}
+
+#[tokio::test]
+async fn timing_a_fraction_of_a_call_per_second() {
+    let bench = Bench::with_docs(4).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    bench.run("backfill --tps 0.5").await.expect_exit(0);
+    let calls = api.calls();
+    let span = calls[3].at - calls[0].at;
+    assert!((5.0..7.5).contains(&span.as_secs_f64()), "four calls within {span:?}");
+}
+
+/// Every call after the first waits as long as the first answer says.
+async fn paused_by(retry_after: impl Fn() -> String + Send + Sync + 'static, at_least: f64) {
+    let bench = Bench::with_docs(30).await;
+    let api = KeyApi::start(move |call| match call.number {
+        0 => Reply::empty(429).header("retry-after", retry_after()),
+        _ => Reply::found(call),
+    });
+    bench.configure(&bench.config(&api));
+    // One at a time, so that no call is under way when the answer comes.
+    let run = bench.run("backfill --tps 100 --concurrency 1").await.expect_exit(0);
+    assert_eq!(run.number("/documents/filled"), 30);
+    let calls = api.calls();
+    let pause = (calls[1].at - calls[0].at).as_secs_f64();
+    assert!((at_least..at_least + 3.0).contains(&pause), "a pause of {pause} s");
+}
+
+#[tokio::test]
+async fn timing_retry_after_in_seconds_stops_all_calls() {
+    paused_by(|| "2".into(), 2.0).await;
+}
+
+#[tokio::test]
+async fn timing_retry_after_as_a_date_stops_all_calls() {
+    // A date has whole seconds, hence up to one second less.
+    let date = || {
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
+        jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&at).expect("a date")
+    };
+    paused_by(date, 1.9).await;
+}

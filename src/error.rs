@@ -131,7 +131,7 @@ impl<T> Context<T> for std::result::Result<T, mongodb::error::Error> {
 }
 
 /// The driver's message without its Rust wrapping, with the server's code.
-fn describe_mongo(error: &mongodb::error::Error) -> String {
+pub(crate) fn describe_mongo(error: &mongodb::error::Error) -> String {
     use mongodb::error::ErrorKind;
     match error.kind.as_ref() {
         ErrorKind::Command(command) => {

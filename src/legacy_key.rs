@@ -32,6 +32,12 @@ pub fn text_of(value: RawBsonRef<'_>) -> Option<String> {
     }
 }
 
+/// Whether a text that stands for a value of that type is a usable key: a
+/// decimal may be no number.
+pub fn is_text_of(type_name: &str, text: &str) -> bool {
+    type_name != "decimal" || finite(text).is_some()
+}
+
 fn whole(number: f64) -> Option<String> {
     if number.fract() != 0.0 || number.abs() >= FIRST_INEXACT_DOUBLE {
         return None;

@@ -6,6 +6,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::counts::ApiCounters;
+use crate::job::lease::LeaseWatch;
 use crate::key_api::classify::{OUTCOME_NAMES, Outcome};
 use crate::key_api::client::Client;
 use crate::key_api::retry::{Attempts, Next, jittered};
@@ -19,6 +20,8 @@ pub struct Asker {
     pub client: Client,
     /// Hands out permits to call it.
     pub pacer: Pacer,
+    /// No call leaves while it is not known to be held.
+    pub lease: LeaseWatch,
     /// Counts calls.
     pub counters: ApiCounters,
     /// Cancelled when no further call may start.
@@ -62,10 +65,8 @@ impl Asker {
         let mut attempts = Attempts::default();
         let mut is_retry = false;
         loop {
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return Asked::NotAsked,
-                () = self.pacer.permit() => {}
+            if !self.turn().await {
+                return Asked::NotAsked;
             }
             self.counters.sent(is_retry);
             let call = self.client.call(key).await;
@@ -90,6 +91,30 @@ impl Asker {
                 }
             }
             is_retry = true;
+        }
+    }
+
+    /// Waits until a call may leave; false where none may any more. The lease is
+    /// looked at again after the pacer: a permit that was waited with would be
+    /// used later, in a burst.
+    async fn turn(&self) -> bool {
+        let turn = async {
+            loop {
+                // Without the lease another process may be calling by now; the
+                // engine finds out too and ends the run.
+                if self.lease.valid().await.is_err() {
+                    return false;
+                }
+                self.pacer.permit().await;
+                if self.lease.is_valid() {
+                    return true;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => false,
+            turn = turn => turn,
         }
     }
 }

@@ -202,6 +202,7 @@ impl<'a> Run<'a> {
         let asker = Arc::new(Asker {
             client: Client::new(plan.api.clone(), plan.slots, job.name())?,
             pacer: Pacer::new(plan.tps, first_wait, plan.windows.clone(), plan.api.timeout.0),
+            lease: job.lease().clone(),
             counters: ApiCounters::default(),
             stop: stop.child_token(),
         });
@@ -284,7 +285,7 @@ impl<'a> Run<'a> {
         let mut saved = Instant::now();
         self.engine
             .pass(chunks, async |engine: &Engine| {
-                job.lease().check()?;
+                job.lease().valid().await?;
                 show(events, engine);
                 if saved.elapsed() >= CHECKPOINT {
                     saved = Instant::now();

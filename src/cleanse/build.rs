@@ -87,6 +87,7 @@ pub async fn resolve_pending(
     namespace: &Namespace,
     valid: &Document,
 ) -> Result<()> {
+    fetch(mongo, source, namespace, valid, vec![Bson::Null]).await?;
     let has_index =
         mongo.describe(namespace).await?.is_some_and(|target| target.index(PENDING_INDEX).is_some());
     if !has_index {
@@ -129,28 +130,16 @@ async fn fetch(
     let operation = format!("fetching marked documents of {source}");
     let from = mongo.collection(source);
     let mut cursor = from.find(condition).await.during(&operation)?;
+    let mut fetched = Vec::new();
     while cursor.advance().await.during(&operation)? {
-        replace(mongo, namespace, cursor.current()).await?;
+        let document = cursor.current();
+        replace(mongo, namespace, document).await?;
+        let id = document.get("_id").ok().flatten().map(bson::RawBson::from);
+        fetched.extend(id.and_then(|id| Bson::try_from(id).ok()));
     }
-    // What is still marked is no longer valid in the source.
-    let gone = doc! {"_id": {"$in": ids}, PENDING: true};
-    let to = mongo.collection(namespace).clone_with_type::<Document>();
-    let leftover = to.find(gone).await.during(&operation)?;
-    remove_marks(&to, leftover).await.during(&operation)
-}
-
-/// Only bare marks are removed: a real document may bear the mark as a field.
-async fn remove_marks(
-    collection: &mongodb::Collection<Document>,
-    mut leftover: mongodb::Cursor<Document>,
-) -> mongodb::error::Result<()> {
-    while leftover.advance().await? {
-        let document = leftover.deserialize_current()?;
-        if let (2, Some(id)) = (document.len(), document.get("_id")) {
-            collection.delete_one(doc! {"_id": {"$eq": id}, PENDING: true}).await?;
-        }
-    }
-    Ok(())
+    // A mark whose document was not fetched stands for one that is no longer valid.
+    let gone = doc! {"_id": {"$in": ids, "$nin": fetched}, PENDING: true};
+    mongo.collection(namespace).delete_many(gone).await.during(&operation).map(|_| ())
 }
 
 async fn replace(mongo: &Mongo, namespace: &Namespace, document: &bson::RawDocument) -> Result<()> {

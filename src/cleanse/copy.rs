@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
 use crate::config::values::Namespace;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, describe_mongo};
 use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
@@ -53,7 +53,7 @@ pub struct Copy {
 }
 
 /// How copying ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Copied {
     /// Every range is done.
     All,
@@ -114,18 +114,20 @@ impl Copy {
             tokio::select! {
                 Some(done) = workers.join_next() => {
                     let done = done.unwrap_or_else(|error| Err(Error::stopped(format!("an internal task failed: {error}"))));
-                    result = result.and(done);
+                    result = result.and_then(|so_far| done.map(|copied| so_far.max(copied)));
                 }
                 _ = ticks.tick() => self.show(total, total - pending.len() - workers.len()).await,
             }
         }
-        let interrupted = self.stop.is_cancelled() && !pending.is_empty();
-        result.map(|copied| if interrupted { Copied::Interrupted } else { copied })
+        let copied = result?;
+        // What is stored decides, not what we remember.
+        let unfinished = self.ranges.load().await?.iter().any(|range| range.state != RangeState::Done);
+        Ok(if unfinished { Copied::Interrupted } else { copied })
     }
 
     async fn range(&self, range: &JobRange) -> Result<Copied> {
         for attempt in 1..=ATTEMPTS {
-            self.lease.check()?;
+            self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
@@ -144,7 +146,8 @@ impl Copy {
                     return Ok(Copied::Interrupted);
                 }
                 Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
-                    tracing::warn!(%error, range = range.number, "the range is emptied and copied again");
+                    let error = describe_mongo(&error);
+                    tracing::warn!(error, range = range.number, "the range is emptied and copied again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     self.reset(range, &session).await?;
                 }
@@ -185,7 +188,7 @@ impl Copy {
     /// would delete what the next one copies.
     async fn empty(&self, range: &JobRange) -> Result<()> {
         for attempt in 1.. {
-            self.lease.check()?;
+            self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;

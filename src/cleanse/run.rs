@@ -18,10 +18,11 @@ use crate::cli::cleanse::CleanseArgs;
 use crate::config::Settings;
 use crate::config::file::Cleanse;
 use crate::config::values::{ExtendedJson, Namespace};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, describe_mongo};
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
+use crate::mongo::command::{is_transient, retrying};
 use crate::report::outcome::Outcome;
 
 /// Documents per range: large enough that starting one costs nothing, small
@@ -77,7 +78,8 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     check_target(&context.mongo, &plan, existing.as_ref(), args.restart).await?;
     let start = Instant::now();
     let job = if args.restart {
-        Job::restart(&context.mongo, &plan.job, "cleanse", &plan.identity).await?
+        let mark = doc! {"phase": Phase::Clear.as_str()};
+        Job::restart(&context.mongo, &plan.job, "cleanse", &plan.identity, mark).await?
     } else {
         Job::start(&context.mongo, &plan.job, "cleanse", &plan.identity).await?
     };
@@ -96,7 +98,7 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
         Error::usage("the target is not named").hint("give --to COLLECTION, or set `cleanse.to`")
     })?;
     let source = rules.source.clone();
-    let target: Namespace = format!("{}.{to}", source.database).parse().map_err(Error::usage)?;
+    let target = target_of(&source, &to)?;
     if target == source {
         return Err(Error::usage(format!("source and target are both {source}")));
     }
@@ -116,6 +118,16 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
         description,
         parallel: usize::from(args.parallel),
     })
+}
+
+/// The target that `--to` names: a collection of the source's database, with or
+/// without the name of the database before it.
+///
+/// # Errors
+/// A usage error for a name that no collection can have.
+pub fn target_of(source: &Namespace, to: &str) -> Result<Namespace> {
+    let collection = to.strip_prefix(&format!("{}.", source.database)).unwrap_or(to);
+    format!("{}.{collection}", source.database).parse().map_err(Error::usage)
 }
 
 /// The name under which the job of a copy is found again.
@@ -169,29 +181,61 @@ async fn check_on_server(
     predicate: &Predicate,
 ) -> Result<()> {
     let explain = doc! {"explain": {"find": &source.collection, "filter": predicate.valid(), "limit": 1}};
-    match mongo.database(&source.database).run_command(explain).await {
-        Ok(_) => Ok(()),
-        Err(error) => match error.kind.as_ref() {
-            mongodb::error::ErrorKind::Command(command) => Err(settings
-                .error_at("cleanse", format!("the server does not accept the rules: {}", command.message))
-                .hint("mend `keep` or the `when` of a rule")),
-            _ => Err(Error::refused(format!("the rules can't be checked on the server: {error}"))),
-        },
+    let database = mongo.database(&source.database);
+    let refused = retrying("checking the rules on the server", || {
+        let reply = database.run_command(explain.clone());
+        async move {
+            match reply.await {
+                Ok(_) => Ok(None),
+                Err(error) if is_parse_error(&error) => Ok(Some(describe_mongo(&error))),
+                Err(error) => Err(error),
+            }
+        }
+    })
+    .await?;
+    match refused {
+        None => Ok(()),
+        Some(reason) => Err(settings
+            .error_at("cleanse", format!("the server does not accept the rules: {reason}"))
+            .hint("mend `keep` or the `when` of a rule")),
     }
 }
 
-/// The target must be absent or this job's own.
+/// Whether the server could not make sense of a condition, as opposed to being
+/// unable or not allowed to answer.
+fn is_parse_error(error: &mongodb::error::Error) -> bool {
+    const NOT_THE_RULES: [i32; 3] = [13, 18, 8000];
+    match error.kind.as_ref() {
+        mongodb::error::ErrorKind::Command(command) => {
+            !is_transient(error) && !NOT_THE_RULES.contains(&command.code)
+        }
+        _ => false,
+    }
+}
+
+/// The target must be absent or this job's own, and the source the one that the
+/// copy was begun from.
 async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restart: bool) -> Result<()> {
     let exists = mongo.describe(&plan.target).await?;
-    let owned = job.and_then(|job| job.get("target_uuid"));
-    let has_begun = job.is_some_and(|job| job.contains_key("phase"));
-    match (exists, owned) {
-        (None, Some(_)) if !restart => {
+    let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
+    let phase = stored("phase").and_then(Bson::as_str);
+    let begins_anew = restart || phase == Some(Phase::Clear.as_str());
+    let is_same_source =
+        stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
+    if !begins_anew && !is_same_source {
+        return Err(Error::refused(format!(
+            "{} is not the collection that the job {} was begun from: it was dropped or renamed since",
+            plan.source, plan.job
+        ))
+        .hint("copy anew with --restart"));
+    }
+    match (exists, stored("target_uuid")) {
+        (None, Some(_)) if !begins_anew => {
             Err(Error::refused(format!("{}, which the job {} had made, is gone", plan.target, plan.job))
                 .hint("copy anew with --restart"))
         }
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
-        (Some(_), None) if has_begun && is_empty(mongo, &plan.target).await? => Ok(()),
+        (Some(_), None) if phase.is_some() && is_empty(mongo, &plan.target).await? => Ok(()),
         (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
             .hint("choose another name with --to, or drop it yourself")),
         (None, _) => Ok(()),
@@ -212,11 +256,12 @@ async fn phases(
 ) -> Result<Copied> {
     let mongo = &context.mongo;
     let ranges = Ranges::of(mongo, job.name());
-    let mut phase = if args.restart { Phase::Create } else { Phase::stored(job) };
+    let mut phase = Phase::stored(job);
     let copy = Arc::new(copy_of(context, plan, job, &ranges).await?);
     copy.clean_up().await?;
-    if args.restart {
+    if phase == Phase::Clear {
         clear(mongo, plan, job, &ranges).await?;
+        phase = Phase::Create;
     }
     if phase == Phase::Done {
         context.events.note(format!("{} is complete already; --restart copies anew", plan.target));
@@ -246,6 +291,8 @@ async fn phases(
 /// How far a job is, as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// What an earlier copy has made is to be dropped.
+    Clear,
     Create,
     Copy,
     Finish,
@@ -255,6 +302,7 @@ enum Phase {
 impl Phase {
     fn as_str(self) -> &'static str {
         match self {
+            Self::Clear => "clear",
             Self::Create => "create",
             Self::Copy => "copy",
             Self::Finish => "finish",
@@ -264,7 +312,7 @@ impl Phase {
 
     fn stored(job: &Job) -> Self {
         let stored = job.stored("phase").and_then(Bson::as_str);
-        [Self::Copy, Self::Finish, Self::Done]
+        [Self::Clear, Self::Copy, Self::Finish, Self::Done]
             .into_iter()
             .find(|phase| stored == Some(phase.as_str()))
             .unwrap_or(Self::Create)
@@ -297,7 +345,9 @@ async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
     }
     ranges.clear().await?;
-    job.save(doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null}).await
+    let nothing =
+        doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null};
+    job.save(nothing).await
 }
 
 async fn create(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<()> {
@@ -309,7 +359,8 @@ async fn create(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> R
         Some(_) => build::identity(mongo, &plan.target).await?,
         None => build::create(mongo, &plan.target, &plan.description).await?,
     };
-    job.save(doc! {"target_uuid": uuid}).await?;
+    let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
+    job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
     build::index_pending(mongo, &plan.target).await?;
     let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
     ranges.create(&tiles).await?;

@@ -51,6 +51,10 @@ pub fn indexes(source: &Description) -> Vec<Document> {
         .cloned()
         .map(|mut index| {
             index.remove("ns");
+            if source.collation().is_some() && !index.contains_key("collation") {
+                // Listed without a collation means the simple one; built without, the collection's.
+                index.insert("collation", doc! {"locale": "simple"});
+            }
             index
         })
         .collect();
@@ -83,7 +87,8 @@ pub fn copy_stages(range: Document, valid: Document, into: &str) -> Vec<Document
     let zero = Bson::Timestamp(bson::Timestamp { time: 0, increment: 0 });
     let values = doc! {"$map": {"input": {"$objectToArray": "$$ROOT"}, "in": "$$this.v"}};
     let mut stages = Vec::new();
-    for condition in [range, valid] {
+    // `$merge` refuses an `_id` of null, so that document is fetched afterwards too.
+    for condition in [range, valid, doc! {"_id": {"$ne": Bson::Null}}] {
         if !condition.is_empty() {
             stages.push(doc! {"$match": condition});
         }
@@ -93,9 +98,8 @@ pub fn copy_stages(range: Document, valid: Document, into: &str) -> Vec<Document
         {"_id": "$_id", PENDING: true},
         "$$ROOT",
     ]}});
-    stages.push(
-        doc! {"$merge": {"into": into, "on": "_id", "whenMatched": "fail", "whenNotMatched": "insert"}},
-    );
+    // Without `on`: naming `_id` would ask for an index that a clustered collection does not have.
+    stages.push(doc! {"$merge": {"into": into, "whenMatched": "fail", "whenNotMatched": "insert"}});
     stages
 }
 

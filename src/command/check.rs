@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::Context;
 use crate::config::Target;
-use crate::config::values::ReadPreference;
+use crate::config::values::{Namespace, ReadPreference};
 use crate::error::Result;
 use crate::key_api::classify::Outcome as Answer;
 use crate::key_api::client::Client;
@@ -27,7 +27,11 @@ pub async fn run(context: &Context, target: Option<&str>) -> Result<Outcome> {
         if context.settings.targets.is_empty() { Vec::new() } else { context.settings.targets(target)? };
     let mut namespaces: Vec<_> = targets.iter().map(|target| target.namespace.clone()).collect();
     namespaces.extend(context.settings.cleanse.iter().map(|cleanse| cleanse.source.clone()));
+    namespaces.sort();
     namespaces.dedup();
+    if let Some(cleanse) = &context.settings.cleanse {
+        findings.push(check_source(context, &cleanse.source).await?);
+    }
     for namespace in &namespaces {
         findings.extend(mongo.check_namespace(namespace).await?);
     }
@@ -41,6 +45,17 @@ pub async fn run(context: &Context, target: Option<&str>) -> Result<Outcome> {
         findings.push(probe(context, &probe_key.unwrap_or_else(|| PROBE_KEY.into())).await?);
     }
     Ok(report(&findings))
+}
+
+async fn check_source(context: &Context, source: &Namespace) -> Result<Finding> {
+    let name = format!("cleanse {source}");
+    Ok(match context.mongo.describe(source).await? {
+        Some(description) if description.kind == "collection" => Finding::pass(name, "the collection exists"),
+        Some(description) => {
+            Finding::fail(name, format!("is a {}", description.kind), "name a plain collection")
+        }
+        None => Finding::fail(name, "the collection does not exist", "check `cleanse.source`"),
+    })
 }
 
 /// The index, and the key of a candidate to probe the API with.

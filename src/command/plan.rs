@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::Context;
 use crate::cli::PlanArgs;
-use crate::config::Target;
 use crate::config::values::{Namespace, Tps};
+use crate::config::{Target, template};
 use crate::error::{Context as _, Error, Result};
 use crate::event::{Events, Progress};
 use crate::key_map::KeyMap;
@@ -34,6 +34,8 @@ struct Need {
     candidates: u64,
     distinct_keys: u64,
     unusable: BTreeMap<String, u64>,
+    /// Documents whose key can't be sent: they will be counted as failed.
+    unsendable: u64,
 }
 
 /// Runs the command.
@@ -171,9 +173,12 @@ async fn count_target(context: &Context, target: &Target, calls: &mut Calls<'_>)
         show(calls.events, namespace, need.candidates);
         let id = group.get_document("_id").during_bson(&operation)?;
         let type_name = id.get_str("t").unwrap_or("missing").to_owned();
-        let text = id.get("v").ok().flatten().and_then(legacy_key::text_of);
+        let value = id.get("v").ok().flatten();
+        let text =
+            value.and_then(legacy_key::text_of).filter(|text| legacy_key::is_text_of(&type_name, text));
         match text {
             None => *need.unusable.entry(unusable_name(&type_name)).or_default() += count,
+            Some(text) if !context.can_send(&text) => need.unsendable += count,
             Some(text) => {
                 // One key may be stored in several types and then has several groups.
                 if type_name == "string" && !looks_numeric(&text) || last_text.insert(text.clone()) {
@@ -202,8 +207,26 @@ fn has_collation(description: &Description) -> bool {
 fn group_pipeline(target: &Target) -> Vec<Document> {
     vec![
         doc! {"$match": candidate_filter(target)},
-        doc! {"$group": {"_id": legacy_projection(&target.legacy_field), "n": {"$sum": 1}}},
+        doc! {"$group": {"_id": distinct_values(target), "n": {"$sum": 1}}},
     ]
+}
+
+/// Like the projection of a backfill, but decimals as text: 42 and 42.0 compare
+/// as equal and are two keys.
+fn distinct_values(target: &Target) -> Document {
+    let mut projection = legacy_projection(&target.legacy_field);
+    let field = format!("${}", target.legacy_field);
+    let is_decimal = doc! {"$eq": [{"$type": &field}, "decimal"]};
+    let value = projection.remove("v").unwrap_or(Bson::Null);
+    projection.insert("v", doc! {"$cond": [is_decimal, {"$toString": &field}, value]});
+    projection
+}
+
+impl Context {
+    fn can_send(&self, legacy_key: &str) -> bool {
+        let api = self.settings.key_api.as_ref();
+        api.is_none_or(|api| template::is_sendable(&api.url, legacy_key))
+    }
 }
 
 fn show(events: &Events, namespace: &Namespace, done: u64) {
@@ -236,6 +259,7 @@ impl Summary<'_> {
                 "candidates": need.candidates,
                 "distinct_keys": need.distinct_keys,
                 "unusable": need.unusable,
+                "unsendable": need.unsendable,
             })
         });
         let estimate = &self.estimate;
@@ -262,6 +286,9 @@ impl Summary<'_> {
             ));
             for (kind, count) in &need.unusable {
                 lines.push(format!("  {count} will be flagged no_legacy_key: {kind}"));
+            }
+            if need.unsendable > 0 {
+                lines.push(format!("  {} will fail: `.` and `..` can't be sent in a path", need.unsendable));
             }
         }
         lines.push(format!("{} calls needed, {} keys are in the key map already", self.needed, self.known));

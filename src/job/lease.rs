@@ -4,20 +4,24 @@
 //! clock, counted from before the last renewal was sent, so it always stops
 //! before the server lets another one in.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::Collection;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, describe_mongo};
 
 /// How long a lease lasts without renewal.
 pub const LEASE_MILLISECONDS: i64 = 10_000;
 /// How often it is renewed; three renewals may fail.
 const RENEWAL: Duration = Duration::from_millis(2_500);
+/// How soon a renewal that failed is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+/// A database that is away for longer ends the run.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(120);
 /// The holder stops this long before the server's deadline.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -33,22 +37,20 @@ pub struct Lease {
 #[derive(Debug, Clone)]
 pub struct LeaseWatch {
     job: String,
-    /// Cancelled when the lease is lost; never before.
+    /// Cancelled when somebody else has the lease; never before.
     lost: CancellationToken,
-    /// Until when the holder may write.
-    valid_until: Arc<std::sync::Mutex<Instant>>,
+    /// Until when the holder may write; the renewing task moves it on.
+    valid_until: watch::Receiver<Instant>,
 }
 
 impl Lease {
     /// Starts renewing a lease that was just taken.
     pub(super) fn keep(collection: Collection<Document>, job: String, fence: i64) -> Self {
-        let watch = LeaseWatch {
-            job: job.clone(),
-            lost: CancellationToken::new(),
-            valid_until: Arc::new(std::sync::Mutex::new(Instant::now() + holding_time())),
-        };
+        let (renewed, valid_until) = watch::channel(Instant::now() + holding_time());
+        let watch = LeaseWatch { job: job.clone(), lost: CancellationToken::new(), valid_until };
         let released = CancellationToken::new();
-        tokio::spawn(renew(collection, doc! {"_id": job, "fence": fence}, watch.clone(), released.clone()));
+        let filter = doc! {"_id": job, "fence": fence};
+        tokio::spawn(renew(collection, filter, renewed, watch.lost.clone(), released.clone()));
         Self { watch, released }
     }
 
@@ -68,13 +70,37 @@ impl LeaseWatch {
         &self.lost
     }
 
-    /// Fails once the lease is lost: nothing may be written then.
+    /// Whether the lease is known to be ours right now.
+    pub fn is_valid(&self) -> bool {
+        !self.lost.is_cancelled() && Instant::now() < *self.valid_until.borrow()
+    }
+
+    /// Waits until the lease is known to be ours, which it is at once unless the
+    /// database could not be reached for a while. Nothing may be begun before.
     ///
     /// # Errors
-    /// A stop that says so.
-    pub fn check(&self) -> Result<()> {
-        let in_time = self.valid_until.lock().is_ok_and(|until| Instant::now() < *until);
-        if in_time && !self.lost.is_cancelled() { Ok(()) } else { Err(lost(&self.job)) }
+    /// A stop where somebody else has it, or that can't be found out.
+    pub async fn valid(&self) -> Result<()> {
+        let mut valid_until = self.valid_until.clone();
+        let given_up = Instant::now() + LONGEST_OUTAGE;
+        loop {
+            if self.lost.is_cancelled() {
+                return Err(lost(&self.job));
+            }
+            if Instant::now() < *valid_until.borrow_and_update() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = self.lost.cancelled() => {}
+                changed = valid_until.changed() => changed.map_err(|_| lost(&self.job))?,
+                () = tokio::time::sleep_until(given_up) => return Err(Error::stopped(format!(
+                    "the lease of the job {} could not be renewed for {} s",
+                    self.job,
+                    LONGEST_OUTAGE.as_secs()
+                ))
+                .hint("is the database reachable? Started again, the job goes on from its checkpoint")),
+            }
+        }
     }
 }
 
@@ -94,41 +120,36 @@ fn holding_time() -> Duration {
     Duration::from_millis(LEASE_MILLISECONDS.unsigned_abs()) - MARGIN
 }
 
+/// Renews until released. A renewal that fails is tried again, past the
+/// deadline too: the fence tells whether somebody else was faster.
 async fn renew(
     collection: Collection<Document>,
     filter: Document,
-    watch: LeaseWatch,
+    renewed: watch::Sender<Instant>,
+    lost: CancellationToken,
     released: CancellationToken,
 ) {
-    let LeaseWatch { lost, valid_until, .. } = watch;
     let update = vec![doc! {"$set": {
         "lease.renewed_at": "$$NOW",
         "lease.expires_at": {"$add": ["$$NOW", LEASE_MILLISECONDS]},
     }}];
+    let mut pause = RENEWAL;
     loop {
-        let deadline = valid_until.lock().map_or_else(|_| Instant::now(), |until| *until);
         tokio::select! {
             () = released.cancelled() => return,
-            () = tokio::time::sleep_until(deadline.min(Instant::now() + RENEWAL)) => {}
-        }
-        if Instant::now() >= deadline {
-            lost.cancel();
-            return;
+            () = tokio::time::sleep(pause) => {}
         }
         let sent = Instant::now();
         match collection.update_one(filter.clone(), update.clone()).await {
             Ok(result) if result.matched_count == 1 => {
-                if let Ok(mut until) = valid_until.lock() {
-                    *until = sent + holding_time();
-                }
+                renewed.send_replace(sent + holding_time());
+                pause = RENEWAL;
             }
-            Ok(_) => {
-                lost.cancel();
-                return;
-            }
+            Ok(_) => return lost.cancel(),
             Err(error) => {
-                tracing::warn!(%error, "the lease could not be renewed; trying again");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                let error = describe_mongo(&error);
+                tracing::info!(error, "the lease could not be renewed; trying again");
+                pause = RETRY;
             }
         }
     }

@@ -82,14 +82,24 @@ pub async fn list(mongo: &Mongo, name: Option<&str>) -> Result<Vec<Document>> {
 }
 
 impl Job {
-    /// Takes the lease of the job of that name for something else than before;
-    /// what the former identity had made is the caller's to clear away.
+    /// Takes the lease of the job of that name for something else than before.
+    /// `mark` is stored together with the new identity: whoever starts next must
+    /// see that what the former identity had made is still to be cleared away.
     ///
     /// # Errors
     /// A refusal where another process runs the job.
-    pub async fn restart(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Self> {
-        let job = Self::acquire(mongo, name, command, identity, false).await?;
-        job.save(doc! {"identity": identity.clone()}).await?;
+    pub async fn restart(
+        mongo: &Mongo,
+        name: &str,
+        command: &str,
+        identity: &Document,
+        mark: Document,
+    ) -> Result<Self> {
+        let mut job = Self::acquire(mongo, name, command, identity, false).await?;
+        let mut fields = mark;
+        fields.insert("identity", identity.clone());
+        job.save(fields.clone()).await?;
+        job.document.extend(fields);
         Ok(job)
     }
 
@@ -161,7 +171,7 @@ impl Job {
     /// # Errors
     /// A stop where the lease is lost or the document can't be written.
     pub async fn save(&self, mut fields: Document) -> Result<()> {
-        self.lease.watch().check()?;
+        self.lease.watch().valid().await?;
         fields.insert("updated_at", DateTime::now());
         let update = doc! {"$set": fields};
         self.update(update).await

@@ -12,12 +12,12 @@ use mongodb::error::{Error as DriverError, ErrorKind};
 use tokio_retry::RetryIf;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, describe_mongo};
 
 /// Server errors that pass: elections, shutdowns, interrupted or conflicting
 /// operations, time limits.
-const TRANSIENT_CODES: [i32; 19] =
-    [6, 7, 24, 50, 64, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11602, 13388, 13435, 13436, 43];
+const TRANSIENT_CODES: [i32; 20] =
+    [6, 7, 24, 50, 64, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 43];
 
 /// Attempts after the first; with their waits they cover about a minute.
 const RETRIES: usize = 16;
@@ -37,7 +37,8 @@ where
     let is_transient = |error: &DriverError| {
         let transient = is_transient(error);
         if transient {
-            tracing::debug!(%operation, %error, "will be sent again");
+            let error = describe_mongo(error);
+            tracing::debug!(%operation, error, "will be sent again");
         }
         transient
     };

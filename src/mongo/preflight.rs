@@ -162,10 +162,13 @@ impl Mongo {
         };
         let figure = |field: &str| stats.get(field).and_then(whole_number).unwrap_or(0);
         let (used, total) = (figure("fsUsedSize"), figure("fsTotalSize"));
+        if total == 0 {
+            return Finding::pass(name, "not known before the database exists");
+        }
         let gigabytes = |bytes: u64| format!("{}.{} GB", bytes / 1_000_000_000, bytes / 100_000_000 % 10);
         let (free, data) = (total.saturating_sub(used), figure("storageSize") + figure("indexSize"));
         let found = format!("{} free, the database takes {}", gigabytes(free), gigabytes(data));
-        if total > 0 && free < data {
+        if free < data {
             Finding::warn(
                 name,
                 found,

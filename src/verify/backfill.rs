@@ -1,5 +1,7 @@
 //! What a backfill left behind: candidates, keys and flags.
 
+use std::collections::BTreeMap;
+
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use serde_json::{Map, Value, json};
@@ -30,7 +32,7 @@ pub async fn check(mongo: &Mongo, target: &Target) -> Result<Vec<Check>> {
     let filled =
         count::exactly(mongo, namespace, &doc! {target.key_field.as_str(): {"$ne": Bson::Null}}).await?;
     let flags = flags(mongo, target).await?;
-    let flagged: u64 = flags.values().filter_map(Value::as_u64).sum();
+    let flagged: u64 = flags.values().sum();
     let mut found = Map::new();
     found.insert("filled".into(), json!(filled));
     found.insert("flagged".into(), json!(flags));
@@ -59,7 +61,7 @@ async fn outside(mongo: &Mongo, target: &Target) -> Result<u64> {
 }
 
 /// Flags of documents without a key, by reason.
-async fn flags(mongo: &Mongo, target: &Target) -> Result<Map<String, Value>> {
+async fn flags(mongo: &Mongo, target: &Target) -> Result<BTreeMap<String, u64>> {
     let namespace = &target.namespace;
     let pipeline = vec![
         doc! {"$match": {
@@ -75,11 +77,10 @@ async fn flags(mongo: &Mongo, target: &Target) -> Result<Map<String, Value>> {
         async move { cursor.await?.try_collect().await }
     })
     .await?;
-    Ok(groups
-        .iter()
-        .map(|group| {
-            let reason = group.get_str("_id").unwrap_or("(no reason)").to_owned();
-            (reason, json!(group.get("n").and_then(whole_number).unwrap_or(0)))
-        })
-        .collect())
+    let mut flags = BTreeMap::new();
+    for group in &groups {
+        let reason = group.get_str("_id").unwrap_or("(no reason)").to_owned();
+        *flags.entry(reason).or_default() += group.get("n").and_then(whole_number).unwrap_or(0);
+    }
+    Ok(flags)
 }

@@ -12,7 +12,7 @@ use crate::Context;
 use crate::backfill::run::default_job as backfill_job;
 use crate::cleanse::count;
 use crate::cleanse::predicate::{Predicate, all_of};
-use crate::cleanse::run::{compile, default_job as cleanse_job, rules};
+use crate::cleanse::run::{compile, default_job as cleanse_job, rules, target_of};
 use crate::cli::verify::VerifyArgs;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
@@ -92,10 +92,7 @@ fn sides(context: &Context, args: &VerifyArgs) -> Result<Option<Sides>> {
         };
     };
     let source = rules.source.clone();
-    let same_database = format!("{}.{to}", source.database);
-    // `--to app.users_v2` means what it looks like.
-    let full = if to.starts_with(&format!("{}.", source.database)) { to } else { same_database };
-    let target = full.parse().map_err(Error::usage)?;
+    let target = target_of(&source, &to)?;
     Ok(Some(Sides { predicate: compile(settings, &rules)?, source, target }))
 }
 

@@ -170,3 +170,25 @@ async fn rules_that_no_document_passes_leave_the_target_empty() {
     expect_counts(&run, 500, 0);
     assert!(bytes(&bench, TARGET).await.is_empty());
 }
+
+#[tokio::test]
+async fn a_document_that_is_nothing_but_our_mark_survives() {
+    let bench = Bench::new().await;
+    insert_raw(&bench, SOURCE, vec![rawdoc! {"_id": 1, "__mongorekey_pending": true}, rawdoc! {"_id": 2}])
+        .await;
+    configure(&bench, "");
+
+    bench.run("cleanse").await.expect_exit(0);
+    assert_same(&bytes(&bench, TARGET).await, &bytes(&bench, SOURCE).await);
+}
+
+#[tokio::test]
+async fn a_document_whose_id_is_null_is_copied() {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, ids(300).into_iter().map(|id| doc! {"_id": id})).await;
+    bench.insert_into(SOURCE, [doc! {"_id": Bson::Null, "a": 1}]).await;
+    configure(&bench, "");
+
+    bench.run("cleanse").await.expect_exit(0);
+    assert_same(&bytes(&bench, TARGET).await, &bytes(&bench, SOURCE).await);
+}

@@ -245,3 +245,89 @@ async fn timing_a_step_down_in_the_middle_of_a_range_is_ridden_out() {
     run.finish().await.expect_exit(0);
     expect_end_state(&bench).await;
 }
+
+/// A range that is cut off by the signal must not be forgotten because another one, whose end is
+/// stored a little later, was finished.
+#[tokio::test]
+async fn sigterm_while_the_last_ranges_are_copied_forgets_none_of_them() {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..4000).map(|id| doc! {"_id": id})).await;
+    // Of the four ranges the first hangs in front of its inserts, the last takes a second or two.
+    let slow = r#"{"$reduce": {"input": {"$range": [0, 200000]}, "initialValue": 0, "in": {"$add": ["$$value", 1]}}}"#;
+    configure(
+        &bench,
+        &format!(
+            r#"keep = '{{"$or": [{{"_id": {{"$lt": 300}}}}, {{"_id": {{"$gte": 3980}}, "$expr": {{"$lt": [{slow}, 0]}}}}]}}'"#
+        ),
+    );
+    let inserts = FailPoint::reserve(INSERTS);
+    inserts
+        .set(&bench, "alwaysOn", doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": true})
+        .await;
+    let mut run = bench.program("cleanse --parallel 2").spawn();
+    let ranges: Collection<Document> = bench.state.collection("ranges");
+    let is = async |number: i32, state: &str| {
+        let filter = doc! {"_id.number": number, "state": state};
+        ranges.count_documents(filter).await.expect("a count") == 1
+    };
+    wait_for("the last range to be begun", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        is(3, "copying").await
+    })
+    .await;
+    // Its end can't be stored as long as this transaction is open.
+    let mut session = bench.state.client().start_session().await.expect("a session");
+    session.start_transaction().await.expect("a transaction");
+    ranges
+        .update_one(doc! {"_id.number": 3}, doc! {"$set": {"test": true}})
+        .session(&mut session)
+        .await
+        .expect("the range is locked");
+    assert!(is(0, "copying").await && is(1, "done").await && is(2, "done").await && is(3, "copying").await);
+    run.signal(Signal::Terminate);
+    wait_for("the first range to be given up", async || is(0, "pending").await).await;
+    session.abort_transaction().await.expect("aborted");
+    let run = run.finish().await;
+    inserts.off(&bench).await;
+
+    assert_eq!(run.exit, Some(143), "{}", run.output());
+    bench.run("cleanse").await.expect_exit(0);
+    assert_eq!(copied(&bench).await, 300);
+}
+
+#[tokio::test]
+async fn an_operation_that_somebody_killed_is_begun_again() {
+    let bench = Bench::new().await;
+    seed(&bench, 3000).await;
+    configure(&bench, RULES);
+    let inserts = FailPoint::reserve(INSERTS);
+    let mut run = start_and_block(&bench, &inserts, true).await;
+    let sessions = recorded_sessions(&bench).await;
+    let uuids: Vec<Bson> = sessions.iter().map(|id| doc! {"id": id.clone()}.into()).collect();
+    bench.admin().run_command(doc! {"killSessions": uuids}).await.expect("killed");
+    wait_for("the range to be copied again", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        let now = recorded_sessions(&bench).await;
+        now.iter().any(|session| !sessions.contains(session)) && running_on(&bench, &now).await > 0
+    })
+    .await;
+    inserts.off(&bench).await;
+    run.finish().await.expect_exit(0);
+    expect_end_state(&bench).await;
+}
+
+/// Elections take ten seconds and more, longer than a lease that nobody renews. Nobody has taken
+/// it meanwhile: the job goes on.
+#[tokio::test]
+async fn timing_an_election_that_takes_longer_than_the_lease_is_ridden_out() {
+    let bench = Bench::new().await;
+    seed(&bench, 3000).await;
+    configure(&bench, RULES);
+    let inserts = FailPoint::reserve(INSERTS);
+    let run = start_and_block(&bench, &inserts, true).await;
+    let step_down = doc! {"replSetStepDown": 14, "secondaryCatchUpPeriodSecs": 0, "force": true};
+    bench.admin().run_command(step_down).await.expect("stepped down");
+    inserts.off(&bench).await;
+    run.finish().await.expect_exit(0);
+    expect_end_state(&bench).await;
+}

@@ -4,7 +4,9 @@ use bson::{Document, doc};
 use mongodb::Collection;
 use serde_json::json;
 
-use crate::cleansing::{FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure};
+use crate::cleansing::{
+    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure, job_name,
+};
 use crate::harness::{Bench, wait_for};
 use crate::program::{Finished, Running};
 
@@ -225,4 +227,118 @@ async fn the_default_state_is_left_alone_by_what_is_refused() {
     assert!(run.text("/error/hint").contains("--to"), "{}", run.stdout);
     assert_eq!(run.json["command"], json!("cleanse"));
     assert!(!bench.has_state().await);
+}
+
+#[tokio::test]
+async fn a_finished_job_whose_restart_is_killed_early_is_not_taken_for_the_new_one() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, LOW);
+    bench.run("cleanse").await.expect_exit(0);
+    // The restart under new rules has taken the job and looks at the source when it is killed.
+    configure(&bench, HIGH);
+    let commands = FailPoint::reserve("failCommand");
+    let data = doc! {
+        "failCommands": ["count"], "namespace": bench.namespace(SOURCE),
+        "blockConnection": true, "blockTimeMS": 1000,
+    };
+    let entered = commands.set(&bench, doc! {"times": 1}, data).await;
+    let restart = bench.program("cleanse --restart").spawn();
+    commands.wait_until_entered(&bench, entered + 1).await;
+    restart.kill();
+    drop(commands);
+
+    let run = bench.run("cleanse").await;
+    if run.exit != Some(0) {
+        expect_refusal(run, "--restart");
+        bench.run("cleanse --restart").await.expect_exit(0);
+    }
+    assert_same(&bytes(&bench, TARGET).await, &bytes_where(&bench, SOURCE, doc! {"n": {"$gte": 500}}).await);
+}
+
+#[tokio::test]
+async fn a_restart_that_is_killed_early_mixes_no_rules() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, HIGH);
+    // A run that dies in the middle, some ranges done.
+    let inserts = FailPoint::reserve("hangDuringBatchInsert");
+    let mut first = start_and_hold(&bench, &inserts).await;
+    let ranges: Collection<Document> = bench.state.collection("ranges");
+    wait_for("the lower ranges, which have nothing to copy", async || {
+        assert!(first.is_running(), "{}", first.stderr());
+        ranges.count_documents(doc! {"state": "done"}).await.expect("a count") > 0
+            && ranges.count_documents(doc! {"state": "copying"}).await.expect("a count") > 0
+    })
+    .await;
+    first.kill();
+    inserts.off(&bench).await;
+    let locked = async || {
+        let mut session = bench.state.client().start_session().await.expect("a session");
+        session.start_transaction().await.expect("a transaction");
+        let touch = doc! {"$set": {"test": true}};
+        ranges.update_many(doc! {}, touch).session(&mut session).await.expect("locked");
+        session
+    };
+    // The restart under new rules dies while it ends what the first run had begun.
+    configure(&bench, LOW);
+    let mut session = locked().await;
+    let mut restart = bench.program("cleanse --restart").spawn();
+    wait_for("the new rules in the job", async || {
+        assert!(restart.is_running(), "{}", restart.stderr());
+        bench.job(&job_name(&bench)).await.expect("a job").to_string().contains("$lt")
+    })
+    .await;
+    restart.kill();
+    session.abort_transaction().await.expect("aborted");
+
+    let run = bench.run("cleanse").await;
+    if run.exit != Some(0) {
+        expect_refusal(run, "--restart");
+        bench.run("cleanse --restart").await.expect_exit(0);
+    }
+    assert_same(&bytes(&bench, TARGET).await, &bytes_where(&bench, SOURCE, doc! {"n": {"$lt": 500}}).await);
+}
+
+#[tokio::test]
+async fn a_restart_that_is_killed_while_it_creates_the_target_can_be_repeated() {
+    for again in ["cleanse", "cleanse --restart"] {
+        let bench = Bench::new().await;
+        seed(&bench).await;
+        configure(&bench, "");
+        bench.run("cleanse").await.expect_exit(0);
+        let commands = FailPoint::reserve("failCommand");
+        let data = doc! {
+            "failCommands": ["create"], "namespace": bench.namespace(TARGET),
+            "blockConnection": true, "blockTimeMS": 1500,
+        };
+        let entered = commands.set(&bench, doc! {"times": 1}, data).await;
+        let restart = bench.program("cleanse --restart").spawn();
+        commands.wait_until_entered(&bench, entered + 1).await;
+        restart.kill();
+        wait_for("the server to create the target", async || {
+            collections(&bench).await.iter().any(|name| name == TARGET)
+        })
+        .await;
+        drop(commands);
+
+        bench.run(again).await.expect_exit(0);
+        assert_same(&bytes(&bench, TARGET).await, &bytes(&bench, SOURCE).await);
+    }
+}
+
+/// A source of the same name that somebody made anew is another one.
+#[tokio::test]
+async fn a_source_that_was_replaced_in_between_is_noticed() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    configure(&bench, "");
+    let inserts = FailPoint::reserve("hangDuringBatchInsert");
+    start_and_hold(&bench, &inserts).await.kill();
+    inserts.off(&bench).await;
+    bench.database.collection::<Document>(SOURCE).drop().await.expect("dropped");
+    seed(&bench).await;
+
+    let run = bench.run("cleanse").await;
+    assert!(matches!(run.exit, Some(3 | 4)), "{}", run.output());
 }

@@ -5,8 +5,8 @@ use futures_util::TryStreamExt;
 use mongodb::Collection;
 use serde_json::{Value, json};
 
-use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, bytes_where, configure, ids};
-use crate::harness::Bench;
+use crate::cleansing::{FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, configure, ids};
+use crate::harness::{Bench, uri, uri_with};
 
 /// `keep` and two rules that hit some documents both.
 const RULES: &str = r#"
@@ -187,4 +187,18 @@ async fn rules_of_later_versions_are_refused() {
         assert!(run.text("/error/message").contains("mongorekey.toml:"), "{}", run.stdout);
     }
     assert!(!bench.has_state().await);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_does_not_make_the_rules_wrong() {
+    let bench = Bench::new().await;
+    seed(&bench).await;
+    bench.configure_text(
+        &crate::cleansing::config(&bench, RULES).replace(&uri(), &uri_with("heartbeatFrequencyMS=500")),
+    );
+    let commands = FailPoint::reserve("failCommand");
+    let data = doc! {"failCommands": ["explain"], "namespace": bench.namespace(SOURCE), "errorCode": 11600};
+    commands.set(&bench, doc! {"times": 1}, data).await;
+    let run = bench.run("cleanse").await;
+    assert_ne!(run.exit, Some(2), "{}", run.output());
 }

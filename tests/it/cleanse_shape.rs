@@ -197,3 +197,38 @@ async fn a_dry_run_tells_the_indexes_and_options_to_come() {
     assert_eq!(run.json["plan"]["indexes"], json!(["n"]));
     assert_eq!(run.json["plan"]["options"]["collation"]["strength"], json!(2));
 }
+
+#[tokio::test]
+async fn a_clustered_collection_stays_clustered() {
+    let bench = Bench::new().await;
+    create(
+        &bench,
+        doc! {
+            "clusteredIndex": {"key": {"_id": 1}, "unique": true, "name": "by id"},
+            "expireAfterSeconds": 1_000_000_000_i64,
+        },
+    )
+    .await;
+    let date = |n: i64| bson::DateTime::from_millis(1_700_000_000_000 + n);
+    bench.insert_into(SOURCE, (0..1500).map(|n| doc! {"_id": date(n), "n": n})).await;
+    bench.insert_into(SOURCE, (0..1500).map(|n| doc! {"_id": format!("s{n}"), "n": n})).await;
+    create_indexes(&bench, vec![doc! {"name": "n", "key": {"n": 1}}]).await;
+    expect_same_shape(&bench).await;
+}
+
+#[tokio::test]
+async fn an_index_without_the_collation_of_its_collection_stays_without() {
+    let bench = Bench::new().await;
+    create(&bench, doc! {"collation": {"locale": "en", "strength": 2}}).await;
+    bench.insert_into(SOURCE, [doc! {"_id": 1, "a": "x"}, doc! {"_id": 2, "a": "X"}]).await;
+    let simple = doc! {"locale": "simple"};
+    create_indexes(
+        &bench,
+        vec![
+            doc! {"name": "simple", "key": {"a": 1}, "unique": true, "collation": &simple},
+            doc! {"name": "text", "key": {"t": "text"}, "collation": &simple},
+        ],
+    )
+    .await;
+    expect_same_shape(&bench).await;
+}

@@ -265,3 +265,26 @@ async fn an_index_follows_the_collation_of_its_collection() {
     let run = bench.run("index create").await.expect_exit(0);
     assert_eq!((&target(&run, 0)["used"], &target(&run, 0)["candidates"]), (&json!(true), &json!(150)));
 }
+
+#[tokio::test]
+async fn keys_that_cannot_be_sent_are_not_planned_as_calls() {
+    let bench = Bench::new().await;
+    bench.insert([".", "..", "K1"].map(|key| doc! {"legacyKey": key})).await;
+    bench.create_index().await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    let planned = bench.run("plan").await.expect_exit(0).number("/calls");
+    bench.run("backfill --tps 1000").await.expect_exit(1).expect_calls(planned);
+}
+
+#[tokio::test]
+async fn decimals_of_different_text_are_different_keys_in_the_plan_too() {
+    let bench = Bench::new().await;
+    let decimal = |text: &str| text.parse::<bson::Decimal128>().expect("a decimal");
+    bench.insert(["42", "42.0", "42.00"].map(|key| doc! {"legacyKey": decimal(key)})).await;
+    bench.create_index().await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    let planned = bench.run("plan").await.expect_exit(0).number("/calls");
+    bench.run("backfill --tps 1000").await.expect_exit(0).expect_calls(planned);
+}

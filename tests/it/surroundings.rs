@@ -203,3 +203,12 @@ async fn init_writes_a_file_that_passes_and_overwrites_none() {
     assert_eq!(std::fs::read_to_string(&file).expect("a config"), text);
     bench.run("--config nowhere/x.toml init").await.expect_exit(2);
 }
+
+#[tokio::test]
+async fn a_missing_source_of_the_cleanse_fails() {
+    let bench = Bench::new().await;
+    let api = KeyApi::finding();
+    let rest = bench.config_for_url(&api.key_url()).no_targets().text();
+    bench.configure_text(&format!("{rest}\n[cleanse]\nsource = '{}'\n", bench.namespace(SOURCE)));
+    bench.run("check").await.expect_exit(3);
+}

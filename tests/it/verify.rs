@@ -340,3 +340,18 @@ async fn candidates_that_a_backfill_left_fail_the_verification() {
     bench.docs().drop().await.expect("dropped");
     expect_failed(&bench.run("verify").await, &[&candidates]);
 }
+
+#[tokio::test]
+async fn flags_without_a_reason_are_accounted_for() {
+    let bench = Bench::with_docs(5).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    bench.run("backfill --tps 100000").await.expect_exit(0);
+    // Somebody else's flags.
+    for (id, flag) in [(1, Bson::from("later")), (2, doc! {"reason": 5}.into()), (3, doc! {"why": 1}.into())]
+    {
+        let change = doc! {"$set": {"newKeyFlag": flag}, "$unset": {"newKey": ""}};
+        bench.docs().update_one(doc! {"_id": id}, change).await.expect("changed");
+    }
+    bench.run("verify").await.expect_exit(0);
+}

@@ -27,6 +27,9 @@ use tokio_util::sync::CancellationToken;
 /// Where single keys are asked for; the key follows, percent-encoded.
 const PATH: &str = "/v1/keys/";
 
+/// A sleep of a millisecond that takes longer than this is a stall.
+const LONGEST_SLEEP: Duration = Duration::from_millis(8);
+
 /// A call as it arrived.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -132,6 +135,7 @@ struct Shared {
     attempts: Mutex<HashMap<String, usize>>,
     in_flight: AtomicUsize,
     most_in_flight: AtomicUsize,
+    stalls: Mutex<Vec<(Instant, Instant)>>,
 }
 
 impl KeyApi {
@@ -145,6 +149,7 @@ impl KeyApi {
             attempts: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             most_in_flight: AtomicUsize::new(0),
+            stalls: Mutex::default(),
         });
         let stop = CancellationToken::new();
         let (seen, until) = (Arc::clone(&shared), stop.clone());
@@ -189,6 +194,11 @@ impl KeyApi {
         locked(&self.shared.attempts).clone()
     }
 
+    /// From when to when this machine was too busy to note the arrival of a call in time.
+    pub fn stalls(&self) -> Vec<(Instant, Instant)> {
+        locked(&self.shared.stalls).clone()
+    }
+
     /// The most calls that were under way at once.
     pub fn most_in_flight(&self) -> usize {
         self.shared.most_in_flight.load(Ordering::SeqCst)
@@ -209,9 +219,21 @@ impl Drop for KeyApi {
 
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("a runtime");
+    tokio::spawn(watch_for_stalls(Arc::clone(&shared)));
     loop {
         let (stream, _) = listener.accept().await.expect("a connection");
         tokio::spawn(converse(stream, Arc::clone(&shared)));
+    }
+}
+
+/// Sleeps on the thread that notes calls: where it wakes up late, so do they.
+async fn watch_for_stalls(shared: Arc<Shared>) {
+    loop {
+        let before = Instant::now();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if before.elapsed() > LONGEST_SLEEP {
+            locked(&shared.stalls).push((before, Instant::now()));
+        }
     }
 }
 

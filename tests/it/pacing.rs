@@ -10,13 +10,26 @@ use crate::program::{Running, Signal};
 
 const TPS: usize = 50;
 const MEASURED: Duration = Duration::from_secs(10);
+/// Calls that waited for the end of a stall arrive right after it.
+const AFTER_A_STALL: Duration = Duration::from_millis(2);
 const COMMAND: &str = "backfill --tps 50 --chunk 30";
 
 /// The ceiling as documented: in any window of a second or more, ceil(w * tps) + max(1, tps / 100).
-fn expect_ceiling(calls: &[Call]) {
+///
+/// A window at whose end or beginning the machine was too busy to tell when a call arrived tells
+/// nothing; there may be few of those.
+fn expect_ceiling(api: &KeyApi, calls: &[Call]) {
+    let stalls = api.stalls();
+    let is_stalled = |at: Instant| stalls.iter().any(|(from, to)| *from <= at && at <= *to + AFTER_A_STALL);
     for seconds in [1, 2, 5] {
         let ceiling = usize::try_from(seconds).expect("small") * TPS + 1;
+        let (mut told, mut silent) = (0, 0);
         for window in calls.windows(ceiling + 1) {
+            if is_stalled(window[0].at) || is_stalled(window[ceiling].at) {
+                silent += 1;
+                continue;
+            }
+            told += 1;
             let span = window[ceiling].at - window[0].at;
             let gaps: Vec<_> = window.windows(2).map(|pair| (pair[1].at - pair[0].at).as_millis()).collect();
             assert!(
@@ -26,6 +39,7 @@ fn expect_ceiling(calls: &[Call]) {
                 window[0].number
             );
         }
+        assert!(silent <= told / 2, "this machine is too busy for a measurement: {silent} of {told} windows");
     }
 }
 
@@ -51,7 +65,7 @@ async fn timing_a_slow_api_is_called_at_the_ceiling_and_never_above() {
     bench.configure(&bench.config(&api));
     let calls = measure(&bench, &api).await;
     assert!(calls.len() >= 495, "{} calls in ten seconds", calls.len());
-    expect_ceiling(&calls);
+    expect_ceiling(&api, &calls);
 }
 
 #[tokio::test]
@@ -64,7 +78,7 @@ async fn timing_outliers_do_not_lower_the_rate() {
     bench.configure(&bench.config(&api));
     let calls = measure(&bench, &api).await;
     assert!(calls.len() >= 495, "{} calls in ten seconds", calls.len());
-    expect_ceiling(&calls);
+    expect_ceiling(&api, &calls);
 }
 
 #[tokio::test]
@@ -77,7 +91,7 @@ async fn timing_answers_from_many_documents_do_not_lower_the_rate() {
     bench.configure(&bench.config(&api));
     let calls = measure(&bench, &api).await;
     assert!(calls.len() >= 495, "{} calls in ten seconds", calls.len());
-    expect_ceiling(&calls);
+    expect_ceiling(&api, &calls);
 }
 
 async fn restarted(end: impl AsyncFn(Running)) {
@@ -91,7 +105,7 @@ async fn restarted(end: impl AsyncFn(Running)) {
     bench.run(COMMAND).await.expect_exit(0);
     assert_eq!(bench.filled().await, 260);
     assert!(api.count() > before, "the second run called too");
-    expect_ceiling(&api.calls());
+    expect_ceiling(&api, &api.calls());
 }
 
 #[tokio::test]
@@ -116,7 +130,7 @@ async fn timing_retries_count_against_the_ceiling() {
     let run = bench.run(COMMAND).await.expect_exit(0);
     run.expect_calls(300);
     assert_eq!(run.number("/api/retries"), 200);
-    expect_ceiling(&api.calls());
+    expect_ceiling(&api, &api.calls());
 }
 
 #[tokio::test]

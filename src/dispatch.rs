@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::index::IndexAction;
@@ -35,8 +35,16 @@ pub(crate) fn parse(arguments: &[OsString]) -> std::result::Result<Cli, u8> {
         let rendered = error.to_string();
         let message = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
         let error = Error::usage(message).hint("see `mongorekey --help`");
-        Outcome::from_error("", None, error).print(Format::Json)
+        Outcome::from_error(&typed_command(arguments), None, error).print(Format::Json)
     })
+}
+
+/// The command that was typed, as far as it can be told.
+fn typed_command(arguments: &[OsString]) -> String {
+    let known: Vec<String> =
+        Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let words = arguments.iter().skip(1).map(|word| word.to_string_lossy().into_owned());
+    words.into_iter().find(|word| known.contains(word)).unwrap_or_default()
 }
 
 fn wants_json(arguments: &[OsString]) -> bool {
@@ -88,6 +96,16 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
 
 async fn run_command(context: &Context, command: &Command) -> Result<Outcome> {
     match command {
+        Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
+        Command::Cleanse(args) => cleanse::run::run(context, args).await,
+        // These keep nothing that would have to be saved.
+        other => context.unless_interrupted(look(context, other)).await,
+    }
+}
+
+/// Commands that are no jobs.
+async fn look(context: &Context, command: &Command) -> Result<Outcome> {
+    match command {
         Command::Check(args) => command::check::run(context, args.target.as_deref()).await,
         Command::Index(args) => {
             let targets = context.settings.targets(args.targets().target.as_deref())?;
@@ -98,11 +116,11 @@ async fn run_command(context: &Context, command: &Command) -> Result<Outcome> {
             }
         }
         Command::Plan(args) => command::plan::run(context, args).await,
-        Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
         Command::Status(args) => command::status::run(context, args.job.as_deref()).await,
-        Command::Cleanse(args) => cleanse::run::run(context, args).await,
         Command::Verify(args) => verify::run::run(context, args).await,
-        // Handled before a connection was made.
-        Command::Init(_) | Command::MockApi(_) => Err(Error::stopped("this command needs no database")),
+        // Handled elsewhere: the first two without a connection, the others as jobs.
+        Command::Init(_) | Command::MockApi(_) | Command::Backfill(_) | Command::Cleanse(_) => {
+            Err(Error::stopped("this command was to be handled elsewhere"))
+        }
     }
 }

@@ -132,13 +132,26 @@ impl<T> Context<T> for std::result::Result<T, mongodb::error::Error> {
 
 /// The driver's message without its Rust wrapping, with the server's code.
 pub(crate) fn describe_mongo(error: &mongodb::error::Error) -> String {
-    use mongodb::error::ErrorKind;
+    use mongodb::error::{ErrorKind, WriteFailure};
     match error.kind.as_ref() {
         ErrorKind::Command(command) => {
             format!("{} ({} {})", command.message, command.code_name, command.code)
         }
         ErrorKind::ServerSelection { message, .. } => message.clone(),
-        _ => error.to_string(),
+        ErrorKind::Write(WriteFailure::WriteConcernError(error)) => {
+            format!("{} ({})", error.message, error.code)
+        }
+        ErrorKind::Write(WriteFailure::WriteError(error)) => format!("{} ({})", error.message, error.code),
+        ErrorKind::InsertMany(failure) => {
+            let concern = failure.write_concern_error.as_ref().map(|error| (&error.message, error.code));
+            let first =
+                failure.write_errors.iter().flatten().next().map(|error| (&error.message, error.code));
+            concern
+                .or(first)
+                .map_or("the insert failed".into(), |(message, code)| format!("{message} ({code})"))
+        }
+        // Not the error itself: it would add the server's whole reply, in bytes.
+        kind => kind.to_string(),
     }
 }
 

@@ -55,6 +55,16 @@ pub struct Context {
 }
 
 impl Context {
+    /// Does something that a signal may cut short at any moment.
+    async fn unless_interrupted<T>(&self, work: impl Future<Output = error::Result<T>>) -> error::Result<T> {
+        tokio::select! {
+            result = work => result,
+            () = self.stop.cancelled() => {
+                Err(error::Error::new(error::Class::Interrupted(self.signal()), "interrupted before it was done"))
+            }
+        }
+    }
+
     /// Number of the signal that interrupted the run.
     pub fn signal(&self) -> u8 {
         self.signal.number()

@@ -1,6 +1,7 @@
 //! Asks for one key: permit, call, and again where the outcome allows it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ pub struct Asker {
     pub lease: LeaseWatch,
     /// Counts calls.
     pub counters: ApiCounters,
+    /// Keys whose first call has been started and has not left yet.
+    pub queued: AtomicUsize,
     /// Cancelled when no further call may start.
     pub stop: CancellationToken,
 }
@@ -57,15 +60,18 @@ pub struct Settled {
 impl Asker {
     /// Asks until there is an answer, the attempts are used up or the run stops.
     pub async fn ask(self: Arc<Self>, key: String, slot: OwnedSemaphorePermit) -> Settled {
-        let asked = self.ask_until_settled(&key).await;
+        let first = self.turn().await;
+        self.queued.fetch_sub(1, Ordering::Relaxed);
+        let asked = if first { self.ask_until_settled(&key).await } else { Asked::NotAsked };
         Settled { key, asked, slot }
     }
 
+    /// Calls until there is an answer; the first call may leave at once.
     async fn ask_until_settled(&self, key: &str) -> Asked {
         let mut attempts = Attempts::default();
         let mut is_retry = false;
         loop {
-            if !self.turn().await {
+            if is_retry && !self.turn().await {
                 return Asked::NotAsked;
             }
             self.counters.sent(is_retry);

@@ -68,7 +68,7 @@ pub fn read_ahead(
             let chunk = match read {
                 Ok((_, None)) => return Ending::Whole,
                 Ok((candidates, Some(end))) => {
-                    left = left.saturating_sub(u64::try_from(limit).unwrap_or(u64::MAX));
+                    left = left.saturating_sub(u64::try_from(candidates.len()).unwrap_or(u64::MAX));
                     last = Some(end.clone());
                     Ok(Chunk { candidates, read_at: Instant::now(), end })
                 }

@@ -1,6 +1,7 @@
 //! The backfill from its first check to its last count: order and policy.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use bson::{Bson, DateTime, Document, doc};
@@ -82,11 +83,12 @@ struct Plan {
 /// Usage errors and refusals; what happens after the job has started is part
 /// of the outcome.
 pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
-    let plan = prepare(&context.mongo, &context.settings, options).await?;
+    let plan = context.unless_interrupted(prepare(&context.mongo, &context.settings, options)).await?;
     if options.dry_run {
-        return dry_run(&plan).await;
+        return context.unless_interrupted(dry_run(&plan)).await;
     }
-    let job = Job::start(&context.mongo, &plan.job, "backfill", &plan.identity).await?;
+    let start = Job::start(&context.mongo, &plan.job, "backfill", &plan.identity);
+    let job = context.unless_interrupted(start).await?;
     if job.was_taken_over() {
         context.events.note(format!("took over the job {} from a process that is gone", job.name()));
     }
@@ -203,6 +205,7 @@ impl<'a> Run<'a> {
             client: Client::new(plan.api.clone(), plan.slots, job.name())?,
             pacer: Pacer::new(plan.tps, first_wait, plan.windows.clone(), plan.api.timeout.0),
             lease: job.lease().clone(),
+            queued: AtomicUsize::new(0),
             counters: ApiCounters::default(),
             stop: stop.child_token(),
         });

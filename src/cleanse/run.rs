@@ -70,22 +70,27 @@ struct Figures {
 /// # Errors
 /// Usage errors and refusals, before anything is touched.
 pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
-    let plan = prepare(&context.mongo, &context.settings, args).await?;
+    let plan = context.unless_interrupted(prepare(&context.mongo, &context.settings, args)).await?;
     if args.dry_run {
-        return dry_run::run(context, &plan).await;
+        return context.unless_interrupted(dry_run::run(context, &plan)).await;
     }
-    let existing = store::list(&context.mongo, Some(&plan.job)).await?.into_iter().next();
-    check_target(&context.mongo, &plan, existing.as_ref(), args.restart).await?;
     let start = Instant::now();
-    let job = if args.restart {
-        let mark = doc! {"phase": Phase::Clear.as_str()};
-        Job::restart(&context.mongo, &plan.job, "cleanse", &plan.identity, mark).await?
-    } else {
-        Job::start(&context.mongo, &plan.job, "cleanse", &plan.identity).await?
-    };
+    let job = context.unless_interrupted(begin(&context.mongo, &plan, args.restart)).await?;
     let mut figures = Figures::default();
     let result = phases(context, &plan, &job, args, &mut figures).await;
     finish(context, &plan, job, result, &figures, start.elapsed().as_secs_f64()).await
+}
+
+/// Takes the job, if source and target are what they should be.
+async fn begin(mongo: &Mongo, plan: &Plan, restart: bool) -> Result<Job> {
+    let existing = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
+    check_target(mongo, plan, existing.as_ref(), restart).await?;
+    if restart {
+        let mark = doc! {"phase": Phase::Clear.as_str()};
+        Job::restart(mongo, &plan.job, "cleanse", &plan.identity, mark).await
+    } else {
+        Job::start(mongo, &plan.job, "cleanse", &plan.identity).await
+    }
 }
 
 /// Decides source, target and rules from config and options.

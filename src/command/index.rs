@@ -73,6 +73,12 @@ async fn state(mongo: &Mongo, target: &Target) -> Result<IndexState> {
         Error::refused(format!("there is no collection {}", target.namespace))
             .hint("check `collection` of the target; names are case-sensitive")
     })?;
+    if collection.kind != "collection" {
+        return Err(Error::refused(format!(
+            "{} is a {}, which can't be filled",
+            target.namespace, collection.kind
+        )));
+    }
     Ok(index::compare(target, &collection))
 }
 

@@ -38,11 +38,9 @@ fn job_json(job: Document) -> Value {
 
 /// Whether a living process holds the job, as far as its lease tells.
 fn is_running(job: &Document) -> bool {
-    let holder = job.get_document("lease").and_then(|lease| lease.get_document("holder"));
-    let holder =
-        holder.ok().and_then(|holder| bson::deserialize_from_document::<Holder>(holder.clone()).ok());
-    let is_dead = holder.is_some_and(|holder| holder.is_gone(&Holder::current()));
-    job.contains_key("lease") && job.get_bool("lease_valid").unwrap_or(false) && !is_dead
+    let Ok(lease) = job.get_document("lease") else { return false };
+    let is_dead = store::holder_of(lease).is_some_and(|holder| holder.is_gone(&Holder::current()));
+    job.get_bool("lease_valid").unwrap_or(false) && !is_dead
 }
 
 fn job_text(job: &Document) -> String {

@@ -121,6 +121,7 @@ impl Job {
         let collection: Collection<Document> = mongo.state(COLLECTION);
         let holder = Holder::current();
         let mut first_seen_renewal = None;
+        let mut taken_over = false;
         loop {
             let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else {
                 create(&collection, name, command, identity).await?;
@@ -130,6 +131,10 @@ impl Job {
                 if same_identity { identity } else { stored.get_document("identity").unwrap_or(identity) };
             check_identity(name, &stored, command, expected)?;
             let lease = stored.get_document("lease").ok();
+            if lease.and_then(holder_of).as_ref() == Some(&holder) {
+                // We took it and did not hear of it: the answer was lost or late.
+                return Ok(Self::held(stored, name, collection, taken_over));
+            }
             if let Some(lease) = lease
                 && !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)?
             {
@@ -137,13 +142,17 @@ impl Job {
                 continue;
             }
             let fence = stored.get_i64("fence").unwrap_or(0);
-            let taken_over = lease.is_some();
+            taken_over = lease.is_some();
             if let Some(document) = take(&collection, name, fence, &holder).await? {
-                let fence = document.get_i64("fence").unwrap_or(fence + 1);
-                let lease = Lease::keep(collection.clone(), name.into(), fence);
-                return Ok(Self { name: name.into(), fence, document, taken_over, collection, lease });
+                return Ok(Self::held(document, name, collection, taken_over));
             }
         }
+    }
+
+    fn held(document: Document, name: &str, collection: Collection<Document>, taken_over: bool) -> Self {
+        let fence = document.get_i64("fence").unwrap_or(0);
+        let lease = Lease::keep(collection.clone(), name.into(), fence);
+        Self { name: name.into(), fence, document, taken_over, collection, lease }
     }
 
     /// Name of the job.
@@ -257,6 +266,12 @@ async fn take(
     .await
 }
 
+/// Who holds a lease, as far as it can be read.
+pub fn holder_of(lease: &Document) -> Option<Holder> {
+    let holder = lease.get_document("holder").ok()?;
+    bson::deserialize_from_document(holder.clone()).ok()
+}
+
 /// Whether a held lease may be taken now; false: look again later.
 fn may_take(
     name: &str,
@@ -265,10 +280,7 @@ fn may_take(
     observer: &Holder,
     first_seen_renewal: &mut Option<Bson>,
 ) -> Result<bool> {
-    let holder: Option<Holder> = lease
-        .get_document("holder")
-        .ok()
-        .and_then(|holder| bson::deserialize_from_document(holder.clone()).ok());
+    let holder = holder_of(lease);
     let valid = stored.get_bool("lease_valid").unwrap_or(false);
     if !valid || holder.as_ref().is_some_and(|holder| holder.is_gone(observer)) {
         return Ok(true);

@@ -8,7 +8,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::time::Duration;
 
-use mongodb::error::{Error as DriverError, ErrorKind};
+use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use tokio_retry::RetryIf;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
@@ -55,6 +55,9 @@ pub fn is_transient(error: &DriverError) -> bool {
             true
         }
         ErrorKind::Command(command) => is_transient_code(command.code),
+        // Written, but not yet on a majority: what is sent again waits for that.
+        ErrorKind::Write(WriteFailure::WriteConcernError(_)) => true,
+        ErrorKind::InsertMany(failure) => failure.write_concern_error.is_some(),
         _ => false,
     }
 }

@@ -22,6 +22,9 @@ use crate::config::values::Tps;
 /// The share of the allowed burst that the schedule uses to win back late
 /// time. The rest absorbs the delay between a permit and its packet.
 const BURST_SHARE_USED: f64 = 0.75;
+/// A timer is late by a millisecond or two. Whatever is made up beyond that only
+/// brings calls closer to the ceiling, where one delayed packet would break it.
+const MOST_MADE_UP: Duration = Duration::from_millis(5);
 
 /// What keeps the next call from leaving right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +64,7 @@ impl Schedule {
         Self {
             next: first,
             period: Duration::from_secs_f64(period),
-            slack: Duration::from_secs_f64(period * burst * BURST_SHARE_USED),
+            slack: Duration::from_secs_f64(period * burst * BURST_SHARE_USED).min(MOST_MADE_UP),
         }
     }
 

@@ -1,6 +1,5 @@
 //! Tests against a real replica set and real HTTP: `scripts/mongod run -- cargo nextest run`.
 #![expect(unreachable_pub, reason = "nothing of a test binary is reachable; `pub` says what a module is for")]
-#![expect(dead_code, reason = "the tests that need the rest of the harness follow")]
 
 mod answers;
 mod backfill;
@@ -25,6 +24,7 @@ mod key_api;
 mod pacing;
 mod plan_and_index;
 mod program;
+mod regressions;
 mod surroundings;
 mod targets;
 mod verify;

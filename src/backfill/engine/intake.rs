@@ -2,6 +2,7 @@
 //! run or the key map knows it already.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -17,6 +18,9 @@ use crate::mongo::source::Candidate;
 
 /// A document is checked again before its call when it was read longer ago.
 const FRESH: Duration = Duration::from_secs(2);
+/// Calls that wait for their permit at once, in time: a longer queue would only
+/// grow stale, a shorter one could run empty between two looks at it.
+const QUEUE: Duration = Duration::from_secs(1);
 /// Documents that may wait for an answer or a write at once: a key that stands
 /// in a million documents must not gather them all in memory.
 const MOST_WAITING: usize = 5_000;
@@ -162,10 +166,13 @@ impl Engine {
     }
 
     pub(super) fn start_calls(&mut self) {
-        while !self.work.is_empty() {
+        let asker = &self.parts.asker;
+        let most = calls_within(QUEUE, self.parts.tps);
+        while !self.work.is_empty() && asker.queued.load(Ordering::Relaxed) < most {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return };
             let Some(work) = self.work.pop_front() else { return };
-            self.calls.spawn(self.parts.asker.clone().ask(work.key, slot));
+            asker.queued.fetch_add(1, Ordering::Relaxed);
+            self.calls.spawn(asker.clone().ask(work.key, slot));
         }
     }
 
@@ -176,8 +183,7 @@ impl Engine {
         if !stale || self.slots.available_permits() == 0 {
             return Ok(());
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
-        let due = (self.parts.tps * FRESH.as_secs_f64()).clamp(1.0, 10_000.0) as usize;
+        let due = calls_within(FRESH, self.parts.tps);
         let count = self.work.len().min(due.max(self.slots.available_permits()));
         let keys: Vec<String> = self.work.drain(..count).map(|work| work.key).collect();
         let checked_at = Instant::now();
@@ -208,4 +214,11 @@ impl Engine {
             _ => Vec::new(),
         }
     }
+}
+
+/// Calls that leave within a time, at least two.
+fn calls_within(time: Duration, tps: f64) -> usize {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+    let calls = (tps * time.as_secs_f64()).ceil().clamp(2.0, 10_000.0) as usize;
+    calls
 }

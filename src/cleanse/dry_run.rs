@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::count::{self, RuleCounts};
-use super::run::{NOT_FOLLOWED, Plan, range_count};
+use super::plan::{NOT_FOLLOWED, Plan, range_count};
 use super::target::{self, index_name};
 use crate::Context;
 use crate::error::Result;

@@ -11,50 +11,15 @@ use super::build;
 use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
 use super::dry_run;
-use super::predicate::Predicate;
+use super::plan::{NOT_FOLLOWED, Plan, prepare, range_count};
 use super::ranges::Ranges;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
-use crate::config::Settings;
-use crate::config::file::Cleanse;
-use crate::config::values::{ExtendedJson, Namespace};
-use crate::error::{Class, Error, Result, describe_mongo};
+use crate::config::values::Namespace;
+use crate::error::{Class, Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
-use crate::mongo::catalog::Description;
-use crate::mongo::command::{is_transient, retrying};
 use crate::report::outcome::Outcome;
-
-/// Documents per range: large enough that starting one costs nothing, small
-/// enough that an interrupted one is soon copied again.
-const DOCUMENTS_PER_RANGE: u64 = 250_000;
-/// Ranges per worker at least, so that none waits long for the last.
-const RANGES_PER_WORKER: usize = 2;
-/// Ranges at most: their states are kept in memory.
-const MOST_RANGES: usize = 10_000;
-
-/// Said wherever a copy is made, until it is no longer true.
-pub const NOT_FOLLOWED: &str =
-    "writes to the source during the copy are not followed: stop the writers, or copy again with --restart";
-
-/// Everything decided before the job starts.
-#[derive(Debug)]
-pub struct Plan {
-    /// Name of the job.
-    pub job: String,
-    /// The collection to copy from.
-    pub source: Namespace,
-    /// The collection to copy to.
-    pub target: Namespace,
-    /// Which documents are valid.
-    pub predicate: Predicate,
-    /// What the source looks like.
-    pub description: Description,
-    /// Ranges at once.
-    pub parallel: usize,
-    /// What the job does.
-    identity: Document,
-}
 
 /// What a finished or interrupted copy has done.
 #[derive(Debug, Default)]
@@ -90,131 +55,6 @@ async fn begin(mongo: &Mongo, plan: &Plan, restart: bool) -> Result<Job> {
         Job::restart(mongo, &plan.job, "cleanse", &plan.identity, mark).await
     } else {
         Job::start(mongo, &plan.job, "cleanse", &plan.identity).await
-    }
-}
-
-/// Decides source, target and rules from config and options.
-///
-/// # Errors
-/// A usage error where something is missing or can't be used.
-pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> Result<Plan> {
-    let rules = rules(settings, args.source.as_ref())?;
-    let to = args.to.clone().or_else(|| rules.to.clone()).ok_or_else(|| {
-        Error::usage("the target is not named").hint("give --to COLLECTION, or set `cleanse.to`")
-    })?;
-    let source = rules.source.clone();
-    let target = target_of(&source, &to)?;
-    if target == source {
-        return Err(Error::usage(format!("source and target are both {source}")));
-    }
-    let predicate = compile(settings, &rules)?;
-    let description = build::describe_source(mongo, &source).await?;
-    check_on_server(mongo, settings, &source, &predicate).await?;
-    Ok(Plan {
-        job: args.job.clone().unwrap_or_else(|| default_job(&source, &target)),
-        identity: doc! {
-            "source": source.to_string(),
-            "target": target.to_string(),
-            "rules": predicate.identity(),
-        },
-        source,
-        target,
-        predicate,
-        description,
-        parallel: usize::from(args.parallel),
-    })
-}
-
-/// The target that `--to` names: a collection of the source's database, with or
-/// without the name of the database before it.
-///
-/// # Errors
-/// A usage error for a name that no collection can have.
-pub fn target_of(source: &Namespace, to: &str) -> Result<Namespace> {
-    let collection = to.strip_prefix(&format!("{}.", source.database)).unwrap_or(to);
-    format!("{}.{collection}", source.database).parse().map_err(Error::usage)
-}
-
-/// The name under which the job of a copy is found again.
-pub fn default_job(source: &Namespace, target: &Namespace) -> String {
-    format!("cleanse-{source}-to-{}", target.collection)
-}
-
-/// The configured rules; without any, everything is kept.
-///
-/// # Errors
-/// A usage error where neither config nor options name a source.
-pub fn rules(settings: &Settings, source: Option<&Namespace>) -> Result<Cleanse> {
-    match (&settings.cleanse, source) {
-        (Some(rules), None) => Ok(rules.clone()),
-        (Some(rules), Some(source)) if rules.source == *source => Ok(rules.clone()),
-        (_, Some(source)) => Ok(Cleanse {
-            source: source.clone(),
-            to: None,
-            keep: ExtendedJson::default(),
-            reject: Vec::new(),
-            exists_in: Vec::new(),
-            dedupe: None,
-        }),
-        (None, None) => Err(Error::usage("nothing to cleanse is configured")
-            .hint("add `[cleanse]` with its `source`, or give --source")),
-    }
-}
-
-/// Compiles the rules, refusing those that this version does not act upon.
-///
-/// # Errors
-/// A usage error at the key of the rule.
-pub fn compile(settings: &Settings, rules: &Cleanse) -> Result<Predicate> {
-    for (is_set, key) in
-        [(!rules.exists_in.is_empty(), "cleanse.exists_in"), (rules.dedupe.is_some(), "cleanse.dedupe")]
-    {
-        if is_set {
-            return Err(settings
-                .error_at(key, "is not supported by this version")
-                .hint("remove it from the config"));
-        }
-    }
-    Predicate::compile(rules).map_err(|(key, message)| settings.error_at(&key, message))
-}
-
-/// Lets the server parse the rules: it knows operators that we do not.
-async fn check_on_server(
-    mongo: &Mongo,
-    settings: &Settings,
-    source: &Namespace,
-    predicate: &Predicate,
-) -> Result<()> {
-    let explain = doc! {"explain": {"find": &source.collection, "filter": predicate.valid(), "limit": 1}};
-    let database = mongo.database(&source.database);
-    let refused = retrying("checking the rules on the server", || {
-        let reply = database.run_command(explain.clone());
-        async move {
-            match reply.await {
-                Ok(_) => Ok(None),
-                Err(error) if is_parse_error(&error) => Ok(Some(describe_mongo(&error))),
-                Err(error) => Err(error),
-            }
-        }
-    })
-    .await?;
-    match refused {
-        None => Ok(()),
-        Some(reason) => Err(settings
-            .error_at("cleanse", format!("the server does not accept the rules: {reason}"))
-            .hint("mend `keep` or the `when` of a rule")),
-    }
-}
-
-/// Whether the server could not make sense of a condition, as opposed to being
-/// unable or not allowed to answer.
-fn is_parse_error(error: &mongodb::error::Error) -> bool {
-    const NOT_THE_RULES: [i32; 3] = [13, 18, 8000];
-    match error.kind.as_ref() {
-        mongodb::error::ErrorKind::Command(command) => {
-            !is_transient(error) && !NOT_THE_RULES.contains(&command.code)
-        }
-        _ => false,
     }
 }
 
@@ -370,13 +210,6 @@ async fn create(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> R
     let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
     ranges.create(&tiles).await?;
     job.save(doc! {"phase": Phase::Copy.as_str()}).await
-}
-
-/// Ranges for the copy of a source of this size.
-pub async fn range_count(mongo: &Mongo, plan: &Plan) -> usize {
-    let documents = mongo.collection(&plan.source).estimated_document_count().await.unwrap_or(0);
-    let by_size = usize::try_from(documents / DOCUMENTS_PER_RANGE).unwrap_or(MOST_RANGES);
-    by_size.clamp(plan.parallel * RANGES_PER_WORKER, MOST_RANGES)
 }
 
 async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {

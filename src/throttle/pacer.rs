@@ -24,7 +24,7 @@ use crate::config::values::Tps;
 const BURST_SHARE_USED: f64 = 0.75;
 /// A timer is late by a millisecond or two. Whatever is made up beyond that only
 /// brings calls closer to the ceiling, where one delayed packet would break it.
-const MOST_MADE_UP: Duration = Duration::from_millis(5);
+const MOST_MADE_UP: Duration = Duration::from_millis(3);
 
 /// What keeps the next call from leaving right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -130,6 +130,15 @@ impl<T> Context<T> for std::result::Result<T, mongodb::error::Error> {
     }
 }
 
+/// The result of a task. One that panicked is a bug of ours: the run stops, the
+/// state is kept.
+///
+/// # Errors
+/// A stop where the task panicked.
+pub(crate) fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
+    result.map_err(|error| Error::stopped(format!("an internal task failed: {error}")))
+}
+
 /// The driver's message without its Rust wrapping, with the server's code.
 pub(crate) fn describe_mongo(error: &mongodb::error::Error) -> String {
     use mongodb::error::{ErrorKind, WriteFailure};

@@ -114,19 +114,6 @@ impl KeyMap {
         Ok(known)
     }
 
-    /// Whether anything is remembered at all.
-    ///
-    /// # Errors
-    /// A stop where the key map can't be read.
-    pub async fn is_empty(&self) -> Result<bool> {
-        let first = retrying("reading the key map", || {
-            let find = self.entries.find_one(doc! {});
-            async move { find.await }
-        })
-        .await?;
-        Ok(first.is_none())
-    }
-
     /// Remembers answers, durable on a majority. What is known already stays.
     ///
     /// # Errors

@@ -60,14 +60,14 @@ impl Context {
         tokio::select! {
             result = work => result,
             () = self.stop.cancelled() => {
-                Err(error::Error::new(error::Class::Interrupted(self.signal()), "interrupted before it was done"))
+                Err(self.interrupted("interrupted before it was done"))
             }
         }
     }
 
-    /// Number of the signal that interrupted the run.
-    pub fn signal(&self) -> u8 {
-        self.signal.number()
+    /// The error of a run that a signal ended.
+    fn interrupted(&self, message: &str) -> error::Error {
+        error::Error::new(error::Class::Interrupted(self.signal.number()), message)
     }
 }
 

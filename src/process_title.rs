@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use crate::config::URI_VARIABLE;
+use crate::config::values::Secret;
 
 /// Starts the program again if an argument holds a URI with a password.
 /// Returns where there is none, or where starting again failed.
@@ -38,13 +39,9 @@ fn split(arguments: &[OsString]) -> Option<(String, Vec<OsString>)> {
             rest.push(word.clone());
         }
     }
-    found.filter(|uri| holds_password(uri)).map(|uri| (uri, rest))
-}
-
-fn holds_password(uri: &str) -> bool {
-    let credentials =
-        uri.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(before, _)| before);
-    credentials.is_some_and(|credentials| credentials.contains(':'))
+    let holds_password =
+        |uri: &String| Secret::new(uri).credentials().is_some_and(|credentials| credentials.contains(':'));
+    found.filter(holds_password).map(|uri| (uri, rest))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use bson::{Document, doc};
 use serde::Serialize;
 
 use crate::key_api::classify::{OUTCOME_NAMES, Outcome};
+use crate::mongo::index::{stored_count, whole_number};
 
 /// Documents, by what became of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -58,12 +59,11 @@ impl Documents {
 
     /// The part that is summed up over the runs of a job.
     pub fn totals(&self) -> Document {
-        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         doc! {
-            "filled": whole(self.filled),
-            "flagged": whole(self.flagged),
-            "already_filled": whole(self.already_filled),
-            "changed": whole(self.changed),
+            "filled": stored_count(self.filled),
+            "flagged": stored_count(self.flagged),
+            "already_filled": stored_count(self.already_filled),
+            "changed": stored_count(self.changed),
         }
     }
 }
@@ -129,24 +129,21 @@ pub struct Api {
 impl Api {
     /// The part that is summed up over the runs of a job.
     pub fn totals(&self) -> Document {
-        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         doc! {
-            "calls": whole(self.calls),
-            "retries": whole(self.retries),
-            "from_key_map": whole(self.from_key_map),
+            "calls": stored_count(self.calls),
+            "retries": stored_count(self.retries),
+            "from_key_map": stored_count(self.from_key_map),
         }
     }
 }
 
 /// The sum of two documents of whole numbers.
 pub fn add(earlier: Option<&Document>, now: &Document) -> Document {
-    let before = |key: &str| {
-        earlier.and_then(|earlier| earlier.get(key)).and_then(crate::mongo::index::whole_number).unwrap_or(0)
-    };
+    let before = |key: &str| earlier.and_then(|earlier| earlier.get(key)).and_then(whole_number).unwrap_or(0);
     now.iter()
         .map(|(key, value)| {
-            let sum = before(key) + crate::mongo::index::whole_number(value).unwrap_or(0);
-            (key.clone(), bson::Bson::Int64(i64::try_from(sum).unwrap_or(i64::MAX)))
+            let sum = before(key) + whole_number(value).unwrap_or(0);
+            (key.clone(), bson::Bson::Int64(stored_count(sum)))
         })
         .collect()
 }

@@ -16,7 +16,7 @@ use crate::Context;
 use crate::config::file::KeyApi;
 use crate::config::values::{Concurrency, Tps};
 use crate::config::{Settings, Target};
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, Result, joined};
 use crate::event::{Events, Progress};
 use crate::job::{Job, JobState};
 use crate::key_api::client::Client;
@@ -297,7 +297,7 @@ impl<'a> Run<'a> {
                 Ok(())
             })
             .await?;
-        reading.await.map_err(|error| Error::stopped(format!("an internal task failed: {error}")))
+        joined(reading.await)
     }
 
     async fn finish(mut self, plan: &Plan, result: Result<()>) -> Result<Outcome> {
@@ -331,11 +331,8 @@ impl<'a> Run<'a> {
         Ok(match (result.and(saved), state) {
             (Err(error), _) => Outcome::failed(json, text, error),
             (Ok(()), JobState::Interrupted) => {
-                let signal = self.context.signal();
-                let error =
-                    Error::new(Class::Interrupted(signal), "interrupted; everything answered is written")
-                        .hint("start the same command again to go on");
-                Outcome::failed(json, text, error)
+                let error = self.context.interrupted("interrupted; everything answered is written");
+                Outcome::failed(json, text, error.hint("start the same command again to go on"))
             }
             (Ok(()), JobState::Incomplete) => Outcome::not_reached(json, text),
             (Ok(()), _) => Outcome::reached(json, text),

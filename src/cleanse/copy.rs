@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
 use crate::config::values::Namespace;
-use crate::error::{Context, Error, Result, describe_mongo};
+use crate::error::{Context, Error, Result, describe_mongo, joined};
 use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
@@ -68,20 +68,13 @@ impl Copy {
     /// # Errors
     /// A stop where that can't be made sure.
     pub async fn clean_up(&self) -> Result<()> {
-        let interrupted: Vec<JobRange> = self
-            .ranges
-            .load()
-            .await?
-            .into_iter()
-            .filter(|range| matches!(range.state, RangeState::Copying(_)))
-            .collect();
-        let sessions: Vec<Document> = interrupted
-            .iter()
-            .filter_map(|range| match &range.state {
-                RangeState::Copying(session) => Some(session.clone()),
-                _ => None,
-            })
-            .collect();
+        let (mut interrupted, mut sessions) = (Vec::new(), Vec::new());
+        for range in self.ranges.load().await? {
+            if let RangeState::Copying(session) = &range.state {
+                sessions.push(session.clone());
+                interrupted.push(range);
+            }
+        }
         self.mongo.end_operations(&sessions).await?;
         for range in &interrupted {
             self.empty(range).await?;
@@ -113,7 +106,7 @@ impl Copy {
             }
             tokio::select! {
                 Some(done) = workers.join_next() => {
-                    let done = done.unwrap_or_else(|error| Err(Error::stopped(format!("an internal task failed: {error}"))));
+                    let done = joined(done).flatten();
                     result = result.and_then(|so_far| done.map(|copied| so_far.max(copied)));
                 }
                 _ = ticks.tick() => self.show(total, total - pending.len() - workers.len()).await,

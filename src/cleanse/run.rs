@@ -16,9 +16,10 @@ use super::ranges::Ranges;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::values::Namespace;
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
+use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
 
 /// What a finished or interrupted copy has done.
@@ -257,16 +258,13 @@ async fn finish(
         "elapsed_seconds": elapsed,
     });
     let text = text(plan, state, figures, elapsed);
-    let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let totals = doc! {"source": whole(figures.source), "copied": whole(figures.copied)};
+    let totals = doc! {"source": stored_count(figures.source), "copied": stored_count(figures.copied)};
     let saved = job.finish(state, doc! {"totals": totals}).await;
     Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
         (Err(error), _) => Outcome::failed(json, text, error),
         (Ok(_), JobState::Interrupted) => {
-            let error =
-                Error::new(Class::Interrupted(context.signal()), "interrupted; finished ranges are kept")
-                    .hint("start the same command again to go on");
-            Outcome::failed(json, text, error)
+            let error = context.interrupted("interrupted; finished ranges are kept");
+            Outcome::failed(json, text, error.hint("start the same command again to go on"))
         }
         (Ok(_), _) => Outcome::reached(json, text),
     })

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::Context;
 use crate::config::Target;
 use crate::config::values::ReadPreference;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::{Events, Progress};
 use crate::mongo::Mongo;
 use crate::mongo::index::{self, IndexState};
@@ -69,16 +69,8 @@ pub async fn drop(context: &Context, targets: &[Target]) -> Result<Outcome> {
 }
 
 async fn state(mongo: &Mongo, target: &Target) -> Result<IndexState> {
-    let collection = mongo.describe(&target.namespace).await?.ok_or_else(|| {
-        Error::refused(format!("there is no collection {}", target.namespace))
-            .hint("check `collection` of the target; names are case-sensitive")
-    })?;
-    if collection.kind != "collection" {
-        return Err(Error::refused(format!(
-            "{} is a {}, which can't be filled",
-            target.namespace, collection.kind
-        )));
-    }
+    let collection = mongo.describe_target(target).await?;
+    collection.check_fillable(&target.namespace)?;
     Ok(index::compare(target, &collection))
 }
 

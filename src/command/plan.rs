@@ -146,10 +146,7 @@ impl<'a> Calls<'a> {
 /// Groups the candidates by legacy value on the server and streams the groups.
 async fn count_target(context: &Context, target: &Target, calls: &mut Calls<'_>) -> Result<Need> {
     let namespace = &target.namespace;
-    let description = context.mongo.describe(namespace).await?.ok_or_else(|| {
-        Error::refused(format!("there is no collection {namespace}"))
-            .hint("check `collection` of the target; names are case-sensitive")
-    })?;
+    let description = context.mongo.describe_target(target).await?;
     let several = context.settings.targets.len() > 1;
     let collection = context.mongo.collection(namespace);
     let mut aggregate = collection

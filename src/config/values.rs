@@ -19,6 +19,12 @@ impl Secret {
         Self(value.into())
     }
 
+    /// What stands before the host of a URI, if anything: `user:password`.
+    pub fn credentials(&self) -> Option<&str> {
+        let (_, rest) = self.0.split_once("://")?;
+        rest.rsplit_once('@').map(|(credentials, _)| credentials)
+    }
+
     /// The value itself. Only for handing it to the driver or the HTTP client.
     pub fn expose(&self) -> &str {
         &self.0

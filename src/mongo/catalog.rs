@@ -5,8 +5,9 @@ use futures_util::TryStreamExt;
 
 use super::Mongo;
 use super::command::retrying;
+use crate::config::Target;
 use crate::config::values::Namespace;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A collection as `listCollections` and `listIndexes` describe it.
 #[derive(Debug, Clone)]
@@ -33,6 +34,17 @@ impl Description {
     /// Whether documents are stored in the order of `_id`, without an `_id` index.
     pub fn is_clustered(&self) -> bool {
         self.options.contains_key("clusteredIndex")
+    }
+
+    /// Whether documents of it can be filled.
+    ///
+    /// # Errors
+    /// A refusal for a view and other kinds.
+    pub fn check_fillable(&self, namespace: &Namespace) -> Result<()> {
+        if self.kind == "collection" {
+            return Ok(());
+        }
+        Err(Error::refused(format!("{namespace} is a {}, which can't be filled", self.kind)))
     }
 
     /// The stored index of that name.
@@ -63,6 +75,17 @@ impl Mongo {
         };
         let uuid = entry.get_document("info").ok().and_then(|info| info.get("uuid").cloned());
         Ok(Some(Description { kind, options, uuid, indexes }))
+    }
+
+    /// Describes the collection of a target.
+    ///
+    /// # Errors
+    /// A refusal where there is none of that name.
+    pub async fn describe_target(&self, target: &Target) -> Result<Description> {
+        self.describe(&target.namespace).await?.ok_or_else(|| {
+            Error::refused(format!("there is no collection {}", target.namespace))
+                .hint("check `collection` of the target; names are case-sensitive")
+        })
     }
 
     async fn indexes(&self, namespace: &Namespace) -> Result<Vec<Document>> {

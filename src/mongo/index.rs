@@ -235,6 +235,11 @@ pub fn refusal(target: &Target, state: &IndexState) -> Error {
     }
 }
 
+/// A count as it is stored; [`whole_number`] reads it back.
+pub(crate) fn stored_count(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
 /// A whole number of any numeric type, not below zero.
 pub(crate) fn whole_number(value: &Bson) -> Option<u64> {
     match value {

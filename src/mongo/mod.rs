@@ -83,11 +83,6 @@ impl Mongo {
         self.database(&self.state_database).collection(name)
     }
 
-    /// Name of the database of our own state.
-    pub fn state_database(&self) -> &str {
-        &self.state_database
-    }
-
     /// The driver's client, for sessions.
     pub(super) fn client(&self) -> &Client {
         &self.client
@@ -119,11 +114,9 @@ pub(crate) fn majority_document() -> Document {
 
 /// Takes the URI and its credentials out of a message of the driver.
 fn scrub(message: &str, uri: &Secret) -> String {
-    let uri = uri.expose();
-    let mut scrubbed = message.replace(uri, "[uri]");
-    let credentials =
-        uri.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(before, _)| before);
-    for secret in credentials.into_iter().flat_map(|text| text.split(':')).filter(|text| !text.is_empty()) {
+    let mut scrubbed = message.replace(uri.expose(), "[uri]");
+    let secrets = uri.credentials().into_iter().flat_map(|credentials| credentials.split(':'));
+    for secret in secrets.filter(|secret| !secret.is_empty()) {
         scrubbed = scrubbed.replace(secret, "[secret]");
     }
     scrubbed

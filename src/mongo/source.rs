@@ -84,16 +84,8 @@ impl TargetCollection {
         allow_scan: bool,
     ) -> Result<Self> {
         let namespace = &target.namespace;
-        let Some(description) = mongo.describe(namespace).await? else {
-            return Err(Error::refused(format!("there is no collection {namespace}"))
-                .hint("check `collection` of the target; names are case-sensitive"));
-        };
-        if description.kind != "collection" {
-            return Err(Error::refused(format!(
-                "{namespace} is a {}, which can't be filled",
-                description.kind
-            )));
-        }
+        let description = mongo.describe_target(target).await?;
+        description.check_fillable(namespace)?;
         let state = index::compare(target, &description);
         if state != IndexState::Ready && !(allow_scan && state == IndexState::Missing) {
             return Err(index::refusal(target, &state));

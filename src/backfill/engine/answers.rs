@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::writes::{Outbox, write};
-use super::{Engine, KeyState, joined};
+use super::{Engine, KeyState};
 use crate::backfill::asker::{Asked, Settled};
 use crate::backfill::guard::Verdict;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, joined};
 use crate::key_map::{Answer, Remembered};
 use crate::mongo::sink::{Update, Write};
 use crate::mongo::source::{Candidate, TargetCollection};
@@ -55,9 +55,8 @@ impl Engine {
         slot: OwnedSemaphorePermit,
         waiting: Vec<Candidate>,
     ) -> Result<()> {
-        self.answer_guard.record(answer.is_negative());
-        let undecided = self.answer_guard.verdict() == Verdict::Undecided;
-        let held = answer.is_negative() && undecided;
+        let verdict = self.answer_guard.record(answer.is_negative());
+        let held = answer.is_negative() && verdict == Verdict::Undecided;
         if held {
             self.counted.insert(key.clone());
         }

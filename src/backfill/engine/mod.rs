@@ -25,7 +25,7 @@ use super::asker::{Asker, Settled};
 use super::counts::{Api, Documents};
 use super::guard::Guard;
 use super::reader::Chunk;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, joined};
 use crate::event::Events;
 use crate::key_map::{Answer, KeyMap};
 use crate::mongo::source::{Candidate, TargetCollection};
@@ -247,9 +247,4 @@ impl Engine {
         self.parts.asker.stop.cancel();
         self.fatal.get_or_insert(error);
     }
-}
-
-/// A task that panicked is a bug of ours; the run stops, the state is kept.
-fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
-    result.map_err(|error| Error::stopped(format!("an internal task failed: {error}")))
 }

@@ -24,6 +24,7 @@ use crate::key_map::{self, KeyMap};
 use crate::mongo::Mongo;
 use crate::mongo::source::TargetCollection;
 use crate::report::outcome::Outcome;
+use crate::throttle::breaker::Breaker;
 use crate::throttle::pacer::Pacer;
 use crate::throttle::window::{Schedule, TimeZoneName, Window};
 
@@ -204,6 +205,7 @@ impl<'a> Run<'a> {
         let asker = Arc::new(Asker {
             client: Client::new(plan.api.clone(), plan.slots, job.name())?,
             pacer: Pacer::new(plan.tps, first_wait, plan.windows.clone(), plan.api.timeout.0),
+            breaker: Breaker::default(),
             lease: job.lease().clone(),
             queued: AtomicUsize::new(0),
             counters: ApiCounters::default(),
@@ -217,7 +219,7 @@ impl<'a> Run<'a> {
             job: job.name().to_owned(),
             max_not_found_share: settings.backfill.max_not_found_share.0,
             max_no_legacy_key_share: settings.backfill.max_no_legacy_key_share.0,
-            tps: plan.tps.per_second(),
+            max_api_latency: settings.backfill.max_api_latency.0,
             events: context.events.clone(),
             stop: stop.clone(),
         };
@@ -274,20 +276,26 @@ impl<'a> Run<'a> {
             let Some(bound) = collection.highest().await? else { return Ok(()) };
             let most = count.saturating_mul(LONGEST_PASS).min(left);
             // A pass that was cut goes on where it stopped: what was there first comes first.
-            after = match self.pass(collection, Pass { after, bound, most, chunk: plan.chunk }).await? {
-                Ending::Whole => None,
-                Ending::Cut(position) => Some(position),
+            let pass_range = Pass { after, bound, most, chunk: plan.chunk };
+            after = match self.pass(collection, pass_range, pass < PASSES).await? {
+                Ending::Cut(position) if !self.engine.has_deferred() => Some(position),
+                _ => None,
             };
         }
         Ok(())
     }
 
-    async fn pass(&mut self, collection: &Arc<TargetCollection>, pass: Pass) -> Result<Ending> {
+    async fn pass(
+        &mut self,
+        collection: &Arc<TargetCollection>,
+        pass: Pass,
+        may_defer: bool,
+    ) -> Result<Ending> {
         let (chunks, reading) = read_ahead(collection.clone(), pass, self.stop.clone());
         let (job, earlier, events) = (&self.job, self.earlier.as_ref(), &self.context.events);
         let mut saved = Instant::now();
         self.engine
-            .pass(chunks, async |engine: &Engine| {
+            .pass(chunks, may_defer, async |engine: &Engine| {
                 job.lease().valid().await?;
                 show(events, engine);
                 if saved.elapsed() >= CHECKPOINT {
@@ -363,7 +371,7 @@ fn show(events: &Events, engine: &Engine) {
         unit: "documents",
         done: documents.settled(),
         total: Some(documents.candidates.max(documents.settled())),
-        limited_by: Some(engine.limited_by()),
+        limited_by: Some(engine.limited_by().into()),
         detail: format!(
             "{} filled, {} flagged{failed}; {} calls{retries}, {} keys from the key map",
             documents.filled, documents.flagged, api.calls, api.from_key_map

@@ -38,6 +38,14 @@ pub struct Attempts {
     rate_limited: u32,
 }
 
+/// Whether an outcome says that the API itself fails, whatever the key.
+pub fn is_outage(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::ServerError(..) | Outcome::RateLimited(_) | Outcome::Timeout | Outcome::Connect(_)
+    )
+}
+
 impl Attempts {
     /// Counts an outcome and decides what comes next.
     pub fn next(&mut self, outcome: &Outcome, max_attempts: u32) -> Next {

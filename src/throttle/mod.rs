@@ -1,4 +1,7 @@
 //! Everything that slows calls down, each able to say why.
 
+pub mod adaptive;
+pub mod breaker;
+pub mod limits;
 pub mod pacer;
 pub mod window;

@@ -25,57 +25,102 @@ const BURST_SHARE_USED: f64 = 0.75;
 /// A timer is late by a millisecond or two. Whatever is made up beyond that only
 /// brings calls closer to the ceiling, where one delayed packet would break it.
 const MOST_MADE_UP: Duration = Duration::from_millis(3);
+/// No sleep is longer: the clock of the machine may be set meanwhile.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// What keeps the next call from leaving right now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Waiting {
-    /// The rate.
-    Rate,
-    /// The API asked for a pause by `Retry-After`.
-    RetryAfter,
+    /// An operator paused the job.
+    Paused,
+    /// The secondaries lag behind.
+    ReplicationLag,
+    /// The server slows writes down by itself.
+    FlowControl,
+    /// What the database does can't be found out.
+    LostSignal,
     /// No window is open.
     Window,
+    /// The day's calls are used up.
+    DailyLimit,
+    /// The API asked for a pause by `Retry-After`.
+    RetryAfter,
+    /// The rate is lowered because the API got slow.
+    ApiLatency,
+    /// The rate is lowered because the API fails too often.
+    ApiErrors,
+    /// The rate.
+    Rate,
+}
+
+impl Waiting {
+    /// The word for it in results and on the status line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::ReplicationLag => "replication lag",
+            Self::FlowControl => "flow control",
+            Self::LostSignal => "lost signal",
+            Self::Window => "window",
+            Self::DailyLimit => "daily limit",
+            Self::RetryAfter => "retry-after",
+            Self::ApiLatency => "api latency",
+            Self::ApiErrors => "api errors",
+            Self::Rate => "tps",
+        }
+    }
 }
 
 impl fmt::Display for Waiting {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Rate => "tps",
-            Self::RetryAfter => "retry-after",
-            Self::Window => "window",
-        })
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// What may change while calls are made.
+#[derive(Debug, Clone, PartialEq)]
+struct Controls {
+    /// The ceiling.
+    tps: Tps,
+    /// Which part of the ceiling is used now, and why not all of it.
+    share: f64,
+    lowered_by: Waiting,
+    /// No call leaves before this moment.
+    barrier: Instant,
+    /// No call leaves while there is any.
+    pauses: Vec<Waiting>,
+}
+
+impl Controls {
+    fn period(&self) -> Duration {
+        Duration::from_secs_f64(1.0 / (self.tps.per_second() * self.share))
+    }
+
+    /// How far a late call may be made up for.
+    fn slack(&self) -> Duration {
+        let burst = (self.tps.per_second() / 100.0).max(1.0);
+        self.period().mul_f64(burst * BURST_SHARE_USED).min(MOST_MADE_UP)
     }
 }
 
 /// The moments at which calls may leave. Pure: it is told the time.
 #[derive(Debug)]
 struct Schedule {
-    /// The earliest moment of the next call, were all calls on time.
-    next: Instant,
-    period: Duration,
-    /// How far a late call may be made up for.
-    slack: Duration,
+    /// The moment of the last call, had it been on time.
+    last: Instant,
+    /// The first call may not leave earlier.
+    first: Instant,
 }
 
 impl Schedule {
-    fn new(tps: Tps, first: Instant) -> Self {
-        let period = 1.0 / tps.per_second();
-        let burst = (tps.per_second() / 100.0).max(1.0);
-        Self {
-            next: first,
-            period: Duration::from_secs_f64(period),
-            slack: Duration::from_secs_f64(period * burst * BURST_SHARE_USED).min(MOST_MADE_UP),
-        }
+    /// When the next call may leave.
+    fn earliest(&self, now: Instant, controls: &Controls) -> Instant {
+        let made_up = now.checked_sub(controls.slack()).unwrap_or(now);
+        (self.last + controls.period()).max(self.first).max(made_up).max(controls.barrier)
     }
 
-    /// When the next call may leave, given that none may before `barrier`.
-    fn earliest(&self, now: Instant, barrier: Instant) -> Instant {
-        let made_up = now.checked_sub(self.slack).unwrap_or(now);
-        self.next.max(made_up).max(barrier)
-    }
-
-    fn take(&mut self, now: Instant, barrier: Instant) {
-        self.next = self.earliest(now, barrier) + self.period;
+    fn take(&mut self, now: Instant, controls: &Controls) {
+        self.last = self.earliest(now, controls);
     }
 }
 
@@ -87,9 +132,8 @@ pub struct Pacer {
     /// Locked by the one caller whose turn it is; tokio's mutex is fair, which
     /// makes the queue first come, first served.
     turn: Mutex<Schedule>,
-    /// No call leaves before this moment. Written by whoever receives a
-    /// `Retry-After`, read by the caller whose turn it is.
-    barrier: watch::Sender<Instant>,
+    /// Written by whoever changes something, read by the caller whose turn it is.
+    controls: watch::Sender<Controls>,
     windows: Option<Windows>,
     /// Callers stop this long before a window ends, so that no call is in
     /// flight at its end.
@@ -121,10 +165,11 @@ impl Pacer {
         clock: Clock,
     ) -> Self {
         let now = Instant::now();
-        let period = Duration::from_secs_f64(1.0 / tps.per_second());
+        let controls =
+            Controls { tps, share: 1.0, lowered_by: Waiting::Rate, barrier: now, pauses: Vec::new() };
         Self {
-            turn: Mutex::new(Schedule::new(tps, now + first_wait.max(period))),
-            barrier: watch::Sender::new(now),
+            turn: Mutex::new(Schedule { last: now, first: now + first_wait }),
+            controls: watch::Sender::new(controls),
             windows,
             longest_call,
             clock,
@@ -138,27 +183,76 @@ impl Pacer {
     pub async fn permit(&self) {
         let _queued = Queued::enter(&self.queued);
         let mut schedule = self.turn.lock().await;
+        let mut changes = self.controls.subscribe();
         loop {
+            let controls = changes.borrow_and_update().clone();
             let now = Instant::now();
-            let barrier = *self.barrier.borrow();
-            let at = schedule.earliest(now, barrier).max(now + self.until_window_opens());
-            if at <= now {
-                schedule.take(now, barrier);
+            let at = schedule.earliest(now, &controls).max(now + self.until_window_opens());
+            let is_paused = !controls.pauses.is_empty();
+            if at <= now && !is_paused {
+                schedule.take(now, &controls);
                 return;
             }
-            // Barriers and windows may move while we sleep, hence the loop.
-            tokio::time::sleep_until(at).await;
+            // The clock of the machine may be set, and windows with it: look again.
+            let wake = if is_paused { now + LONGEST_SLEEP } else { at.min(now + LONGEST_SLEEP) };
+            tokio::select! {
+                () = tokio::time::sleep_until(wake) => {}
+                // The sender lives as long as the pacer.
+                _changed = changes.changed() => {}
+            }
         }
+    }
+
+    /// The ceiling in calls per second.
+    pub fn tps(&self) -> Tps {
+        self.controls.borrow().tps
+    }
+
+    /// Sets another ceiling, from the next call on.
+    pub fn set_tps(&self, tps: Tps) {
+        self.controls.send_if_modified(|controls| {
+            let changed = controls.tps != tps;
+            controls.tps = tps;
+            changed
+        });
+    }
+
+    /// Uses only a share of the ceiling (above 0, at most 1), for the reason given.
+    pub fn use_share(&self, share: f64, reason: Waiting) {
+        let share = share.clamp(f64::MIN_POSITIVE, 1.0);
+        self.controls.send_if_modified(|controls| {
+            let changed = (controls.share - share).abs() > f64::EPSILON;
+            (controls.share, controls.lowered_by) = (share, reason);
+            changed
+        });
+    }
+
+    /// Stops calls for a reason, or no longer for this reason.
+    pub fn pause(&self, reason: Waiting, paused: bool) {
+        self.controls.send_if_modified(|controls| {
+            let changed = controls.pauses.contains(&reason) != paused;
+            controls.pauses.retain(|other| *other != reason);
+            if paused {
+                controls.pauses.push(reason);
+            }
+            changed
+        });
+    }
+
+    /// Why calls are stopped, if they are: by an operator or for the sake of
+    /// the database, which should be spared other work too.
+    pub fn paused_by(&self) -> Option<Waiting> {
+        self.controls.borrow().pauses.iter().min().copied()
     }
 
     /// Lets nothing leave for `pause` from now; a longer pause already asked
     /// for stays.
     pub fn hold_for(&self, pause: Duration) {
         let until = Instant::now() + pause;
-        self.barrier.send_if_modified(|barrier| {
-            let later = until > *barrier;
+        self.controls.send_if_modified(|controls| {
+            let later = until > controls.barrier;
             if later {
-                *barrier = until;
+                controls.barrier = until;
             }
             later
         });
@@ -167,14 +261,18 @@ impl Pacer {
     /// What the callers in the queue wait for; `None` where nobody waits.
     pub fn waiting(&self) -> Option<Waiting> {
         if self.queued.load(Ordering::Relaxed) == 0 {
-            None
-        } else if self.opens_at().is_some() {
-            Some(Waiting::Window)
-        } else if *self.barrier.borrow() > Instant::now() {
-            Some(Waiting::RetryAfter)
-        } else {
-            Some(Waiting::Rate)
+            return None;
         }
+        let controls = self.controls.borrow();
+        Some(if let Some(reason) = controls.pauses.iter().min() {
+            *reason
+        } else if self.opens_at().is_some() {
+            Waiting::Window
+        } else if controls.barrier > Instant::now() {
+            Waiting::RetryAfter
+        } else {
+            controls.lowered_by
+        })
     }
 
     /// When the next window opens, while none is open.
@@ -285,6 +383,49 @@ mod tests {
         let times = run(&pacer, 6).await;
         assert!(times[0] - held >= Duration::from_secs(3));
         assert!(most_within(&times, Duration::from_secs(1)) <= 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_rate_holds_from_the_next_call_on() {
+        let pacer = Arc::new(Pacer::new(tps(0.01), Duration::ZERO, None, Duration::ZERO));
+        let waiting = tokio::spawn({
+            let pacer = pacer.clone();
+            async move { pacer.permit().await }
+        });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let changed = Instant::now();
+        pacer.set_tps(tps(100.0));
+        waiting.await.expect("no panic");
+        assert!(changed.elapsed() < Duration::from_millis(50), "{:?}", changed.elapsed());
+        let times = run(&pacer, 2).await;
+        assert!(most_within(&times, Duration::from_secs(1)) <= 101);
+        pacer.set_tps(tps(2.0));
+        let times = run(&pacer, 10).await;
+        assert!((19..=20).contains(&times.len()), "{}", times.len());
+        pacer.use_share(0.5, Waiting::ApiLatency);
+        let times = run(&pacer, 10).await;
+        assert!((9..=10).contains(&times.len()), "{}", times.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_ends_only_when_every_reason_is_gone() {
+        let pacer = Arc::new(Pacer::new(tps(10.0), Duration::ZERO, None, Duration::ZERO));
+        pacer.pause(Waiting::ReplicationLag, true);
+        pacer.pause(Waiting::Paused, true);
+        let waiting = tokio::spawn({
+            let pacer = pacer.clone();
+            async move { pacer.permit().await }
+        });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(pacer.waiting(), Some(Waiting::Paused));
+        pacer.pause(Waiting::Paused, false);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(pacer.waiting(), Some(Waiting::ReplicationLag));
+        assert!(!waiting.is_finished());
+        pacer.pause(Waiting::ReplicationLag, false);
+        tokio::time::timeout(Duration::from_millis(1), waiting).await.expect("in time").expect("no panic");
+        let times = run(&pacer, 3).await;
+        assert!(most_within(&times, Duration::from_secs(1)) <= 11, "nothing was saved up");
     }
 
     #[tokio::test(start_paused = true)]

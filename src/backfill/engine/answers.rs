@@ -4,17 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::Engine;
 use super::writes::{Outbox, write};
-use super::{Engine, KeyState};
-use crate::backfill::asker::{Asked, Settled};
 use crate::backfill::guard::Verdict;
 use crate::error::{Error, Result, joined};
 use crate::key_map::{Answer, Remembered};
 use crate::mongo::sink::{Update, Write};
 use crate::mongo::source::{Candidate, TargetCollection};
-
-/// Keys whose failure is remembered within a run, so that it is shared.
-const FAILED_KEYS: usize = 100_000;
 
 /// A flag that waits for the guard, and where it belongs: the engine may have
 /// gone on to another collection when it is released.
@@ -25,43 +21,19 @@ pub(super) struct Held {
 }
 
 impl Engine {
-    pub(super) async fn take_settled(&mut self, settled: Settled) -> Result<()> {
-        let waiting = self.take_waiting(&settled.key);
-        match settled.asked {
-            Asked::Answer(answer) => self.take_answer(settled.key, answer, settled.slot, waiting).await,
-            Asked::Failed(reason, description) => {
-                for candidate in &waiting {
-                    self.fail(candidate, reason, &description);
-                }
-                if self.failed_keys.len() < FAILED_KEYS {
-                    self.failed_keys.insert(settled.key, (reason, description));
-                }
-                Ok(())
-            }
-            Asked::NotAsked => Ok(()),
-            Asked::Fatal(description) => {
-                self.stop_for(Error::stopped(format!("the key API refuses our credentials: {description}")).hint(
-                    "mend `key_api.headers` and start the same command again; no document was touched by the refused calls",
-                ));
-                Ok(())
-            }
-        }
-    }
-
-    async fn take_answer(
+    pub(super) async fn take_answer(
         &mut self,
         key: String,
         answer: Answer,
         slot: OwnedSemaphorePermit,
-        waiting: Vec<Candidate>,
     ) -> Result<()> {
+        let waiting = self.keys.answered(&key, answer.clone());
         let verdict = self.answer_guard.record(answer.is_negative());
         let held = answer.is_negative() && verdict == Verdict::Undecided;
         if held {
             self.counted.insert(key.clone());
         }
         self.deliver(&answer, waiting);
-        self.keys.insert(key.clone(), KeyState::Answered(answer.clone()));
         self.outbox.answers.push((key, Remembered { answer, held }));
         // Without a key map a held flag can't be made durable: it gives its
         // slot back, or a hundred held flags would stall a smaller job.

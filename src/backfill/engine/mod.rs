@@ -6,7 +6,9 @@
 //! a lock, and bounds memory by the chunk size.
 
 mod answers;
+mod calls;
 mod intake;
+mod keys;
 mod writes;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -16,10 +18,12 @@ use std::time::Duration;
 use bson::RawBson;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::answers::Held;
-use self::intake::Work;
+use self::calls::{Retries, Work};
+use self::keys::{Failure, Keys};
 use self::writes::{Outbox, WriteDone};
 use super::asker::{Asker, Settled};
 use super::counts::{Api, Documents};
@@ -27,9 +31,16 @@ use super::guard::Guard;
 use super::reader::Chunk;
 use crate::error::{Error, Result, joined};
 use crate::event::Events;
-use crate::key_map::{Answer, KeyMap};
+use crate::key_api::retry::Attempts;
+use crate::key_map::KeyMap;
 use crate::mongo::source::{Candidate, TargetCollection};
+use crate::throttle::adaptive::AdaptiveShare;
+use crate::throttle::limits::Limits;
 
+/// How often it is seen what limits the speed.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often progress is shown and the rate adjusted.
+const TICK: Duration = Duration::from_secs(1);
 /// Failures that are shown one by one.
 const SHOWN_FAILURES: u64 = 10;
 
@@ -48,21 +59,12 @@ pub struct Parts {
     pub max_not_found_share: f64,
     /// Share of unusable keys that stops the job.
     pub max_no_legacy_key_share: f64,
-    /// Calls per second, to size what is checked again at once.
-    pub tps: f64,
+    /// 95th percentile of the API's latency above which the rate is lowered.
+    pub max_api_latency: Duration,
     /// Where failures are shown.
     pub events: Events,
     /// Cancelled when the run is to drain.
     pub stop: CancellationToken,
-}
-
-/// A key that was asked for, until its answer is durable.
-#[derive(Debug)]
-enum KeyState {
-    /// Its call is queued or under way; these documents wait for it.
-    Asking(Vec<Candidate>),
-    /// The answer is known, but may not be in the key map yet.
-    Answered(Answer),
 }
 
 /// The state of a run over one target.
@@ -71,8 +73,17 @@ pub struct Engine {
     parts: Parts,
     collection: Arc<TargetCollection>,
     slots: Arc<Semaphore>,
-    keys: HashMap<String, KeyState>,
+    slot_count: usize,
+    keys: Keys,
     work: VecDeque<Work>,
+    retries: Retries,
+    /// Keys that are put off to the next pass, with the attempts made so far.
+    deferred_keys: HashMap<String, Attempts>,
+    may_defer: bool,
+    /// Whether the pass still delivers chunks.
+    reading: bool,
+    adaptive: AdaptiveShare,
+    limits: Limits,
     outbox: Outbox,
     calls: JoinSet<Settled>,
     writes: JoinSet<Result<WriteDone>>,
@@ -85,7 +96,7 @@ pub struct Engine {
     counted: HashSet<String>,
     held_unusable: Vec<Held>,
     /// Keys that failed in this run and why, so that all documents share it.
-    failed_keys: HashMap<String, (&'static str, String)>,
+    failed_keys: HashMap<String, Failure>,
     refusals_in_a_row: u32,
     /// The first fatal condition; from then on the engine drains.
     fatal: Option<Error>,
@@ -101,12 +112,19 @@ impl Engine {
     pub fn new(parts: Parts, collection: Arc<TargetCollection>) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(parts.slots)),
+            slot_count: parts.slots,
+            adaptive: AdaptiveShare::new(parts.max_api_latency),
+            limits: Limits::new(Instant::now()),
             answer_guard: Guard::new(parts.max_not_found_share),
             unusable_guard: Guard::new(parts.max_no_legacy_key_share),
             parts,
             collection,
-            keys: HashMap::new(),
+            keys: Keys::default(),
             work: VecDeque::new(),
+            retries: Retries::default(),
+            deferred_keys: HashMap::new(),
+            may_defer: false,
+            reading: false,
             outbox: Outbox::default(),
             calls: JoinSet::new(),
             writes: JoinSet::new(),
@@ -151,42 +169,58 @@ impl Engine {
 
     /// Works off a pass. Returns when everything that was begun is settled.
     ///
+    /// With `may_defer` keys that fail too many at once are put off to the next
+    /// pass instead of being counted as failed.
+    ///
     /// # Errors
     /// The fatal condition that ended the pass early.
     pub async fn pass(
         &mut self,
         mut chunks: mpsc::Receiver<Result<Chunk>>,
+        may_defer: bool,
         mut on_tick: impl AsyncFnMut(&Self) -> Result<()>,
     ) -> Result<()> {
-        let mut reading = true;
-        let mut ticks = tokio::time::interval(Duration::from_millis(500));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        (self.reading, self.may_defer) = (true, may_defer);
+        let (mut looks, mut ticks) = (every(LOOK), every(TICK));
         loop {
             if self.is_draining() {
-                reading = false;
+                self.reading = false;
                 self.work.clear();
+                self.retries.clear();
             } else {
                 self.check_freshness().await?;
                 self.start_calls();
             }
             self.start_writes();
-            if !reading && self.is_idle() {
+            if !self.reading && self.is_idle() {
                 break;
             }
+            let next_call = self.next_call();
             tokio::select! {
                 biased;
                 Some(done) = self.writes.join_next() => self.take_written(joined(done)?).await?,
                 Some(settled) = self.calls.join_next() => self.take_settled(joined(settled)?).await?,
-                chunk = chunks.recv(), if reading && self.wants_chunk() => match chunk {
+                chunk = chunks.recv(), if self.reading && self.wants_chunk() => match chunk {
                     Some(chunk) => self.take_chunk(chunk?).await?,
-                    None => reading = false,
+                    None => self.reading = false,
                 },
-                _ = ticks.tick() => on_tick(self).await?,
-                () = self.parts.stop.cancelled(), if reading => reading = false,
+                _ = looks.tick() => self.look(),
+                _ = ticks.tick() => {
+                    self.adjust_rate();
+                    on_tick(self).await?;
+                }
+                () = sleep_until(next_call) => {}
+                () = self.parts.stop.cancelled(), if self.reading => self.reading = false,
             }
         }
+        self.look();
         on_tick(self).await?;
         self.fatal.take().map_or(Ok(()), Err)
+    }
+
+    /// Whether keys were put off to the next pass.
+    pub fn has_deferred(&self) -> bool {
+        !self.deferred_keys.is_empty()
     }
 
     /// Settles what the guard held back because there were too few answers for
@@ -211,14 +245,38 @@ impl Engine {
     }
 
     /// What limits the speed now.
-    pub fn limited_by(&self) -> String {
-        if let Some(waiting) = self.parts.asker.pacer.waiting() {
-            return waiting.to_string();
+    pub fn limited_by(&self) -> &'static str {
+        let asker = &self.parts.asker;
+        if let Some(reason) = asker.pacer.paused_by() {
+            reason.as_str()
+        } else if asker.breaker.is_open() {
+            "breaker"
+        } else if let Some(waiting) = asker.pacer.waiting() {
+            waiting.as_str()
+        } else if self.slots.available_permits() == 0 && asker.counters.in_flight() > 0 {
+            "api latency"
+        } else if !self.writes.is_empty() || (self.reading && self.work.is_empty()) {
+            "database"
+        } else if self.calls.is_empty() && !self.retries.is_empty() {
+            "retries"
+        } else {
+            "cpu"
         }
-        if self.slots.available_permits() == 0 && self.parts.asker.counters.in_flight() > 0 {
-            return "api latency".into();
-        }
-        "database".into()
+    }
+
+    /// Seconds by what limited the speed, the costliest first.
+    pub fn limits(&self) -> Vec<(&'static str, f64)> {
+        self.limits.seconds()
+    }
+
+    fn look(&mut self) {
+        let limit = self.limited_by();
+        self.limits.record(Instant::now(), limit);
+    }
+
+    fn adjust_rate(&mut self) {
+        let (share, reason) = self.adaptive.adjust();
+        self.parts.asker.pacer.use_share(share, reason);
     }
 
     fn is_draining(&self) -> bool {
@@ -227,6 +285,7 @@ impl Engine {
 
     fn is_idle(&self) -> bool {
         self.work.is_empty()
+            && self.retries.is_empty()
             && self.calls.is_empty()
             && self.writes.is_empty()
             && self.outbox.updates.is_empty()
@@ -246,5 +305,19 @@ impl Engine {
     fn stop_for(&mut self, error: Error) {
         self.parts.asker.stop.cancel();
         self.fatal.get_or_insert(error);
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// Sleeps for ever where there is no moment to wake up at.
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }

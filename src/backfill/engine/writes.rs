@@ -45,7 +45,7 @@ impl Engine {
     pub(super) async fn take_written(&mut self, done: Result<WriteDone>) -> Result<()> {
         let done = done?;
         for key in done.keys {
-            self.keys.remove(&key);
+            self.keys.forget(&key);
         }
         for (update, written) in done.results {
             self.count_written(&update, written);

@@ -17,11 +17,16 @@ const FIRST_LATENCY_VERDICT: usize = 100;
 /// With fewer the share of failures is an accident.
 const FIRST_ERROR_VERDICT: usize = 40;
 /// More failures than this slow down.
-const MOST_FAILURES: f64 = 0.2;
+const MOST_FAILURES: f64 = 0.3;
+/// The limit is exceeded when it is by this factor: calls that take as long as
+/// the limit says, and a moment for the machine, are within it.
+const CLEARLY: f64 = 1.2;
 /// What a decrease leaves of the share.
 const DECREASE: f64 = 0.6;
 /// What an increase adds, once per second.
-const INCREASE: f64 = 0.05;
+const INCREASE: f64 = 0.1;
+/// From here on the sum of the increases counts as the whole.
+const ALL: f64 = 0.999;
 /// The job never quite stops for this: what is too slow at a tenth of the
 /// ceiling is not slow because of us.
 const LOWEST: f64 = 0.1;
@@ -57,6 +62,11 @@ impl AdaptiveShare {
         self.recent.push_back(Observation { latency, failed });
     }
 
+    /// Forgets the calls so far: those of an outage say nothing about the rate.
+    pub fn start_afresh(&mut self) {
+        self.recent.clear();
+    }
+
     /// The share from here on and what it is lowered by; to be asked for once
     /// per second.
     pub fn adjust(&mut self) -> (f64, Waiting) {
@@ -67,6 +77,9 @@ impl AdaptiveShare {
             self.recent.clear();
         } else if self.share < 1.0 {
             self.share = (self.share + INCREASE).min(1.0);
+            if self.share > ALL {
+                self.share = 1.0;
+            }
         }
         if self.share >= 1.0 {
             self.reason = Waiting::Rate;
@@ -80,7 +93,7 @@ impl AdaptiveShare {
         if calls >= FIRST_ERROR_VERDICT && failed as f64 > MOST_FAILURES * calls as f64 {
             return Some(Waiting::ApiErrors);
         }
-        let slow = calls >= FIRST_LATENCY_VERDICT && self.percentile_95() > self.limit;
+        let slow = calls >= FIRST_LATENCY_VERDICT && self.percentile_95() > self.limit.mul_f64(CLEARLY);
         slow.then_some(Waiting::ApiLatency)
     }
 
@@ -99,7 +112,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(2);
     const QUICK: Duration = Duration::from_millis(300);
-    const SLOW: Duration = Duration::from_millis(2_100);
+    const SLOW: Duration = Duration::from_millis(2_500);
 
     fn record(share: &mut AdaptiveShare, calls: usize, slow_every: usize, failed_every: usize) {
         for call in 1..=calls {
@@ -126,7 +139,7 @@ mod tests {
             record(&mut share, 10, 0, 0);
             share.adjust().0 >= 1.0
         });
-        assert_eq!(steps, Some(8));
+        assert_eq!(steps, Some(4));
         assert_eq!(share.adjust(), (1.0, Waiting::Rate));
     }
 

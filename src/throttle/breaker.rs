@@ -10,11 +10,12 @@ use tokio::time::Instant;
 
 /// So many failures in a row open the breaker: more than one key's attempts,
 /// so that a single bad key can't.
-const FAILURES_TO_OPEN: u32 = 12;
+const FAILURES_TO_OPEN: u32 = 20;
 /// The first probe leaves after this long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Pauses double up to this: an API that is back is noticed soon enough.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Pauses double up to this: one call in two seconds burdens no API, and one
+/// that is back is noticed soon.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Leave to make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,7 +27,11 @@ const MOST_RETRIES: usize = 2_000;
 /// Where only keys are left that failed before, so many failed probes end the
 /// waiting (after half a minute): nobody could tell an outage from keys that
 /// the API always fails on.
-const LAST_PROBE: u32 = 6;
+const LAST_PROBE: u32 = 20;
+/// So often a probe asks for the same key before another one is tried: a key
+/// that fails twice and then is answered ends the outage sooner than two keys
+/// that were asked for once.
+const PROBES_PER_KEY: u32 = 3;
 /// Keys whose failure is remembered within a run, so that it is shared.
 const FAILED_KEYS: usize = 100_000;
 
@@ -42,6 +46,8 @@ pub(super) struct Work {
 /// Keys that wait for their retry, by the moment at which it is due.
 #[derive(Debug, Default)]
 pub(super) struct Retries {
+    /// The key to probe with, and how often it was.
+    probed: Option<(Work, u32)>,
     queue: BTreeMap<(Instant, u64), Work>,
     /// Tells retries of the same moment apart.
     number: u64,
@@ -49,11 +55,21 @@ pub(super) struct Retries {
 
 impl Retries {
     pub(super) fn clear(&mut self) {
+        self.probed = None;
         self.queue.clear();
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.probed.is_none() && self.queue.is_empty()
+    }
+
+    /// Puts a key back that a probe failed on.
+    fn push_probed(&mut self, work: Work, probes: u32) {
+        if probes < PROBES_PER_KEY {
+            self.probed = Some((work, probes));
+        } else {
+            self.push(Instant::now(), work);
+        }
     }
 
     fn push(&mut self, due: Instant, work: Work) {
@@ -62,11 +78,19 @@ impl Retries {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        self.queue.first_key_value().map(|((due, _), _)| *due)
+        match &self.probed {
+            Some((work, _)) => Some(work.checked_at),
+            None => self.queue.first_key_value().map(|((due, _), _)| *due),
+        }
     }
 
     fn pop(&mut self) -> Option<Work> {
-        self.queue.pop_first().map(|(_, work)| work)
+        self.pop_to_probe().map(|(work, _)| work)
+    }
+
+    /// The next key, and how often it was probed with in a row.
+    fn pop_to_probe(&mut self) -> Option<(Work, u32)> {
+        self.probed.take().or_else(|| self.queue.pop_first().map(|(_, work)| (work, 0)))
     }
 
     fn pop_due(&mut self, now: Instant) -> Option<Work> {
@@ -109,12 +133,13 @@ impl Engine {
     /// A probe takes a key that failed before, so that keys which the API
     /// always fails on are told from an outage by their own answers.
     fn next_work(&mut self, pass: Pass) -> Option<Work> {
-        if pass == Pass::Probe
-            && let Some(work) = self.retries.pop()
-        {
-            return Some(work);
+        if pass == Pass::Normal {
+            return self.work.pop_front();
         }
-        self.work.pop_front()
+        let (work, probes) =
+            self.retries.pop_to_probe().or_else(|| self.work.pop_front().map(|work| (work, 0)))?;
+        self.probes = probes + 1;
+        Some(work)
     }
 
     /// When calls may start that can't start now, as far as the clock decides.
@@ -135,8 +160,10 @@ impl Engine {
             return Ok(());
         };
         let failed = is_outage(&call.outcome);
-        self.adaptive.record(call.latency, failed);
         self.tell_breaker(pass, &call.outcome, failed);
+        if !self.parts.asker.breaker.is_open() {
+            self.adaptive.record(call.latency, failed);
+        }
         match call.outcome {
             Outcome::Found(new_key) => self.take_answer(key, Answer::Found(new_key), slot).await,
             Outcome::NotFound => self.take_answer(key, Answer::NotFound, slot).await,
@@ -158,12 +185,15 @@ impl Engine {
         }
     }
 
-    fn tell_breaker(&self, pass: Pass, outcome: &Outcome, failed: bool) {
+    fn tell_breaker(&mut self, pass: Pass, outcome: &Outcome, failed: bool) {
         match self.parts.asker.breaker.record(pass, failed) {
-            Change::Opened => self.parts.events.warn(format!(
-                "the key API fails again and again ({}): calls stop until a probe is answered",
-                outcome.describe()
-            )),
+            Change::Opened => {
+                self.adaptive.start_afresh();
+                self.parts.events.warn(format!(
+                    "the key API fails again and again ({}): calls stop until a probe is answered",
+                    outcome.describe()
+                ));
+            }
             Change::Closed => self.parts.events.note("the key API answers again"),
             Change::None => {}
         }
@@ -190,6 +220,10 @@ impl Engine {
             ),
             _ if is_draining => {
                 self.keys.give_up(&key);
+            }
+            _ if is_excused && pass == Pass::Probe => {
+                let work = Work { key, checked_at: Instant::now() };
+                self.retries.push_probed(work, self.probes);
             }
             Next::RetryWithin(bound) => self.retry_within(key, bound),
             Next::Settle | Next::GiveUp => self.fail_key(&key),

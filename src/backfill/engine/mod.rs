@@ -77,6 +77,8 @@ pub struct Engine {
     keys: Keys,
     work: VecDeque<Work>,
     retries: Retries,
+    /// How often the probe under way has asked for its key.
+    probes: u32,
     /// Keys that are put off to the next pass, with the attempts made so far.
     deferred_keys: HashMap<String, Attempts>,
     may_defer: bool,
@@ -122,6 +124,7 @@ impl Engine {
             keys: Keys::default(),
             work: VecDeque::new(),
             retries: Retries::default(),
+            probes: 0,
             deferred_keys: HashMap::new(),
             may_defer: false,
             reading: false,

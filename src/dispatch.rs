@@ -1,6 +1,7 @@
 //! From a parsed command line to a finished command.
 
 use std::ffi::OsString;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -87,7 +88,7 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
     let overrides = cli.overrides();
     let settings = Settings::load(&overrides)?;
     let mongo = Mongo::connect(&settings.uri, &settings.state_database).await?;
-    let context = Context { mongo, settings, events, stop, signal };
+    let context = Context { mongo, settings: Arc::new(settings), events, stop, signal };
     let outcome = run_command(&context, &cli.command).await;
     // Connections that a stuck server keeps busy must not keep the result from the operator.
     let _late = tokio::time::timeout(CLOSING, context.mongo.close()).await;

@@ -3,7 +3,9 @@
 //! Jobs say what is; how it looks is the reporter's business. Events flow one
 //! way: a reporter that lags loses pictures of progress, never anything else.
 
-use tokio::sync::mpsc;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc};
 
 /// Pictures of progress wait here for the reporter; more than a few are stale.
 const QUEUE: usize = 256;
@@ -19,8 +21,27 @@ pub enum Event {
     Warning(String),
     /// Something that is shown however quiet the operator wants it.
     Announcement(String),
+    /// Everything before this has been shown once the sender is answered.
+    Settled(Answer),
     /// Nothing more will come.
     End,
+}
+
+/// Told when a reporter has shown everything so far.
+#[derive(Debug, Clone)]
+pub struct Answer(Arc<Notify>);
+
+impl Answer {
+    /// Everything so far has been shown.
+    pub fn give(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// A picture of a phase.
@@ -70,6 +91,14 @@ impl Events {
     /// Tells what must be known to go on, such as a port that was chosen.
     pub fn announce(&self, text: impl Into<String>) {
         self.tell(Event::Announcement(text.into()));
+    }
+
+    /// Waits until everything told so far has been shown.
+    pub async fn settled(&self) {
+        let answer = Arc::new(Notify::new());
+        if self.0.send(Event::Settled(Answer(answer.clone()))).await.is_ok() {
+            answer.notified().await;
+        }
     }
 
     /// Ends the reporter once it has shown everything told so far.

@@ -40,12 +40,12 @@ use event::Events;
 use mongo::Mongo;
 
 /// What every command that touches the database works with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Context {
     /// The connection.
     pub mongo: Mongo,
     /// The configuration.
-    pub settings: Settings,
+    pub settings: Arc<Settings>,
     /// Where progress and warnings go.
     pub events: Events,
     /// Cancelled by the first signal: finish what is begun, save, end.

@@ -50,6 +50,20 @@ impl Documents {
         *self.flagged_by.entry(reason.to_owned()).or_default() += 1;
     }
 
+    /// Adds what another worker has done to the same candidates.
+    pub fn add(&mut self, other: &Self) {
+        self.candidates = self.candidates.max(other.candidates);
+        self.filled += other.filled;
+        self.flagged += other.flagged;
+        self.already_filled += other.already_filled;
+        self.changed += other.changed;
+        self.failed += other.failed;
+        add_counts(&mut self.flagged_by, &other.flagged_by);
+        add_counts(&mut self.failed_by, &other.failed_by);
+        // Whoever counted last saw what the others had done.
+        self.candidates_left = self.candidates_left.min(other.candidates_left);
+    }
+
     /// Goes back to the failures of an earlier moment, because the documents
     /// that failed since are tried again.
     pub fn forget_failures_since(&mut self, earlier: &Self) {
@@ -127,6 +141,14 @@ pub struct Api {
 }
 
 impl Api {
+    /// Adds the calls of another worker.
+    pub fn add(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.retries += other.retries;
+        self.from_key_map += other.from_key_map;
+        add_counts(&mut self.outcomes, &other.outcomes);
+    }
+
     /// The part that is summed up over the runs of a job.
     pub fn totals(&self) -> Document {
         doc! {
@@ -134,6 +156,12 @@ impl Api {
             "retries": stored_count(self.retries),
             "from_key_map": stored_count(self.from_key_map),
         }
+    }
+}
+
+fn add_counts(sum: &mut BTreeMap<String, u64>, more: &BTreeMap<String, u64>) {
+    for (name, count) in more {
+        *sum.entry(name.clone()).or_default() += count;
     }
 }
 

@@ -5,8 +5,17 @@
 //! key's calls, `engine` moves documents from chunk to durable write.
 
 pub mod asker;
+mod canary;
+pub mod checkpoint;
 pub mod counts;
 pub mod engine;
+pub mod failures;
 pub mod guard;
+mod plan;
 pub mod reader;
 pub mod run;
+pub mod steer;
+pub mod summary;
+mod worker;
+
+pub use plan::{Options, default_job};

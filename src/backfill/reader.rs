@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::steer::LiveSettings;
 use crate::error::Result;
 use crate::mongo::source::{Candidate, TargetCollection};
 
@@ -36,8 +37,8 @@ pub struct Pass {
     /// Documents to read at most: what is inserted below the bound can't extend
     /// the pass without end either.
     pub most: u64,
-    /// Documents per chunk.
-    pub chunk: usize,
+    /// Tells how many documents a chunk has; looked up for each.
+    pub live: Arc<LiveSettings>,
 }
 
 /// How far reading came.
@@ -63,7 +64,7 @@ pub fn read_ahead(
             if left == 0 {
                 return last.map_or(Ending::Whole, Ending::Cut);
             }
-            let limit = usize::try_from(left).unwrap_or(usize::MAX).min(pass.chunk);
+            let limit = usize::try_from(left).unwrap_or(usize::MAX).min(pass.live.chunk());
             let read = collection.chunk(last.as_ref(), &pass.bound, limit).await;
             let chunk = match read {
                 Ok((_, None)) => return Ending::Whole,

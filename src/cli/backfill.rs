@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::BackfillTargetArgs;
-use crate::backfill::run::Options;
+use crate::backfill::Options;
 use crate::config::values::{Concurrency, Tps};
 use crate::throttle::window::{TimeZoneName, Window};
 
@@ -39,6 +39,19 @@ pub struct BackfillArgs {
     /// Go on without the partial index, scanning the collection for every chunk.
     #[arg(long)]
     pub allow_collection_scan: bool,
+    /// Do so many documents first, show each, and ask before going on.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["limit", "dry_run"])]
+    pub canary: Option<u64>,
+    /// Go on after the canary without asking.
+    #[arg(long)]
+    pub yes: bool,
+    /// Workers in this process; they share keys and TPS [default: 1].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// Share keys and TPS with those who run the job already, on any machine;
+    /// starts the job where nobody does.
+    #[arg(long)]
+    pub join: bool,
     /// Name of the job [default: backfill- and the collections].
     #[arg(long, value_name = "NAME")]
     pub job: Option<String>,
@@ -61,6 +74,10 @@ impl BackfillArgs {
             limit: self.limit,
             dry_run: self.dry_run,
             allow_collection_scan: self.allow_collection_scan,
+            canary: self.canary,
+            yes: self.yes,
+            workers: self.workers,
+            join: self.join,
         }
     }
 }

@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 
 use crate::Context;
 use crate::error::{Error, Result};
-use crate::job::holder::Holder;
 use crate::job::store;
 use crate::report::outcome::Outcome;
 
@@ -30,27 +29,20 @@ pub async fn run(context: &Context, job: Option<&str>) -> Result<Outcome> {
 }
 
 fn job_json(job: Document) -> Value {
-    let runs_now = is_running(&job);
+    let runs_now = store::is_running(&job);
     let mut value = Bson::Document(job).into_relaxed_extjson();
     value["running_now"] = json!(runs_now);
     value
 }
 
-/// Whether a living process holds the job, as far as its lease tells.
-fn is_running(job: &Document) -> bool {
-    let Ok(lease) = job.get_document("lease") else { return false };
-    let is_dead = store::holder_of(lease).is_some_and(|holder| holder.is_gone(&Holder::current()));
-    job.get_bool("lease_valid").unwrap_or(false) && !is_dead
-}
-
 fn job_text(job: &Document) -> String {
     let word = |name: &str| job.get_str(name).unwrap_or("unknown").to_owned();
-    let state = match (word("state").as_str(), is_running(job)) {
+    let state = match (word("state").as_str(), store::is_running(job)) {
         ("running", false) => "died (start it again to go on)".to_owned(),
         (state, _) => state.to_owned(),
     };
     let mut lines = vec![format!("{}: {} {state}", word("_id"), word("command"))];
-    if let (true, Ok(lease)) = (is_running(job), job.get_document("lease"))
+    if let (true, Ok(lease)) = (store::is_running(job), job.get_document("lease"))
         && let Ok(holder) = lease.get_document("holder")
     {
         let host = holder.get_str("host").unwrap_or("unknown host");

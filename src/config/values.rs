@@ -289,6 +289,15 @@ impl Concurrency {
     }
 }
 
+impl fmt::Display for Concurrency {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => formatter.write_str("auto"),
+            Self::Fixed(slots) => slots.fmt(formatter),
+        }
+    }
+}
+
 impl std::str::FromStr for Concurrency {
     type Err = String;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::Collection;
+use mongodb::options::ReturnDocument;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +17,11 @@ use crate::error::{Error, Result, describe_mongo};
 
 /// How long a lease lasts without renewal.
 pub const LEASE_MILLISECONDS: i64 = 10_000;
-/// How often it is renewed; three renewals may fail.
-const RENEWAL: Duration = Duration::from_millis(2_500);
+/// How often it is renewed.
+///
+/// Each renewal brings the job document along, and with it what operators and
+/// other workers want: hence once per second.
+const RENEWAL: Duration = Duration::from_secs(1);
 /// How soon a renewal that failed is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 /// A database that is away for longer ends the run.
@@ -41,16 +45,28 @@ pub struct LeaseWatch {
     lost: CancellationToken,
     /// Until when the holder may write; the renewing task moves it on.
     valid_until: watch::Receiver<Instant>,
+    /// The job document as the last renewal saw it.
+    document: watch::Receiver<Document>,
+}
+
+/// What is renewed, and in which document.
+#[derive(Debug)]
+pub(super) struct Renewal {
+    pub(super) collection: Collection<Document>,
+    /// Finds the job, as long as the lease is ours.
+    pub(super) filter: Document,
+    /// Where in the document the lease stands.
+    pub(super) path: String,
 }
 
 impl Lease {
-    /// Starts renewing a lease that was just taken.
-    pub(super) fn keep(collection: Collection<Document>, job: String, fence: i64) -> Self {
+    /// Starts renewing a lease that was just taken, with the job as it was then.
+    pub(super) fn keep(renewal: Renewal, job: String, document: Document) -> Self {
         let (renewed, valid_until) = watch::channel(Instant::now() + holding_time());
-        let watch = LeaseWatch { job: job.clone(), lost: CancellationToken::new(), valid_until };
+        let (seen, document) = watch::channel(document);
+        let watch = LeaseWatch { job, lost: CancellationToken::new(), valid_until, document };
         let released = CancellationToken::new();
-        let filter = doc! {"_id": job, "fence": fence};
-        tokio::spawn(renew(collection, filter, renewed, watch.lost.clone(), released.clone()));
+        tokio::spawn(renew(renewal, renewed, seen, watch.lost.clone(), released.clone()));
         Self { watch, released }
     }
 
@@ -68,6 +84,11 @@ impl LeaseWatch {
     /// Cancelled when the lease is lost.
     pub fn lost(&self) -> &CancellationToken {
         &self.lost
+    }
+
+    /// The job document, as each renewal brings it along.
+    pub fn document(&self) -> watch::Receiver<Document> {
+        self.document.clone()
     }
 
     /// Whether the lease is known to be ours right now.
@@ -123,16 +144,14 @@ fn holding_time() -> Duration {
 /// Renews until released. A renewal that fails is tried again, past the
 /// deadline too: the fence tells whether somebody else was faster.
 async fn renew(
-    collection: Collection<Document>,
-    filter: Document,
+    renewal: Renewal,
     renewed: watch::Sender<Instant>,
+    seen: watch::Sender<Document>,
     lost: CancellationToken,
     released: CancellationToken,
 ) {
-    let update = vec![doc! {"$set": {
-        "lease.renewed_at": "$$NOW",
-        "lease.expires_at": {"$add": ["$$NOW", LEASE_MILLISECONDS]},
-    }}];
+    let Renewal { collection, filter, path } = renewal;
+    let update = vec![doc! {"$set": times(&path)}];
     let mut pause = RENEWAL;
     loop {
         tokio::select! {
@@ -140,17 +159,29 @@ async fn renew(
             () = tokio::time::sleep(pause) => {}
         }
         let sent = Instant::now();
-        match collection.update_one(filter.clone(), update.clone()).await {
-            Ok(result) if result.matched_count == 1 => {
+        let update = collection
+            .find_one_and_update(filter.clone(), update.clone())
+            .return_document(ReturnDocument::After);
+        match update.await {
+            Ok(Some(document)) => {
                 renewed.send_replace(sent + holding_time());
+                seen.send_replace(document);
                 pause = RENEWAL;
             }
-            Ok(_) => return lost.cancel(),
+            Ok(None) => return lost.cancel(),
             Err(error) => {
                 let error = describe_mongo(&error);
                 tracing::info!(error, "the lease could not be renewed; trying again");
                 pause = RETRY;
             }
         }
+    }
+}
+
+/// The times of a lease at that path, by the server's clock.
+pub(super) fn times(path: &str) -> Document {
+    doc! {
+        format!("{path}.renewed_at"): "$$NOW",
+        format!("{path}.expires_at"): {"$add": ["$$NOW", LEASE_MILLISECONDS]},
     }
 }

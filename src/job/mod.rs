@@ -4,9 +4,13 @@
 //! who runs it now (the lease) and how far it is (counters and position, never
 //! ahead of durable writes).
 
+pub mod budget;
+pub mod control;
+pub mod crew;
 pub mod holder;
 pub mod lease;
+pub mod ownership;
 pub mod store;
 
 pub use lease::Lease;
-pub use store::{Job, JobState};
+pub use store::{Job, JobState, Role};

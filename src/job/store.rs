@@ -5,16 +5,16 @@ use std::time::Duration;
 use bson::{Bson, DateTime, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
-use mongodb::options::ReturnDocument;
+use mongodb::options::{ReturnDocument, UpdateModifications};
 
 use super::holder::Holder;
-use super::lease::{LEASE_MILLISECONDS, Lease, LeaseWatch};
+use super::lease::{Lease, LeaseWatch, Renewal, times};
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 
 /// The collection of jobs in the state database.
-const COLLECTION: &str = "jobs";
+pub(super) const COLLECTION: &str = "jobs";
 /// Version of the document's layout.
 const VERSION: i32 = 1;
 /// How often a lease that may be dead is looked at.
@@ -48,10 +48,20 @@ impl JobState {
     }
 }
 
-/// A job that this process runs.
+/// What a worker is to its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Holds the lease of the job and keeps its document.
+    Runner,
+    /// Joined a runner, under this name.
+    Joined(String),
+}
+
+/// A job that this process runs, or takes part in.
 #[derive(Debug)]
 pub struct Job {
     name: String,
+    role: Role,
     fence: i64,
     /// The document as it was when the job was started.
     document: Document,
@@ -71,7 +81,7 @@ pub async fn list(mongo: &Mongo, name: Option<&str>) -> Result<Vec<Document>> {
     let filter = name.map_or_else(Document::new, |name| doc! {"_id": name});
     let pipeline = vec![
         doc! {"$match": filter},
-        doc! {"$set": {"lease_valid": {"$gt": ["$lease.expires_at", "$$NOW"]}}},
+        doc! {"$set": {"lease_valid": {"$gt": ["$lease.expires_at", "$$NOW"]}, "now": "$$NOW"}},
         doc! {"$sort": {"updated_at": -1, "_id": 1}},
     ];
     retrying("reading the jobs", || {
@@ -133,7 +143,7 @@ impl Job {
             let lease = stored.get_document("lease").ok();
             if lease.and_then(holder_of).as_ref() == Some(&holder) {
                 // We took it and did not hear of it: the answer was lost or late.
-                return Ok(Self::held(stored, name, collection, taken_over));
+                return Ok(Self::held(stored, name, collection, Role::Runner, taken_over));
             }
             if let Some(lease) = lease
                 && !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)?
@@ -144,15 +154,90 @@ impl Job {
             let fence = stored.get_i64("fence").unwrap_or(0);
             taken_over = lease.is_some();
             if let Some(document) = take(&collection, name, fence, &holder).await? {
-                return Ok(Self::held(document, name, collection, taken_over));
+                return Ok(Self::held(document, name, collection, Role::Runner, taken_over));
             }
         }
     }
 
-    fn held(document: Document, name: &str, collection: Collection<Document>, taken_over: bool) -> Self {
+    /// Joins those who run the job; `None` where nobody does.
+    ///
+    /// # Errors
+    /// A refusal where the job does something else.
+    pub async fn join(
+        mongo: &Mongo,
+        name: &str,
+        command: &str,
+        identity: &Document,
+    ) -> Result<Option<Self>> {
+        let collection: Collection<Document> = mongo.state(COLLECTION);
+        let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else { return Ok(None) };
+        check_identity(name, &stored, command, identity)?;
+        if !is_running(&stored) {
+            return Ok(None);
+        }
+        let worker = format!("w{:016x}", rand::random::<u64>());
+        let path = format!("workers.{worker}");
+        let mut fields = times(&path);
+        fields.insert(format!("{path}.holder"), doc! {"$literal": encode(&Holder::current())?});
+        fields.insert(format!("{path}.joined_at"), "$$NOW");
+        let filter = doc! {"_id": name, "fence": stored.get_i64("fence").unwrap_or(0)};
+        let joined = retrying(format!("joining the job {name}"), || {
+            let update = collection
+                .find_one_and_update(filter.clone(), vec![doc! {"$set": fields.clone()}])
+                .return_document(ReturnDocument::After);
+            async move { update.await }
+        })
+        .await?;
+        Ok(joined.map(|document| Self::held(document, name, collection, Role::Joined(worker), false)))
+    }
+
+    fn held(
+        document: Document,
+        name: &str,
+        collection: Collection<Document>,
+        role: Role,
+        taken_over: bool,
+    ) -> Self {
         let fence = document.get_i64("fence").unwrap_or(0);
-        let lease = Lease::keep(collection.clone(), name.into(), fence);
-        Self { name: name.into(), fence, document, taken_over, collection, lease }
+        let path = match &role {
+            Role::Runner => "lease".into(),
+            Role::Joined(worker) => format!("workers.{worker}"),
+        };
+        let filter = filter(name, fence, &role);
+        let renewal = Renewal { collection: collection.clone(), filter, path };
+        let lease = Lease::keep(renewal, name.into(), document.clone());
+        Self { name: name.into(), role, fence, document, taken_over, collection, lease }
+    }
+
+    /// What this worker is to the job.
+    pub fn role(&self) -> &Role {
+        &self.role
+    }
+
+    /// Under which name this worker owns its share of the keys.
+    pub fn member(&self) -> String {
+        match &self.role {
+            Role::Runner => runner_name(self.fence),
+            Role::Joined(worker) => worker.clone(),
+        }
+    }
+
+    /// The number of this run; all who work on it have the same.
+    pub fn run(&self) -> i64 {
+        self.fence
+    }
+
+    /// Asks all who work on this run to stop, because one of them can't go on.
+    ///
+    /// # Errors
+    /// A stop where the document can't be written.
+    pub async fn stop_everybody(&self) -> Result<()> {
+        self.update(vec![doc! {"$set": {"control.stop": "$fence"}}].into()).await
+    }
+
+    /// The collection of jobs.
+    pub(super) fn collection(&self) -> &Collection<Document> {
+        &self.collection
     }
 
     /// Name of the job.
@@ -175,31 +260,44 @@ impl Job {
         self.document.get(field)
     }
 
-    /// Stores fields; only while the lease is ours.
+    /// Stores fields; only while the lease is ours. Those of a joined worker
+    /// stand under its name.
     ///
     /// # Errors
     /// A stop where the lease is lost or the document can't be written.
     pub async fn save(&self, mut fields: Document) -> Result<()> {
         self.lease.watch().valid().await?;
         fields.insert("updated_at", DateTime::now());
-        let update = doc! {"$set": fields};
-        self.update(update).await
+        if let Role::Joined(worker) = &self.role {
+            fields =
+                fields.into_iter().map(|(name, value)| (format!("workers.{worker}.{name}"), value)).collect();
+        }
+        self.update(doc! {"$set": fields}.into()).await
     }
 
-    /// Stores the end of this run and gives the lease back.
+    /// Stores the end of this run and gives the lease back. `totals` of a
+    /// joined worker are what it has done, and are added to the job's.
     ///
     /// # Errors
     /// A stop where the lease is lost or the document can't be written.
     pub async fn finish(self, state: JobState, mut fields: Document) -> Result<()> {
-        fields.insert("state", state.as_str());
-        fields.insert("updated_at", DateTime::now());
-        self.update(doc! {"$set": fields, "$unset": {"lease": ""}}).await?;
+        match &self.role {
+            Role::Runner => {
+                fields.insert("state", state.as_str());
+                fields.insert("updated_at", DateTime::now());
+                self.update(doc! {"$set": fields, "$unset": {"lease": ""}}.into()).await?;
+            }
+            Role::Joined(worker) => {
+                let totals = fields.get_document("totals").cloned().unwrap_or_default();
+                self.update(leaving(worker, &totals).into()).await?;
+            }
+        }
         self.lease.release();
         Ok(())
     }
 
-    async fn update(&self, update: Document) -> Result<()> {
-        let filter = doc! {"_id": &self.name, "fence": self.fence};
+    async fn update(&self, update: UpdateModifications) -> Result<()> {
+        let filter = filter(&self.name, self.fence, &self.role);
         let result = retrying(format!("saving the job {}", self.name), || {
             let update = self.collection.update_one(filter.clone(), update.clone());
             async move { update.await }
@@ -210,6 +308,52 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// Finds the job as long as the worker has not lost its lease.
+fn filter(name: &str, fence: i64, role: &Role) -> Document {
+    match role {
+        Role::Runner => doc! {"_id": name, "fence": fence},
+        Role::Joined(worker) => doc! {"_id": name, format!("workers.{worker}"): {"$exists": true}},
+    }
+}
+
+/// The name under which the runner of that fence owns keys.
+pub(super) fn runner_name(fence: i64) -> String {
+    format!("r{fence}")
+}
+
+/// Removes a joined worker and adds what it has done to the job.
+fn leaving(worker: &str, totals: &Document) -> Vec<Document> {
+    let sums: Document = totals
+        .iter()
+        .map(|(name, value)| {
+            let path = format!("joined_totals.{name}");
+            let before = doc! {"$ifNull": [format!("${path}"), 0_i64]};
+            (path, doc! {"$add": [before, value.clone()]}.into())
+        })
+        .collect();
+    let mut stages = vec![doc! {"$unset": format!("workers.{worker}")}];
+    if !sums.is_empty() {
+        stages.insert(0, doc! {"$set": sums});
+    }
+    stages
+}
+
+/// Whether a living process holds the job or takes part in it, as far as its
+/// leases tell. Wants a document of [`list`].
+pub fn is_running(job: &Document) -> bool {
+    let observer = Holder::current();
+    let is_gone = |lease: &Document| holder_of(lease).is_some_and(|holder| holder.is_gone(&observer));
+    let runner = job.get_bool("lease_valid").unwrap_or(false)
+        && job.get_document("lease").is_ok_and(|lease| !is_gone(lease));
+    let now = job.get_datetime("now").ok();
+    let joined = job.get_document("workers").into_iter().flat_map(Document::values).any(|worker| {
+        worker.as_document().is_some_and(|worker| {
+            worker.get_datetime("expires_at").ok() > now && now.is_some() && !is_gone(worker)
+        })
+    });
+    runner || joined
 }
 
 async fn create(
@@ -242,21 +386,18 @@ async fn take(
     fence: i64,
     holder: &Holder,
 ) -> Result<Option<Document>> {
-    let holder = bson::serialize_to_document(holder)
-        .map_err(|error| Error::stopped(format!("the lease could not be encoded: {error}")))?;
     let filter = doc! {"_id": name, "fence": fence};
     // A pipeline, because only the server's clock counts.
-    let update = vec![doc! {"$set": {
+    let mut fields = times("lease");
+    fields.extend(doc! {
+        "lease.holder": {"$literal": encode(holder)?},
         "state": JobState::Running.as_str(),
         "fence": fence + 1,
         "started_at": "$$NOW",
         "updated_at": "$$NOW",
-        "lease": {
-            "holder": {"$literal": holder},
-            "renewed_at": "$$NOW",
-            "expires_at": {"$add": ["$$NOW", LEASE_MILLISECONDS]},
-        },
-    }}];
+        "workers": living_workers(),
+    });
+    let update = vec![doc! {"$set": fields}, doc! {"$set": freed_buckets()}, doc! {"$unset": ["budget"]}];
     retrying(format!("taking the lease of the job {name}"), || {
         let update = collection
             .find_one_and_update(filter.clone(), update.clone())
@@ -264,6 +405,34 @@ async fn take(
         async move { update.await }
     })
     .await
+}
+
+fn encode(holder: &Holder) -> Result<Document> {
+    bson::serialize_to_document(holder)
+        .map_err(|error| Error::stopped(format!("the lease could not be encoded: {error}")))
+}
+
+/// Those who joined an earlier runner and are still alive go on with the new one.
+fn living_workers() -> Document {
+    doc! {"$arrayToObject": {"$filter": {
+        "input": {"$objectToArray": {"$ifNull": ["$workers", {}]}},
+        "cond": {"$gt": ["$$this.v.expires_at", "$$NOW"]},
+    }}}
+}
+
+/// Without anybody who joined the runner owns everything, which needs no list.
+/// Otherwise whatever is not in the hands of the living is free.
+fn freed_buckets() -> Document {
+    let living = doc! {"$map": {"input": {"$objectToArray": "$workers"}, "in": "$$this.k"}};
+    let freed = doc! {"$arrayToObject": {"$map": {
+        "input": {"$objectToArray": {"$ifNull": ["$buckets", {}]}},
+        "in": {"k": "$$this.k", "v": {"$cond": [{"$in": ["$$this.v", living]}, "$$this.v", ""]}},
+    }}};
+    let is_alone = doc! {"$eq": ["$workers", {}]};
+    doc! {
+        "buckets": {"$cond": [is_alone.clone(), "$$REMOVE", freed]},
+        "shared": {"$and": [{"$not": [is_alone]}, {"$ifNull": ["$shared", false]}]},
+    }
 }
 
 /// Who holds a lease, as far as it can be read.

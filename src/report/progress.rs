@@ -70,6 +70,10 @@ impl Reporter {
             Event::Progress(progress) => self.progress(&progress),
             Event::Note(text) if self.style != Style::Quiet => self.line("note", &text),
             Event::Note(_) | Event::End => {}
+            Event::Settled(answer) => {
+                self.clear();
+                answer.give();
+            }
             Event::Announcement(text) => self.line("note", &text),
             Event::Warning(text) => self.line("warning", &text),
         }

@@ -2,6 +2,7 @@
 
 pub mod adaptive;
 pub mod breaker;
+pub mod health;
 pub mod limits;
 pub mod pacer;
 pub mod window;

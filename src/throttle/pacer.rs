@@ -7,6 +7,7 @@
 //! single schedule answers all of that, and time lost to a late timer is won
 //! back within a fraction of the allowed burst.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,10 +15,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::window::Schedule as Windows;
 use crate::config::values::Tps;
+use crate::error::{Result, joined};
+use crate::job::budget::Budget;
 
 /// The share of the allowed burst that the schedule uses to win back late
 /// time. The rest absorbs the delay between a permit and its packet.
@@ -25,6 +29,8 @@ const BURST_SHARE_USED: f64 = 0.75;
 /// A timer is late by a millisecond or two. Whatever is made up beyond that only
 /// brings calls closer to the ceiling, where one delayed packet would break it.
 const MOST_MADE_UP: Duration = Duration::from_millis(3);
+/// How soon a reservation that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// No sleep is longer: the clock of the machine may be set meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -78,7 +84,7 @@ impl fmt::Display for Waiting {
 }
 
 /// What may change while calls are made.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 struct Controls {
     /// The ceiling.
     tps: Tps,
@@ -89,6 +95,8 @@ struct Controls {
     barrier: Instant,
     /// No call leaves while there is any.
     pauses: Vec<Waiting>,
+    /// Where the moments of calls come from, when other workers share the ceiling.
+    timetable: Option<Budget>,
 }
 
 impl Controls {
@@ -103,13 +111,14 @@ impl Controls {
     }
 }
 
-/// The moments at which calls may leave. Pure: it is told the time.
+/// The moments at which calls may leave.
 #[derive(Debug)]
 struct Schedule {
     /// The moment of the last call, had it been on time.
     last: Instant,
     /// The first call may not leave earlier.
     first: Instant,
+    reserved: Reserved,
 }
 
 impl Schedule {
@@ -122,6 +131,63 @@ impl Schedule {
     fn take(&mut self, now: Instant, controls: &Controls) {
         self.last = self.earliest(now, controls);
     }
+}
+
+/// Moments of the common timetable that are ours.
+#[derive(Debug, Default)]
+struct Reserved {
+    moments: VecDeque<Instant>,
+    /// How many came with the last reservation.
+    block: usize,
+    /// The rate at which they were reserved.
+    period: Duration,
+    /// More of them, on their way. A task of its own, because a reservation
+    /// that was begun must be heard out even when its caller is gone.
+    coming: Option<JoinHandle<Result<Vec<Instant>>>>,
+}
+
+impl Reserved {
+    /// The next moment; waits for a reservation where there is none.
+    ///
+    /// Losing the future loses nothing.
+    async fn next(&mut self, budget: &Budget, controls: &Controls) -> Result<Instant> {
+        let period = controls.period();
+        if self.period != period {
+            // Reserved at another rate.
+            self.moments.clear();
+            self.coming = None;
+            self.period = period;
+        }
+        loop {
+            let oldest = Instant::now().checked_sub(controls.slack());
+            while self.moments.front().is_some_and(|moment| Some(*moment) < oldest) {
+                // Too late: by now the moment may be another worker's.
+                self.moments.pop_front();
+            }
+            if let Some(moment) = self.moments.front() {
+                return Ok(*moment);
+            }
+            let coming = self.coming.get_or_insert_with(|| order(budget, period));
+            let more = joined(coming.await).flatten();
+            self.coming = None;
+            let more = more?;
+            self.block = more.len();
+            self.moments.extend(more);
+        }
+    }
+
+    /// Uses the next moment, and orders more before the last is used.
+    fn take(&mut self, budget: &Budget) {
+        self.moments.pop_front();
+        if self.coming.is_none() && 2 * self.moments.len() <= self.block {
+            self.coming = Some(order(budget, self.period));
+        }
+    }
+}
+
+fn order(budget: &Budget, period: Duration) -> JoinHandle<Result<Vec<Instant>>> {
+    let budget = budget.clone();
+    tokio::spawn(async move { budget.reserve(period).await })
 }
 
 /// Tells the time of day; tests bind it to tokio's paused clock.
@@ -166,9 +232,16 @@ impl Pacer {
     ) -> Self {
         let now = Instant::now();
         let controls =
-            Controls { tps, share: 1.0, lowered_by: Waiting::Rate, barrier: now, pauses: Vec::new() };
+            Controls {
+                tps,
+                share: 1.0,
+                lowered_by: Waiting::Rate,
+                barrier: now,
+                pauses: Vec::new(),
+                timetable: None,
+            };
         Self {
-            turn: Mutex::new(Schedule { last: now, first: now + first_wait }),
+            turn: Mutex::new(Schedule { last: now, first: now + first_wait, reserved: Reserved::default() }),
             controls: watch::Sender::new(controls),
             windows,
             longest_call,
@@ -187,20 +260,42 @@ impl Pacer {
         loop {
             let controls = changes.borrow_and_update().clone();
             let now = Instant::now();
-            let at = schedule.earliest(now, &controls).max(now + self.until_window_opens());
-            let is_paused = !controls.pauses.is_empty();
-            if at <= now && !is_paused {
-                schedule.take(now, &controls);
+            let open = schedule.first.max(controls.barrier).max(now + self.until_window_opens());
+            let at = match &controls.timetable {
+                _ if !controls.pauses.is_empty() => now + LONGEST_SLEEP,
+                None => schedule.earliest(now, &controls).max(open),
+                Some(_) if open > now => open,
+                Some(budget) => tokio::select! {
+                    moment = schedule.reserved.next(budget, &controls) => match moment {
+                        Ok(moment) => moment,
+                        Err(error) => {
+                            tracing::warn!(%error, "no call could be reserved");
+                            now + RETRY
+                        }
+                    },
+                    _changed = changes.changed() => continue,
+                },
+            };
+            if at <= Instant::now() {
+                match &controls.timetable {
+                    None => schedule.take(now, &controls),
+                    Some(budget) => schedule.reserved.take(budget),
+                }
                 return;
             }
-            // The clock of the machine may be set, and windows with it: look again.
-            let wake = if is_paused { now + LONGEST_SLEEP } else { at.min(now + LONGEST_SLEEP) };
             tokio::select! {
-                () = tokio::time::sleep_until(wake) => {}
+                // The clock of the machine may be set, and windows with it: look again.
+                () = tokio::time::sleep_until(at.min(now + LONGEST_SLEEP)) => {}
                 // The sender lives as long as the pacer.
                 _changed = changes.changed() => {}
             }
         }
+    }
+
+    /// From here on calls leave at the moments of a timetable that all workers
+    /// of a job share.
+    pub fn keep_to(&self, timetable: Budget) {
+        self.controls.send_modify(|controls| controls.timetable = Some(timetable));
     }
 
     /// The ceiling in calls per second.

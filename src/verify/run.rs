@@ -9,7 +9,7 @@ use super::backfill;
 use super::check::Check;
 use super::compare::compare;
 use crate::Context;
-use crate::backfill::run::default_job as backfill_job;
+use crate::backfill::default_job as backfill_job;
 use crate::cleanse::count;
 use crate::cleanse::plan::{compile, default_job as cleanse_job, rules, target_of};
 use crate::cleanse::predicate::{Predicate, all_of};

@@ -11,6 +11,7 @@ use super::Engine;
 use super::keys::Failure;
 use crate::backfill::asker::Settled;
 use crate::error::{Error, Result};
+use crate::job::ownership::bucket_of;
 use crate::key_api::classify::{OUTCOME_NAMES, Outcome};
 use crate::key_api::retry::{Next, is_outage, jittered};
 use crate::key_map::Answer;
@@ -61,6 +62,11 @@ impl Retries {
 
     pub(super) fn is_empty(&self) -> bool {
         self.probed.is_none() && self.queue.is_empty()
+    }
+
+    fn retain(&mut self, mut keep: impl FnMut(&Work) -> bool) {
+        self.probed = self.probed.take().filter(|(work, _)| keep(work));
+        self.queue.retain(|_, work| keep(work));
     }
 
     /// Puts a key back that a probe failed on.
@@ -280,6 +286,22 @@ impl Engine {
         }
     }
 
+    /// Keys that another worker is to have are not asked for any more; once none
+    /// of them is in flight they can be handed over.
+    pub(super) fn drop_released_keys(&mut self) {
+        let ownership = self.parts.ownership.clone();
+        let is_ours = |key: &str| ownership.owns(bucket_of(key.as_bytes()));
+        let mut dropped: Vec<String> = Vec::new();
+        self.work.retain(|work| keep(&is_ours, work, &mut dropped));
+        self.retries.retain(|work| keep(&is_ours, work, &mut dropped));
+        dropped.iter().for_each(|key| {
+            self.keys.give_up(key);
+        });
+        if self.keys.all(is_ours) {
+            ownership.confirm_release();
+        }
+    }
+
     /// The application fills keys too: documents that waited for their turn are
     /// checked again, so that no call is spent on what is filled by now.
     pub(super) async fn check_freshness(&mut self) -> Result<()> {
@@ -316,6 +338,15 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Whether queued work is still ours; notes its key where it is not.
+fn keep(is_ours: &impl Fn(&str) -> bool, work: &Work, dropped: &mut Vec<String>) -> bool {
+    let ours = is_ours(&work.key);
+    if !ours {
+        dropped.push(work.key.clone());
+    }
+    ours
 }
 
 /// Calls that leave within a time, at least two.

@@ -12,8 +12,9 @@ use super::keys::Joined;
 use crate::backfill::guard::Verdict;
 use crate::backfill::reader::Chunk;
 use crate::error::Result;
+use crate::job::ownership::bucket_of;
 use crate::key_map::Remembered;
-use crate::mongo::sink::{FlagReason, Update, Write};
+use crate::mongo::sink::{FlagReason, Update, Write, value_bytes};
 use crate::mongo::source::Candidate;
 
 /// Documents that may wait for an answer or a write at once: a key that stands
@@ -43,6 +44,9 @@ impl Engine {
         let mut groups: Vec<Group> = Vec::new();
         let mut group_of: HashMap<String, usize> = HashMap::new();
         for candidate in chunk.candidates {
+            if !self.is_ours(&candidate) {
+                continue;
+            }
             let Some(key) = self.usable_key(&candidate) else { continue };
             match group_of.get(&key) {
                 Some(group) => groups[*group].candidates.push(candidate),
@@ -58,6 +62,16 @@ impl Engine {
             self.release_unusable();
         }
         Ok(())
+    }
+
+    /// Whether this worker is to see to a document: by its key, or where there
+    /// is none by its `_id`.
+    fn is_ours(&self, candidate: &Candidate) -> bool {
+        let bucket = match candidate.legacy.text() {
+            Some(key) => bucket_of(key.as_bytes()),
+            None => bucket_of(&value_bytes(candidate.id.as_raw_bson_ref())),
+        };
+        self.parts.ownership.owns(bucket)
     }
 
     /// The key to ask for; a document without one is settled here.

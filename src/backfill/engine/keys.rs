@@ -125,6 +125,11 @@ impl Keys {
         waiting
     }
 
+    /// Whether something holds for every key of the moment.
+    pub(super) fn all(&self, holds: impl Fn(&str) -> bool) -> bool {
+        self.states.keys().all(|key| holds(key))
+    }
+
     /// The answer is durable: the key map knows it from here on.
     pub(super) fn forget(&mut self, key: &str) {
         self.give_up(key);

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bson::RawBson;
+use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -26,14 +27,19 @@ use self::calls::{Retries, Work};
 use self::keys::{Failure, Keys};
 use self::writes::{Outbox, WriteDone};
 use super::asker::{Asker, Settled};
+use super::checkpoint::Checkpoints;
 use super::counts::{Api, Documents};
+use super::failures::Failures;
 use super::guard::Guard;
 use super::reader::Chunk;
+use super::steer::LiveSettings;
 use crate::error::{Error, Result, joined};
 use crate::event::Events;
+use crate::job::ownership::Ownership;
 use crate::key_api::retry::Attempts;
 use crate::key_map::KeyMap;
 use crate::mongo::source::{Candidate, TargetCollection};
+use crate::report::json::extended;
 use crate::throttle::adaptive::AdaptiveShare;
 use crate::throttle::limits::Limits;
 
@@ -51,8 +57,14 @@ pub struct Parts {
     pub asker: Arc<Asker>,
     /// Remembers answers, unless that is switched off.
     pub key_map: Option<KeyMap>,
-    /// Calls that may be under way or not yet durable.
+    /// Calls that may be under way or not yet durable, to begin with.
     pub slots: usize,
+    /// What operators may change.
+    pub live: Arc<LiveSettings>,
+    /// Which keys this worker may ask for.
+    pub ownership: Arc<Ownership>,
+    /// The list of documents that failed.
+    pub failures: Failures,
     /// Name of the job.
     pub job: String,
     /// Share of negative answers that stops the job.
@@ -65,6 +77,21 @@ pub struct Parts {
     pub events: Events,
     /// Cancelled when the run is to drain.
     pub stop: CancellationToken,
+}
+
+/// What became of a document, for operators to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Recorded {
+    /// The collection.
+    pub collection: String,
+    /// The `_id` as canonical extended JSON.
+    pub document: serde_json::Value,
+    /// The legacy key, where there is a usable one.
+    pub legacy_key: Option<String>,
+    /// `filled`, `flagged`, `already_filled`, `changed` or `failed`.
+    pub outcome: &'static str,
+    /// The new key, the reason of the flag or the description of the failure.
+    pub detail: String,
 }
 
 /// The state of a run over one target.
@@ -105,6 +132,7 @@ pub struct Engine {
     /// Flags are not written any more.
     distrusts_flags: bool,
     position: Option<RawBson>,
+    recorded: Option<Vec<Recorded>>,
     documents: Documents,
     from_key_map: u64,
 }
@@ -139,6 +167,7 @@ impl Engine {
             fatal: None,
             distrusts_flags: false,
             position: None,
+            recorded: None,
             documents: Documents::default(),
             from_key_map: 0,
         }
@@ -181,7 +210,7 @@ impl Engine {
         &mut self,
         mut chunks: mpsc::Receiver<Result<Chunk>>,
         may_defer: bool,
-        mut on_tick: impl AsyncFnMut(&Self) -> Result<()>,
+        checkpoints: &mut Checkpoints<'_>,
     ) -> Result<()> {
         (self.reading, self.may_defer) = (true, may_defer);
         let (mut looks, mut ticks) = (every(LOOK), every(TICK));
@@ -210,15 +239,59 @@ impl Engine {
                 _ = looks.tick() => self.look(),
                 _ = ticks.tick() => {
                     self.adjust_rate();
-                    on_tick(self).await?;
+                    checkpoints.tick(self).await?;
                 }
                 () = sleep_until(next_call) => {}
                 () = self.parts.stop.cancelled(), if self.reading => self.reading = false,
             }
         }
         self.look();
-        on_tick(self).await?;
+        checkpoints.tick(self).await?;
         self.fatal.take().map_or(Ok(()), Err)
+    }
+
+    /// Keeps from here on what becomes of each document.
+    pub fn record(&mut self) {
+        self.recorded = Some(Vec::new());
+    }
+
+    /// What became of the documents since [`Engine::record`].
+    pub fn take_recorded(&mut self) -> Vec<Recorded> {
+        self.recorded.take().unwrap_or_default()
+    }
+
+    /// Strikes off the failures since an earlier moment, because their
+    /// documents are tried again.
+    ///
+    /// # Errors
+    /// A stop where the list of failures can't be written.
+    pub async fn forget_failures_since(&mut self, earlier: &Documents) -> Result<()> {
+        if self.documents.failed > earlier.failed {
+            self.documents.forget_failures_since(earlier);
+            self.parts.failures.forget().await?;
+        }
+        Ok(())
+    }
+
+    /// Stores the failures so far.
+    ///
+    /// # Errors
+    /// A stop where the list of failures can't be written.
+    pub async fn flush_failures(&mut self) -> Result<()> {
+        self.parts.failures.flush().await
+    }
+
+    /// Strikes off the failures of earlier runs.
+    ///
+    /// # Errors
+    /// A stop where the list of failures can't be written.
+    pub async fn forget_earlier_failures(&self) -> Result<()> {
+        self.parts.failures.forget_earlier().await
+    }
+
+    /// When calls may be made again, while no window is open.
+    pub fn opens_at(&self) -> Option<jiff::Timestamp> {
+        self.parts.asker.pacer.opens_at()
     }
 
     /// Whether keys were put off to the next pass.
@@ -275,6 +348,21 @@ impl Engine {
     fn look(&mut self) {
         let limit = self.limited_by();
         self.limits.record(Instant::now(), limit);
+        self.adjust_slots();
+        if self.parts.ownership.is_releasing() {
+            self.drop_released_keys();
+        }
+    }
+
+    fn adjust_slots(&mut self) {
+        let wanted = self.parts.live.slots();
+        if wanted > self.slot_count {
+            self.slots.add_permits(wanted - self.slot_count);
+            self.slot_count = wanted;
+        } else if wanted < self.slot_count {
+            // Those in use are taken away once they are given back.
+            self.slot_count -= self.slots.forget_permits(self.slot_count - wanted);
+        }
     }
 
     fn adjust_rate(&mut self) {
@@ -297,11 +385,24 @@ impl Engine {
 
     fn fail(&mut self, candidate: &Candidate, reason: &str, description: &str) {
         self.documents.fail(reason);
+        let namespace = self.collection.target.namespace.to_string();
+        self.parts.failures.record(&namespace, candidate, reason, description);
+        self.keep_record(candidate, "failed", format!("{reason}: {description}"));
         if self.documents.failed <= SHOWN_FAILURES {
-            let id = crate::report::json::extended(candidate.id.as_raw_bson_ref());
-            self.parts
-                .events
-                .warn(format!("{} {id}: {reason}: {description}", self.collection.target.namespace));
+            let id = extended(candidate.id.as_raw_bson_ref());
+            self.parts.events.warn(format!("{namespace} {id}: {reason}: {description}"));
+        }
+    }
+
+    fn keep_record(&mut self, candidate: &Candidate, outcome: &'static str, detail: String) {
+        if let Some(recorded) = &mut self.recorded {
+            recorded.push(Recorded {
+                collection: self.collection.target.namespace.to_string(),
+                document: extended(candidate.id.as_raw_bson_ref()),
+                legacy_key: candidate.legacy.text(),
+                outcome,
+                detail,
+            });
         }
     }
 

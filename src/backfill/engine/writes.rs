@@ -59,11 +59,23 @@ impl Engine {
         }
         match written {
             Written::Done => match &update.write {
-                Write::Key(_) => self.documents.filled += 1,
-                Write::Flag(reason) => self.documents.flag(reason.as_str()),
+                Write::Key(key) => {
+                    self.documents.filled += 1;
+                    self.keep_record(&update.candidate, "filled", key.clone());
+                }
+                Write::Flag(reason) => {
+                    self.documents.flag(reason.as_str());
+                    self.keep_record(&update.candidate, "flagged", reason.as_str().into());
+                }
             },
-            Written::AlreadyFilled => self.documents.already_filled += 1,
-            Written::Changed => self.documents.changed += 1,
+            Written::AlreadyFilled => {
+                self.documents.already_filled += 1;
+                self.keep_record(&update.candidate, "already_filled", String::new());
+            }
+            Written::Changed => {
+                self.documents.changed += 1;
+                self.keep_record(&update.candidate, "changed", String::new());
+            }
             Written::Refused { code, message } => {
                 self.fail(&update.candidate, "write_refused", &format!("error {code}: {message}"));
                 self.refusals_in_a_row += 1;

@@ -1,0 +1,166 @@
+//! What may change while a run is under way, and what changes it: operators by
+//! live control, and the database by the signals it gives.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bson::{Bson, Document};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::asker::Asker;
+use super::plan::Plan;
+use crate::error::joined;
+use crate::event::Events;
+use crate::job::control::Control;
+use crate::mongo::Mongo;
+use crate::mongo::health::HealthProbe;
+use crate::throttle::health::HealthJudge;
+use crate::throttle::pacer::Waiting;
+
+/// Between two looks at the database's health.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Settings that reader and engine look up again and again.
+#[derive(Debug)]
+pub struct LiveSettings {
+    chunk: AtomicUsize,
+    slots: AtomicUsize,
+}
+
+impl LiveSettings {
+    /// Settings to begin with: candidates per read, calls in flight.
+    pub fn new(chunk: usize, slots: usize) -> Self {
+        Self { chunk: AtomicUsize::new(chunk), slots: AtomicUsize::new(slots) }
+    }
+
+    /// Candidates per read.
+    pub fn chunk(&self) -> usize {
+        self.chunk.load(Ordering::Relaxed)
+    }
+
+    /// Calls in flight.
+    pub fn slots(&self) -> usize {
+        self.slots.load(Ordering::Relaxed)
+    }
+}
+
+/// Follows what operators want, until it is dropped or the run ends.
+pub(super) struct Steering {
+    pub(super) plan: Arc<Plan>,
+    pub(super) asker: Arc<Asker>,
+    pub(super) live: Arc<LiveSettings>,
+    pub(super) stop: CancellationToken,
+    pub(super) events: Events,
+}
+
+impl Steering {
+    /// Applies every change of the job document.
+    pub(super) async fn follow(self, mut documents: watch::Receiver<Document>) {
+        let mut before = Control::default();
+        loop {
+            let document = documents.borrow_and_update().clone();
+            let control = Control::read(&document);
+            if control != before {
+                self.apply(&control);
+                self.tell(&document, &before, &control);
+                before = control;
+            }
+            if documents.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn apply(&self, control: &Control) {
+        let tps = control.tps.unwrap_or(self.plan.tps);
+        let concurrency = control.concurrency.unwrap_or(self.plan.concurrency);
+        self.asker.pacer.set_tps(tps);
+        self.asker.pacer.pause(Waiting::Paused, control.paused);
+        self.live.chunk.store(control.chunk.unwrap_or(self.plan.chunk), Ordering::Relaxed);
+        self.live.slots.store(self.plan.slots(concurrency, tps), Ordering::Relaxed);
+        if control.stop {
+            self.stop.cancel();
+        }
+    }
+
+    fn tell(&self, document: &Document, before: &Control, now: &Control) {
+        let mut changes = Vec::new();
+        if before.paused != now.paused {
+            changes.push(if now.paused { "paused".into() } else { "resumed".into() });
+        }
+        if before.tps != now.tps {
+            changes.push(format!("{} TPS", now.tps.unwrap_or(self.plan.tps).per_second()));
+        }
+        if before.chunk != now.chunk {
+            changes.push(format!("chunk {}", now.chunk.unwrap_or(self.plan.chunk)));
+        }
+        if before.concurrency != now.concurrency {
+            changes.push(format!("concurrency {}", now.concurrency.unwrap_or(self.plan.concurrency)));
+        }
+        if now.stop {
+            changes.push("stopping".into());
+        }
+        let who = document
+            .get_array("audit")
+            .ok()
+            .and_then(|audit| audit.last())
+            .and_then(Bson::as_document)
+            .and_then(|entry| entry.get_str("who").ok())
+            .unwrap_or("somebody");
+        self.events.warn(format!("control by {who}: {}", changes.join(", ")));
+    }
+}
+
+/// Pauses calls while the database says, or no longer says, how it is.
+pub(super) async fn watch_health(mongo: Mongo, max_lag: Duration, asker: Arc<Asker>, events: Events) {
+    let mut judge = HealthJudge::new(max_lag, Instant::now());
+    let mut probe = HealthProbe::new(mongo);
+    let mut holding: Vec<Waiting> = Vec::new();
+    loop {
+        // A task of its own: a reading that hangs must not keep the judge from
+        // noticing it, and must be heard out all the same.
+        let mut reading = tokio::spawn(async move {
+            let reading = probe.read().await;
+            (probe, reading)
+        });
+        let result = loop {
+            tokio::select! {
+                done = &mut reading => break joined(done),
+                () = tokio::time::sleep(HEALTH_INTERVAL) => {
+                    tell_health(&judge.judge(Instant::now(), None), &mut holding, &asker, &events);
+                }
+            }
+        };
+        let Ok((same, reading)) = result else { return };
+        probe = same;
+        if let Err(error) = &reading {
+            tracing::info!(%error, "the health of the database can't be read");
+        }
+        tell_health(&judge.judge(Instant::now(), reading.ok()), &mut holding, &asker, &events);
+        tokio::time::sleep(HEALTH_INTERVAL).await;
+    }
+}
+
+fn tell_health(
+    reasons: &[(Waiting, bool)],
+    holding: &mut Vec<Waiting>,
+    asker: &Asker,
+    events: &Events,
+) {
+    for (reason, holds) in reasons {
+        if holding.contains(reason) == *holds {
+            continue;
+        }
+        asker.pacer.pause(*reason, *holds);
+        if *holds {
+            holding.push(*reason);
+            events.warn(format!("paused for the sake of the database: {reason}"));
+        } else {
+            holding.retain(|other| other != reason);
+            events.note(format!("{reason} is over"));
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Live control: what operators ask of a running job, from any machine.
+//!
+//! A wish is written into the job document, with who made it and when; the
+//! runner sees it with the next renewal of its lease, within a second.
+
+use bson::{Bson, Document, doc};
+use mongodb::Collection;
+use mongodb::options::ReturnDocument;
+
+use super::holder::Holder;
+use super::store::{self, COLLECTION};
+use crate::config::values::{Concurrency, Tps};
+use crate::error::{Error, Result};
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::index::whole_number;
+
+/// So many changes are remembered in a job document.
+const AUDITED: i32 = 200;
+
+/// One wish.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Make no calls until further notice.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Finish what is under way, save, end.
+    Stop,
+    /// Another ceiling.
+    Tps(Tps),
+    /// Candidates per read.
+    Chunk(usize),
+    /// Calls in flight.
+    Concurrency(Concurrency),
+}
+
+impl Change {
+    /// Reads `tps=20`, `chunk=500` or `concurrency=auto`.
+    ///
+    /// # Errors
+    /// A message for people.
+    pub fn parse_setting(text: &str) -> Result<Self, String> {
+        let (name, value) =
+            text.split_once('=').ok_or_else(|| format!("`{text}` is not of the form name=value"))?;
+        match name {
+            "tps" => value.parse().map(Self::Tps),
+            "chunk" => match value.parse() {
+                Ok(chunk) if (1..=100_000).contains(&chunk) => Ok(Self::Chunk(chunk)),
+                _ => Err(format!("`{value}`: a chunk must be from 1 to 100000")),
+            },
+            "concurrency" => value.parse().map(Self::Concurrency),
+            _ => Err(format!("`{name}` can't be set; tps, chunk and concurrency can")),
+        }
+    }
+
+    /// The field of `control` it goes into.
+    fn field(&self) -> &'static str {
+        match self {
+            Self::Pause | Self::Resume => "paused",
+            Self::Stop => "stop",
+            Self::Tps(_) => "tps",
+            Self::Chunk(_) => "chunk",
+            Self::Concurrency(_) => "concurrency",
+        }
+    }
+
+    fn value(&self) -> Bson {
+        match self {
+            Self::Pause => true.into(),
+            Self::Resume => false.into(),
+            // Which run is to stop: the next one is not.
+            Self::Stop => "$fence".into(),
+            Self::Tps(tps) => tps.per_second().into(),
+            Self::Chunk(chunk) => i64::try_from(*chunk).unwrap_or(i64::MAX).into(),
+            Self::Concurrency(concurrency) => concurrency.to_string().into(),
+        }
+    }
+
+    /// Settings hold in place of what the run was started with; `paused` and
+    /// `stop` stand for themselves.
+    fn is_setting(&self) -> bool {
+        matches!(self, Self::Tps(_) | Self::Chunk(_) | Self::Concurrency(_))
+    }
+
+    /// The stages that write it down: the wish and its audit entry.
+    fn stages(&self, who: &str) -> Vec<Document> {
+        let field = self.field();
+        let (before, wish): (Bson, Bson) = if self.is_setting() {
+            let configured = format!("$settings.{field}");
+            (
+                doc! {"$ifNull": [format!("$control.{field}.value"), &configured]}.into(),
+                doc! {"value": {"$literal": self.value()}, "instead_of": configured}.into(),
+            )
+        } else {
+            (doc! {"$ifNull": [format!("$control.{field}"), Bson::Null]}.into(), self.value())
+        };
+        let entry = doc! {
+            "at": "$$NOW",
+            "who": {"$literal": who},
+            "what": field,
+            "from": before,
+            "to": if self.is_setting() { doc! {"$literal": self.value()}.into() } else { self.value() },
+        };
+        let audit = doc! {"$slice": [
+            {"$concatArrays": [{"$ifNull": ["$audit", []]}, [entry]]},
+            -AUDITED,
+        ]};
+        vec![doc! {"$set": {"audit": audit}}, doc! {"$set": {format!("control.{field}"): wish}}]
+    }
+}
+
+/// What operators want of a run at this moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Control {
+    /// Make no calls.
+    pub paused: bool,
+    /// End.
+    pub stop: bool,
+    /// Instead of the ceiling that the run was started with.
+    pub tps: Option<Tps>,
+    /// Instead of the chunk size that the run was started with.
+    pub chunk: Option<usize>,
+    /// Instead of the concurrency that the run was started with.
+    pub concurrency: Option<Concurrency>,
+}
+
+impl Control {
+    /// Reads the wishes of a job document. A setting that was changed in place
+    /// of another value than the run has now is outdated: whoever started the
+    /// run with a new value knew better.
+    pub fn read(job: &Document) -> Self {
+        let Ok(control) = job.get_document("control") else { return Self::default() };
+        let settings = job.get_document("settings").ok();
+        let setting = |name: &str| {
+            let wish = control.get_document(name).ok()?;
+            let current = settings.and_then(|settings| settings.get(name));
+            (wish.get("instead_of") == current).then(|| wish.get("value")).flatten()
+        };
+        Self {
+            paused: control.get_bool("paused").unwrap_or(false),
+            stop: control.get("stop").is_some_and(|fence| Some(fence) == job.get("fence")),
+            tps: setting("tps").and_then(Bson::as_f64).and_then(|tps| Tps::new(tps).ok()),
+            chunk: setting("chunk").and_then(whole_number).and_then(|chunk| usize::try_from(chunk).ok()),
+            concurrency: setting("concurrency").and_then(Bson::as_str).and_then(|text| text.parse().ok()),
+        }
+    }
+}
+
+/// Writes wishes into a job document; returns the document as it is then.
+///
+/// # Errors
+/// A refusal where there is no such job, nobody runs it, or it can't be steered.
+pub async fn request(mongo: &Mongo, job: &str, changes: &[Change]) -> Result<Document> {
+    let stored = store::list(mongo, Some(job)).await?.into_iter().next().ok_or_else(|| {
+        Error::refused(format!("there is no job `{job}`")).hint("`mongorekey status` lists all jobs")
+    })?;
+    let command = stored.get_str("command").unwrap_or("unknown");
+    if command != "backfill" {
+        return Err(Error::refused(format!("`{job}` is a {command}; only a backfill can be steered so far"))
+            .hint("a signal (SIGTERM) ends it safely; the same command resumes it"));
+    }
+    // A pause outlives a restart, so it may be asked for and ended at any time.
+    let needs_runner = changes.iter().any(|change| !matches!(change, Change::Pause | Change::Resume));
+    if needs_runner && !store::is_running(&stored) {
+        return Err(Error::refused(format!("nobody runs the job `{job}`"))
+            .hint("give --tps, --chunk or --concurrency when you start it"));
+    }
+    let who = who();
+    let stages: Vec<Document> = changes.iter().flat_map(|change| change.stages(&who)).collect();
+    let collection: Collection<Document> = mongo.state(COLLECTION);
+    let updated = retrying(format!("steering the job {job}"), || {
+        let update = collection
+            .find_one_and_update(doc! {"_id": job}, stages.clone())
+            .return_document(ReturnDocument::After);
+        async move { update.await }
+    })
+    .await?;
+    updated.ok_or_else(|| Error::refused(format!("the job `{job}` has just been removed")))
+}
+
+/// The person behind this process, as well as it can be told.
+fn who() -> String {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    let holder = Holder::current();
+    format!("{}@{} ({holder})", user.unwrap_or_else(|| "unknown".into()), holder.host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read_and_checked() {
+        let tps = Change::parse_setting("tps=0.5").expect("valid");
+        assert_eq!(tps, Change::Tps(Tps::new(0.5).expect("valid")));
+        assert_eq!(Change::parse_setting("chunk=5"), Ok(Change::Chunk(5)));
+        assert_eq!(Change::parse_setting("concurrency=auto"), Ok(Change::Concurrency(Concurrency::Auto)));
+        for bad in ["tps", "tps=0", "tps=x", "chunk=0", "concurrency=0", "speed=9", ""] {
+            assert!(Change::parse_setting(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn wishes_for_other_settings_or_runs_do_not_count() {
+        let mut job = doc! {
+            "fence": 7_i64,
+            "settings": {"tps": 10.0, "chunk": 1000_i64, "concurrency": "auto"},
+            "control": {
+                "paused": true,
+                "stop": 7_i64,
+                "tps": {"value": 5.0, "instead_of": 10.0},
+                "chunk": {"value": 50_i64, "instead_of": 900_i64},
+            },
+        };
+        let control = Control::read(&job);
+        assert!(control.paused && control.stop);
+        assert_eq!(control.tps, Tps::new(5.0).ok());
+        assert_eq!((control.chunk, control.concurrency), (None, None));
+        job.insert("fence", 8_i64);
+        assert!(!Control::read(&job).stop, "a stop is for one run");
+        assert_eq!(Control::read(&doc! {}), Control::default());
+    }
+}

@@ -65,7 +65,7 @@ fn next_day(zone: &TimeZone, day: Date, now: Timestamp) -> Timestamp {
     let Ok(next) = day.tomorrow() else { return Timestamp::MAX };
     let midnight = zone.to_ambiguous_timestamp(next.at(0, 0, 0, 0));
     // Clocks that are put back may strike midnight twice.
-    [midnight.clone().earlier(), midnight.later()]
+    [midnight.earlier(), midnight.later()]
         .into_iter()
         .filter_map(Result::ok)
         .find(|begins| *begins > now)

@@ -78,10 +78,12 @@ async fn a_batch_gives_every_key_its_own_answer_by_one_call() {
     assert_eq!(mock.calls().len(), 21);
 }
 
+type IsExpected = fn(&Outcome) -> bool;
+
 #[tokio::test]
 async fn what_befalls_a_whole_batch_answers_no_key() {
     let all = || Percent::new(100.0).expect("a percentage");
-    let cases: [(Faults, fn(&Outcome) -> bool); 5] = [
+    let cases: [(Faults, IsExpected); 5] = [
         (Faults { server_error: all(), ..Faults::default() }, |outcome| {
             *outcome == Outcome::ServerError(500, None)
         }),
@@ -163,20 +165,29 @@ async fn a_longer_batch_may_have_a_longer_answer() {
     assert!(matches!(&outcome, Outcome::Invalid(reason) if reason.contains("longer")), "{outcome:?}");
 }
 
+/// The most memory that this process ever held, in KiB.
+fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a figure");
+    line.trim_end_matches("kB").trim().parse().expect("a number")
+}
+
 #[tokio::test]
 async fn an_answer_without_an_end_is_left_after_a_megabyte() {
     let endless = Endless::start(vec![b' '; 64 * 1024], Duration::ZERO).await;
     let mut api = Api::for_url(&format!("http://{}/{{key}}", endless.address));
     api.timeout = HumanDuration(Duration::from_secs(20));
     let client = client(api);
-    let started = Instant::now();
-    for call in 1..=3 {
+    let (started, before) = (Instant::now(), most_memory());
+    for call in 1..=20 {
         let outcome = client.call("K1").await.outcome;
         assert!(matches!(&outcome, Outcome::Invalid(reason) if reason.contains("longer")), "{outcome:?}");
         // What was sent beyond the limit waits in the buffers of the two sockets.
         assert!(endless.sent() < call * (16 << 20), "{} bytes in {call} calls", endless.sent());
     }
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    let grown = most_memory() - before;
+    assert!(grown < 32 * 1024, "{grown} KiB more than before");
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod cleanse_shape;
 mod cleansing;
 mod command_line;
 mod config;
+mod deadline;
 mod fail_points;
 mod fields;
 mod goodbooks;

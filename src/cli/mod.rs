@@ -93,8 +93,8 @@ pub enum Command {
     Index(index::IndexArgs),
     /// Count candidates and distinct keys, and tell how long a backfill takes.
     ///
-    /// Reads only. The time is that of the calls at the configured TPS, both
-    /// non-stop and within the configured windows.
+    /// Reads only. The time is that of the calls at the configured TPS and
+    /// `max_calls_per_day`, both non-stop and within the configured windows.
     Plan(PlanArgs),
     /// Fill the new key into every document that lacks it.
     Backfill(backfill::BackfillArgs),
@@ -157,6 +157,12 @@ pub struct PlanArgs {
     /// Time zone of the windows, such as Asia/Seoul.
     #[arg(long, value_name = "ZONE")]
     pub time_zone: Option<crate::throttle::window::TimeZoneName>,
+    /// Tell the TPS that is needed to finish by then, such as 2026-12-24T06:00.
+    ///
+    /// A date alone means its beginning. Dates and times are those of the time
+    /// zone of the windows unless an offset follows, as in 2026-12-24T06:00:00Z.
+    #[arg(long, value_name = "WHEN")]
+    pub deadline: Option<crate::throttle::deadline::Deadline>,
     /// What to fill.
     #[command(flatten)]
     pub targets: BackfillTargetArgs,
@@ -227,6 +233,7 @@ mod tests {
             "check",
             "index create",
             "index status --target users",
+            "plan --deadline 2026-12-24T06:00",
             "plan --tps 0.5 --window 22:00-06:00 --time-zone Asia/Seoul",
             "backfill --tps 10 --chunk 1000 --concurrency auto --window 01:00-06:00 --window 12:00-13:00",
             "backfill --collection app.users --legacy-field a.b --api-url http://h/{key} --output json",
@@ -244,6 +251,7 @@ mod tests {
             "backfill --tps 0",
             "backfill --tps -1",
             "backfill --window 1-2",
+            "plan --deadline tomorrow",
             "backfill --concurrency 0",
             "backfill --collection users",
             "backfill --collection app.users --key-field $x",

@@ -1,47 +1,29 @@
 //! `plan`: how much there is to do and how long it takes. Reads only.
 
-use std::collections::{BTreeMap, HashSet};
+mod count;
+mod estimate;
+
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use self::count::{Calls, Need, count_target};
+use self::estimate::{Impossible, Limits};
 use crate::Context;
 use crate::cli::PlanArgs;
-use crate::config::values::{Namespace, Tps};
-use crate::config::{Target, template};
-use crate::error::{Context as _, Error, Result};
-use crate::event::{Events, Progress};
-use crate::key_map::KeyMap;
-use crate::legacy_key;
-use crate::mongo::catalog::Description;
-use crate::mongo::index::{self, IndexState, whole_number};
-use crate::mongo::source::{candidate_filter, legacy_projection};
+use crate::config::Target;
+use crate::config::values::Tps;
+use crate::error::{Error, Result};
 use crate::report::outcome::Outcome;
 use crate::report::progress::duration;
 use crate::throttle::window::{Schedule, TimeZoneName};
 
-/// Keys that are looked up in the key map at once.
-const KEYS_PER_LOOKUP: usize = 1000;
-/// Distinct keys are counted in memory up to this many bytes of text; beyond
-/// it the calls of several targets are summed up without finding shared keys.
-const MOST_KEY_BYTES: usize = 512 * 1024 * 1024;
-
-/// What one target needs.
-#[derive(Debug, Default)]
-struct Need {
-    candidates: u64,
-    distinct_keys: u64,
-    unusable: BTreeMap<String, u64>,
-    /// Documents whose key can't be sent: they will be counted as failed.
-    unsendable: u64,
-}
-
 /// Runs the command.
 ///
 /// # Errors
-/// A refusal where a collection is missing.
+/// A usage error for a deadline in the past, a refusal where a collection is
+/// missing.
 pub async fn run(context: &Context, args: &PlanArgs) -> Result<Outcome> {
     let settings = &context.settings;
     let targets = settings.targets(args.targets.target.as_deref())?;
@@ -49,202 +31,133 @@ pub async fn run(context: &Context, args: &PlanArgs) -> Result<Outcome> {
     let windows =
         if args.windows.is_empty() { settings.backfill.windows.clone() } else { args.windows.clone() };
     let zone = args.time_zone.clone().unwrap_or_else(|| settings.backfill.time_zone.clone());
+    let deadline = read_deadline(args, &zone)?;
     let mut calls = Calls::new(context);
     let mut needs = Vec::new();
     for target in &targets {
         needs.push(count_target(context, target, &mut calls).await?);
     }
     calls.look_up_rest().await?;
-    let schedule = Schedule::new(windows, zone.clone());
-    let estimate = Estimate::new(calls.needed, tps, schedule.as_ref(), Timestamp::now());
-    let (needed, known) = (calls.needed, calls.known);
-    let summary = Summary { targets: &targets, needs: &needs, needed, known, tps, estimate, zone };
+    let limits = Limits {
+        per_day: settings.backfill.max_calls_per_day,
+        zone: zone.zone().clone(),
+        windows: Schedule::new(windows, zone.clone()),
+    };
+    let batch = settings.key_api.as_ref().and_then(|api| api.batch.as_ref()).map(|batch| batch.size as u64);
+    let counted = calls.needed.div_ceil(batch.unwrap_or(1));
+    let estimate = Estimate::new(counted, tps, &limits, deadline, Timestamp::now());
+    let (keys, known) = (calls.needed, calls.known);
+    let summary = Summary {
+        targets: &targets,
+        needs: &needs,
+        calls: counted,
+        keys,
+        known,
+        batch,
+        tps,
+        estimate,
+        limits,
+        zone,
+    };
     Ok(Outcome::reached(summary.json(), summary.text()))
 }
 
-/// The time that a number of calls takes.
-#[derive(Debug, PartialEq)]
+/// Before anything is counted, which may take minutes.
+fn read_deadline(args: &PlanArgs, zone: &TimeZoneName) -> Result<Option<Timestamp>> {
+    let Some(deadline) = args.deadline else { return Ok(None) };
+    deadline.after(Timestamp::now(), zone.zone()).map(Some).map_err(|message| {
+        Error::usage(format!("--deadline: {message}"))
+            .hint("a date means its beginning; name a later one, or add a time as in 2026-12-24T18:00")
+    })
+}
+
+/// The time that a number of calls takes, and the rate that a deadline asks for.
+#[derive(Debug)]
 struct Estimate {
-    nonstop: Duration,
-    /// Until the last call within the windows, and when that is; `None`
-    /// without windows or where it never is.
+    /// Until the last call, and when that is; `None` where it never is.
+    nonstop: Option<(Duration, Timestamp)>,
+    /// The same within the windows; `None` without windows, too.
     in_windows: Option<(Duration, Timestamp)>,
-    has_windows: bool,
-    ends_nonstop: Option<Timestamp>,
+    deadline: Option<Needed>,
+}
+
+/// The calls per second that a deadline asks for.
+#[derive(Debug)]
+struct Needed {
+    at: Timestamp,
+    nonstop: Result<f64, Impossible>,
+    /// `None` without windows.
+    in_windows: Option<Result<f64, Impossible>>,
 }
 
 impl Estimate {
-    fn new(calls: u64, tps: Tps, windows: Option<&Schedule>, now: Timestamp) -> Self {
-        let nonstop = Duration::try_from_secs_f64(calls as f64 / tps.per_second()).unwrap_or(Duration::MAX);
-        let in_windows = windows.and_then(|windows| {
-            let end = windows.finish(now, nonstop)?;
+    fn new(calls: u64, tps: Tps, limits: &Limits, deadline: Option<Timestamp>, now: Timestamp) -> Self {
+        let until_end = |limits: &Limits| {
+            let end = limits.finish(now, calls, tps.per_second())?;
             Some((Duration::try_from(end.duration_since(now)).ok()?, end))
-        });
-        let ends_nonstop =
-            jiff::SignedDuration::try_from(nonstop).ok().and_then(|span| now.checked_add(span).ok());
-        Self { nonstop, in_windows, has_windows: windows.is_some(), ends_nonstop }
-    }
-}
-
-/// Counts the distinct keys over all targets that the key map does not know.
-struct Calls<'a> {
-    key_map: Option<KeyMap>,
-    events: &'a Events,
-    seen: HashSet<String>,
-    seen_bytes: usize,
-    pending: Vec<String>,
-    needed: u64,
-    known: u64,
-}
-
-impl<'a> Calls<'a> {
-    fn new(context: &'a Context) -> Self {
-        let settings = &context.settings;
-        let key_map = settings
-            .key_api
-            .as_ref()
-            .filter(|_| settings.backfill.key_map)
-            .map(|api| KeyMap::open(&context.mongo, api, "plan"));
-        Self {
-            key_map,
-            events: &context.events,
-            seen: HashSet::new(),
-            seen_bytes: 0,
-            pending: Vec::new(),
-            needed: 0,
-            known: 0,
-        }
-    }
-
-    /// Counts a key unless another target had it before.
-    async fn add(&mut self, key: String, several_targets: bool) -> Result<()> {
-        if several_targets && self.seen_bytes < MOST_KEY_BYTES {
-            self.seen_bytes += key.len() + 32;
-            if !self.seen.insert(key.clone()) {
-                return Ok(());
-            }
-        }
-        self.pending.push(key);
-        if self.pending.len() >= KEYS_PER_LOOKUP { self.look_up_rest().await } else { Ok(()) }
-    }
-
-    async fn look_up_rest(&mut self) -> Result<()> {
-        let pending = std::mem::take(&mut self.pending);
-        let known = match &self.key_map {
-            Some(key_map) => {
-                let keys: Vec<&str> = pending.iter().map(String::as_str).collect();
-                key_map.look_up(&keys).await?.len()
-            }
-            None => 0,
         };
-        self.known += u64::try_from(known).unwrap_or(0);
-        self.needed += u64::try_from(pending.len() - known).unwrap_or(0);
-        Ok(())
-    }
-}
-
-/// Groups the candidates by legacy value on the server and streams the groups.
-async fn count_target(context: &Context, target: &Target, calls: &mut Calls<'_>) -> Result<Need> {
-    let namespace = &target.namespace;
-    let description = context.mongo.describe_target(target).await?;
-    let several = context.settings.targets.len() > 1;
-    let collection = context.mongo.collection(namespace);
-    let mut aggregate = collection
-        .aggregate(group_pipeline(target))
-        .allow_disk_use(true)
-        // Not the collection's own: two keys that differ in case are two keys.
-        .collation(mongodb::options::Collation::builder().locale("simple").build());
-    if index::compare(target, &description) == IndexState::Ready && !has_collation(&description) {
-        aggregate = aggregate.hint(mongodb::options::Hint::Name(index::name(target)));
-    }
-    let operation = format!("grouping the candidates of {namespace}");
-    let mut cursor = aggregate.await.during(&operation)?.with_type::<RawDocumentBuf>();
-    let mut need = Need::default();
-    let mut last_text: HashSet<String> = HashSet::new();
-    while cursor.advance().await.during(&operation)? {
-        let group = cursor.current();
-        let count =
-            group.get("n").ok().flatten().map(bson::RawBson::from).and_then(|n| Bson::try_from(n).ok());
-        let count = count.as_ref().and_then(whole_number).unwrap_or(0);
-        need.candidates += count;
-        show(calls.events, namespace, need.candidates);
-        let id = group.get_document("_id").during_bson(&operation)?;
-        let type_name = id.get_str("t").unwrap_or("missing").to_owned();
-        let value = id.get("v").ok().flatten();
-        let text =
-            value.and_then(legacy_key::text_of).filter(|text| legacy_key::is_text_of(&type_name, text));
-        match text {
-            None => *need.unusable.entry(unusable_name(&type_name)).or_default() += count,
-            Some(text) if !context.can_send(&text) => need.unsendable += count,
-            Some(text) => {
-                // One key may be stored in several types and then has several groups.
-                if type_name == "string" && !looks_numeric(&text) || last_text.insert(text.clone()) {
-                    need.distinct_keys += 1;
-                    calls.add(text, several).await?;
-                }
-            }
+        let nonstop = limits.nonstop();
+        let has_windows = limits.windows.is_some();
+        Self {
+            nonstop: until_end(&nonstop),
+            in_windows: if has_windows { until_end(limits) } else { None },
+            deadline: deadline.map(|at| Needed {
+                at,
+                nonstop: nonstop.needed_tps(now, at, calls),
+                in_windows: has_windows.then(|| limits.needed_tps(now, at, calls)),
+            }),
         }
     }
-    Ok(need)
 }
 
-/// Only texts of this kind can also be the text of another type.
-fn looks_numeric(text: &str) -> bool {
-    text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || b"-.+E".contains(&byte))
-}
+impl Needed {
+    /// What makes the deadline impossible to keep.
+    fn impossible(&self) -> Option<Impossible> {
+        self.in_windows.and_then(Result::err).or(self.nonstop.err())
+    }
 
-fn unusable_name(type_name: &str) -> String {
-    if type_name == "string" { "empty string".into() } else { type_name.into() }
-}
+    fn json(&self) -> Value {
+        json!({
+            "at": self.at.to_string(),
+            "tps_nonstop": self.nonstop.ok(),
+            "tps_in_windows": self.in_windows.and_then(Result::ok),
+            "impossible_because_of": self.impossible().map(Impossible::key),
+        })
+    }
 
-fn has_collation(description: &Description) -> bool {
-    description.collation().is_some()
-}
-
-fn group_pipeline(target: &Target) -> Vec<Document> {
-    vec![
-        doc! {"$match": candidate_filter(target)},
-        doc! {"$group": {"_id": distinct_values(target), "n": {"$sum": 1}}},
-    ]
-}
-
-/// Like the projection of a backfill, but decimals as text: 42 and 42.0 compare
-/// as equal and are two keys.
-fn distinct_values(target: &Target) -> Document {
-    let mut projection = legacy_projection(&target.legacy_field);
-    let field = format!("${}", target.legacy_field);
-    let is_decimal = doc! {"$eq": [{"$type": &field}, "decimal"]};
-    let value = projection.remove("v").unwrap_or(Bson::Null);
-    projection.insert("v", doc! {"$cond": [is_decimal, {"$toString": &field}, value]});
-    projection
-}
-
-impl Context {
-    fn can_send(&self, legacy_key: &str) -> bool {
-        let api = self.settings.key_api.as_ref();
-        api.is_none_or(|api| template::is_sendable(&api.url, legacy_key))
+    /// What follows "to be finished by then".
+    fn text(&self) -> String {
+        let nonstop = self.nonstop.map(|tps| format!("{} TPS non-stop", rounded_up(tps)));
+        let in_windows =
+            self.in_windows.map(|tps| tps.map(|tps| format!("{} TPS within the windows", rounded_up(tps))));
+        let rates: Vec<String> = std::iter::once(nonstop).chain(in_windows).filter_map(Result::ok).collect();
+        let obstacle = self.impossible().map(|reason| match reason {
+            Impossible::Windows => "impossible within the windows: none opens before".to_owned(),
+            Impossible::PerDay(calls) => {
+                format!("impossible with max_calls_per_day, which allows {calls} calls until then")
+            }
+        });
+        rates.into_iter().chain(obstacle).collect::<Vec<_>>().join(", ")
     }
 }
 
-fn show(events: &Events, namespace: &Namespace, done: u64) {
-    events.progress(Progress {
-        phase: format!("plan {namespace}"),
-        unit: "documents",
-        done,
-        total: None,
-        limited_by: Some("database".into()),
-        detail: String::new(),
-    });
+/// A rate with two decimals that is not too low.
+fn rounded_up(tps: f64) -> f64 {
+    (tps * 100.0 - 1e-9).max(0.0).ceil() / 100.0
 }
 
 /// Everything that the result tells.
 struct Summary<'a> {
     targets: &'a [Target],
     needs: &'a [Need],
-    needed: u64,
+    calls: u64,
+    keys: u64,
     known: u64,
+    /// Keys per call, where they are asked for in batches.
+    batch: Option<u64>,
     tps: Tps,
     estimate: Estimate,
+    limits: Limits,
     zone: TimeZoneName,
 }
 
@@ -260,17 +173,20 @@ impl Summary<'_> {
             })
         });
         let estimate = &self.estimate;
-        let end = estimate.in_windows.map(|(_, end)| end).or(estimate.ends_nonstop);
+        let overall = if self.limits.windows.is_some() { estimate.in_windows } else { estimate.nonstop };
         json!({
             "schema": 1,
             "command": "plan",
             "targets": targets.collect::<Vec<_>>(),
-            "calls": self.needed,
+            "calls": self.calls,
+            "keys_to_ask": self.keys,
             "known_keys": self.known,
             "tps": self.tps.per_second(),
-            "seconds_nonstop": estimate.nonstop.as_secs_f64(),
+            "max_calls_per_day": self.limits.per_day,
+            "seconds_nonstop": estimate.nonstop.map(|(needed, _)| needed.as_secs_f64()),
             "seconds_in_windows": estimate.in_windows.map(|(needed, _)| needed.as_secs_f64()),
-            "finished_at": end.map(|end| end.to_string()),
+            "finished_at": overall.map(|(_, end)| end.to_string()),
+            "deadline": estimate.deadline.as_ref().map(Needed::json),
         })
     }
 
@@ -288,20 +204,36 @@ impl Summary<'_> {
                 lines.push(format!("  {} will fail: `.` and `..` can't be sent in a path", need.unsendable));
             }
         }
-        lines.push(format!("{} calls needed, {} keys are in the key map already", self.needed, self.known));
-        let estimate = &self.estimate;
-        let end = estimate.ends_nonstop.map_or(String::new(), |end| format!(", until {}", self.date(end)));
-        lines.push(format!("at {} TPS non-stop: {}{end}", self.tps.per_second(), duration(estimate.nonstop)));
-        match estimate.in_windows {
-            Some((needed, end)) => {
-                lines.push(format!("within the windows: {}, until {}", duration(needed), self.date(end)));
-            }
-            None if estimate.has_windows => {
-                lines.push("within the windows: not within a hundred years".into())
-            }
-            None => {}
+        let batch = self.batch.map_or(String::new(), |size| format!(" of up to {size} keys"));
+        lines.push(format!(
+            "{} calls{batch} needed, {} keys are in the key map already",
+            self.calls, self.known
+        ));
+        lines.extend(self.times());
+        if let Some(deadline) = &self.estimate.deadline {
+            lines.push(format!("to be finished by {}: {}", self.date(deadline.at), deadline.text()));
         }
         lines.join("\n")
+    }
+
+    fn times(&self) -> Vec<String> {
+        let time = |estimate: Option<(Duration, Timestamp)>| match estimate {
+            Some((needed, end)) => format!("{}, until {}", duration(needed), self.date(end)),
+            None => "not within a hundred years".into(),
+        };
+        let per_day = match self.limits.per_day {
+            0 => String::new(),
+            limit => format!(" and at most {limit} calls a day"),
+        };
+        let mut lines = vec![format!(
+            "at {} TPS{per_day} non-stop: {}",
+            self.tps.per_second(),
+            time(self.estimate.nonstop)
+        )];
+        if self.limits.windows.is_some() {
+            lines.push(format!("within the windows: {}", time(self.estimate.in_windows)));
+        }
+        lines
     }
 
     fn date(&self, at: Timestamp) -> String {
@@ -309,51 +241,50 @@ impl Summary<'_> {
     }
 }
 
-/// Names the operation for a reply that is not what it should be.
-trait DuringBson<T> {
-    fn during_bson(self, operation: &str) -> Result<T>;
-}
-
-impl<T> DuringBson<T> for bson::error::Result<T> {
-    fn during_bson(self, operation: &str) -> Result<T> {
-        self.map_err(|error| Error::stopped(format!("{operation}: the reply can't be read: {error}")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tps(value: f64) -> Tps {
-        Tps::new(value).expect("a valid rate")
+    fn time(text: &str) -> Timestamp {
+        text.parse().expect("a time")
     }
 
-    #[test]
-    fn ten_million_calls_at_ten_a_second_take_eleven_and_a_half_days() {
-        let now: Timestamp = "2026-11-22T12:00:00+09:00".parse().expect("a time");
-        let windows = Schedule::new(
-            vec!["22:00-06:00".parse().expect("a window")],
-            "Asia/Seoul".parse().expect("a zone"),
-        );
-        let estimate = Estimate::new(10_000_000, tps(10.0), windows.as_ref(), now);
-        assert_eq!(duration(estimate.nonstop), "11 d 13 h 46 m");
-        let (_, end) = estimate.in_windows.expect("an end");
-        assert_eq!(end, "2026-12-27T03:46:40+09:00".parse().expect("a time"));
+    fn estimate(calls: u64, windows: &[&str], per_day: u64, deadline: Option<&str>) -> Estimate {
+        let windows = windows.iter().map(|window| window.parse().expect("a window")).collect();
+        let zone: TimeZoneName = "Asia/Seoul".parse().expect("a zone");
+        let limits = Limits { per_day, zone: zone.zone().clone(), windows: Schedule::new(windows, zone) };
+        let tps = Tps::new(10.0).expect("a valid rate");
+        Estimate::new(calls, tps, &limits, deadline.map(time), time("2026-11-22T12:00:00+09:00"))
     }
 
     #[test]
     fn no_windows_mean_no_second_figure() {
-        let estimate = Estimate::new(10, tps(0.5), None, Timestamp::UNIX_EPOCH);
-        assert_eq!((estimate.nonstop, estimate.in_windows), (Duration::from_secs(20), None));
+        let found = estimate(10_000_000, &[], 0, None);
+        assert_eq!(found.nonstop.map(|(needed, _)| duration(needed)).as_deref(), Some("11 d 13 h 46 m"));
+        assert_eq!(found.in_windows, None);
     }
 
     #[test]
-    fn only_texts_of_other_types_are_remembered() {
-        for text in
-            ["42", "-7", "5.0", "1E+3", "507f1f77bcf86cd799439011", "00112233-4455-6677-8899-aabbccddeeff"]
-        {
-            assert!(looks_numeric(text), "{text}");
+    fn the_deadline_tells_both_rates_and_what_makes_it_impossible() {
+        let needed = |windows: &[&str], per_day| {
+            estimate(604_800, windows, per_day, Some("2026-11-29T12:00:00+09:00")).deadline.expect("given")
+        };
+        let both = needed(&["22:00-06:00"], 0);
+        assert_eq!(both.text(), "1 TPS non-stop, 3 TPS within the windows");
+        assert_eq!(both.json()["impossible_because_of"], Value::Null);
+        assert_eq!(needed(&[], 0).text(), "1 TPS non-stop");
+        assert_eq!(needed(&[], 0).json()["tps_in_windows"], Value::Null);
+        // Eight days, of which the windows open on eight.
+        let limited = needed(&["22:00-06:00"], 75_000);
+        assert!(limited.text().contains("allows 600000 calls"), "{}", limited.text());
+        assert_eq!(limited.json()["tps_nonstop"], Value::Null);
+        assert_eq!(limited.json()["impossible_because_of"], "max_calls_per_day");
+    }
+
+    #[test]
+    fn rates_are_never_rounded_to_what_is_too_low() {
+        for (tps, shown) in [(0.0, 0.0), (0.1, 0.1), (3.0, 3.0), (3.0001, 3.01), (0.000_01, 0.01)] {
+            assert!((rounded_up(tps) - shown).abs() < 1e-12, "{tps}");
         }
-        assert!(!looks_numeric("K-123x") && !looks_numeric("홍길동"));
     }
 }

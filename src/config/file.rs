@@ -4,6 +4,7 @@
 //! silently leave a guard at its default.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -51,7 +52,7 @@ pub fn default_state_database() -> String {
 pub struct KeyApi {
     /// Address with `{key}` where the percent-encoded legacy key goes.
     pub url: String,
-    /// `GET` or `POST`.
+    /// `GET` or `POST`; with a batch always `POST`, and so by default.
     #[serde(default)]
     pub method: Method,
     /// Body of a POST, with `{key_json}` where the legacy key goes as a JSON string.
@@ -66,7 +67,7 @@ pub struct KeyApi {
     pub echo_pointer: Option<JsonPointer>,
     /// What a new key looks like.
     pub key_pattern: Option<Pattern>,
-    /// Statuses that mean "there is no new key".
+    /// Statuses that mean "there is no new key"; not asked of the items of a batch.
     #[serde(default = "default_not_found_status")]
     pub not_found_status: Vec<u16>,
     /// Further proof of "there is no new key", any of which suffices.
@@ -83,6 +84,15 @@ pub struct KeyApi {
     /// Whether one new key for two legacy keys is an error.
     #[serde(default)]
     pub unique_keys: bool,
+    /// PEM file with certificate authorities to trust besides the bundled ones.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the certificate, and its chain, that we show to the API.
+    pub client_cert_file: Option<PathBuf>,
+    /// PEM file with the private key of that certificate.
+    pub client_key_file: Option<PathBuf>,
+    /// URL of a proxy for all calls, perhaps with credentials; none: no proxy,
+    /// whatever the environment says.
+    pub proxy: Option<Secret>,
     /// Many keys per call.
     pub batch: Option<Batch>,
 }
@@ -104,18 +114,22 @@ impl KeyApi {
             max_attempts: default_max_attempts(),
             idempotency_header: None,
             unique_keys: false,
+            ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
+            proxy: None,
             batch: None,
         }
     }
 }
 
-/// `[key_api.batch]`
+/// `[key_api.batch]`: the pointers of `[key_api]` apply within each item.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
-    /// Keys per call.
+    /// Most keys per call, from 1 to 10,000.
     pub size: usize,
-    /// Body with `{keys_json}`.
+    /// Body with `{keys_json}`, where the legacy keys go as a JSON array of strings.
     pub body: String,
     /// Where the array of answers stands.
     pub items_pointer: JsonPointer,

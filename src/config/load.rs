@@ -60,6 +60,16 @@ impl Source {
         Error::usage(format!("{}{line}: `{key}`: {message}", self.name))
     }
 
+    /// Whether the file itself gives a dotted key a value.
+    pub fn names(&self, key: &str) -> bool {
+        let table = DeTable::parse(&self.text).ok();
+        let value = key.split('.').try_fold(table.as_ref().map(Spanned::get_ref), |table, part| {
+            let value = table?.get(part)?.get_ref();
+            Some(value.as_table())
+        });
+        value.is_some()
+    }
+
     fn explain(&self, error: &toml::de::Error, tree: Option<&DeTable<'_>>) -> Error {
         let span = error.span().unwrap_or(0..0);
         let key = tree

@@ -4,6 +4,7 @@
 //! keys is checked here and reported at the line of the key to change.
 
 pub mod file;
+mod key_api;
 pub mod load;
 pub mod template;
 pub mod values;
@@ -14,6 +15,7 @@ use self::file::{Cleanse, File, KeyApi, Method};
 use self::load::Source;
 use self::values::{ExtendedJson, FieldPath, Namespace, Secret};
 use crate::error::{Error, Result};
+use crate::key_api::tls;
 
 pub use self::file::Backfill;
 
@@ -94,6 +96,7 @@ impl Settings {
         let source = read_source(overrides.config.as_deref())?;
         let mut file = source.parse(&environment)?;
         apply_api_url(&mut file, overrides);
+        default_to_post(&mut file, &source);
         let targets = resolve_targets(&source, &file, &overrides.target)?;
         let mongodb_uri = file.mongodb.as_mut().and_then(|mongodb| mongodb.uri.take());
         let uri = overrides
@@ -125,14 +128,17 @@ impl Settings {
         self.source.error_at(key, message)
     }
 
-    /// The key API.
+    /// The key API, for a command that calls it: only those need its
+    /// certificates, so only here they are looked at.
     ///
     /// # Errors
-    /// A usage error where none is configured.
+    /// A usage error where none is configured or its certificates are unusable.
     pub fn key_api(&self) -> Result<&KeyApi> {
-        self.key_api.as_ref().ok_or_else(|| {
+        let api = self.key_api.as_ref().ok_or_else(|| {
             Error::usage("no key API is configured").hint("add `[key_api]` with its `url`, or give --api-url")
-        })
+        })?;
+        tls::client_config(api).map_err(|unusable| self.error_at(unusable.key, unusable.reason))?;
+        Ok(api)
     }
 
     /// The targets, all or the one named.
@@ -168,46 +174,10 @@ impl Settings {
             return Err(self.error_at("backfill.chunk", "must be from 1 to 100000"));
         }
         if let Some(api) = &self.key_api {
-            self.validate_key_api(api)?;
+            key_api::check(api).map_err(|(key, message)| self.error_at(key, message))?;
         }
         if let Some(cleanse) = &self.cleanse {
             self.validate_cleanse(cleanse)?;
-        }
-        Ok(())
-    }
-
-    fn validate_key_api(&self, api: &KeyApi) -> Result<()> {
-        template::check_url(&api.url).map_err(|message| self.error_at("key_api.url", message))?;
-        match (api.method, &api.body) {
-            (Method::Get, Some(_)) => {
-                return Err(self.error_at("key_api.body", "a GET has no body; set method = \"POST\""));
-            }
-            (Method::Get, None) if !api.url.contains(template::KEY) => {
-                return Err(self.error_at("key_api.url", "must contain {key}, where the legacy key goes"));
-            }
-            (Method::Post, body) => {
-                let body_names_key = body.as_ref().is_some_and(|body| body.contains(template::KEY_JSON));
-                if !body_names_key && !api.url.contains(template::KEY) && api.batch.is_none() {
-                    return Err(self.error_at(
-                        "key_api.method",
-                        "a POST needs a body with {key_json}, or {key} in the url",
-                    ));
-                }
-            }
-            _ => {}
-        }
-        if api.max_attempts == 0 {
-            return Err(self.error_at("key_api.max_attempts", "must be at least 1"));
-        }
-        let claims_success = |status: &u16| (200..300).contains(status);
-        if api.not_found_when.is_empty() && api.not_found_status.iter().any(claims_success) {
-            return Err(self.error_at(
-                "key_api.not_found_status",
-                "a 2xx status alone can't mean \"not found\": say by not_found_when what the answer looks like",
-            ));
-        }
-        if let Some(status) = api.not_found_status.iter().find(|status| !(100..600).contains(*status)) {
-            return Err(self.error_at("key_api.not_found_status", format!("{status} is no HTTP status")));
         }
         Ok(())
     }
@@ -247,6 +217,16 @@ fn apply_api_url(file: &mut File, overrides: &Overrides) {
     match &mut file.key_api {
         Some(api) => api.url.clone_from(url),
         None => file.key_api = Some(KeyApi::for_url(url)),
+    }
+}
+
+/// A batch has its keys in the body, so that a method which was not chosen is POST.
+fn default_to_post(file: &mut File, source: &Source) {
+    if let Some(api) = &mut file.key_api
+        && api.batch.is_some()
+        && !source.names("key_api.method")
+    {
+        api.method = Method::Post;
     }
 }
 
@@ -347,6 +327,19 @@ mod tests {
 
     const TARGET: &str = "[[backfill.targets]]\ncollection = \"app.users\"\nlegacy_field = \"a\"\n";
 
+    fn batch(url: &str, line: &str, size: usize) -> String {
+        format!(
+            "[key_api]\nurl = \"{url}\"\necho_pointer = \"/legacyKey\"\n{line}\
+             [key_api.batch]\nsize = {size}\nbody = '{{keys_json}}'\nitems_pointer = \"/items\"\n"
+        )
+    }
+
+    #[test]
+    fn a_batch_is_posted_where_no_method_is_named() {
+        let api = settings(&batch("http://h/", "", 10)).expect("valid").key_api.expect("a key API");
+        assert_eq!(api.method, Method::Post);
+    }
+
     #[test]
     fn rules_across_keys_name_the_key_to_change() {
         let cases = [
@@ -358,6 +351,14 @@ mod tests {
             ("[key_api]\nurl = \"ftp://h/{key}\"\n".into(), "key_api.url"),
             ("[key_api]\nurl = \"http://h/{key}\"\nbody = \"x\"\n".into(), "key_api.body"),
             ("[key_api]\nurl = \"http://h/\"\nmethod = \"POST\"\n".into(), "key_api.method"),
+            (
+                "[key_api]\nurl = \"http://h/{key}\"\nclient_key_file = \"k.pem\"\n".into(),
+                "key_api.client_key_file",
+            ),
+            ("[key_api]\nurl = \"http://h/{key}\"\nproxy = \"socks5://p:1\"\n".into(), "key_api.proxy"),
+            (batch("http://h/{key}", "", 10), "key_api.url"),
+            (batch("http://h/", "method = \"GET\"\n", 10), "key_api.method"),
+            (batch("http://h/", "", 0), "key_api.batch.size"),
             (
                 "[key_api]\nurl = \"http://h/{key}\"\nnot_found_status = [200]\n".into(),
                 "key_api.not_found_status",
@@ -376,8 +377,14 @@ mod tests {
 
     #[test]
     fn the_password_of_a_url_is_not_repeated() {
-        let message = refusal("[key_api]\nurl = \"http://user:hunter2@h/{key}\"\n");
-        assert!(!message.contains("hunter2"), "{message}");
+        for text in [
+            "url = \"http://user:hunter2@h/{key}\"\n",
+            "url = \"http://h/{key}\"\nproxy = \"user:hunter2@p:3128\"\n",
+            "url = \"http://h/{key}\"\nproxy = \"http://user:hunter2@p:port\"\n",
+        ] {
+            let message = refusal(&format!("[key_api]\n{text}"));
+            assert!(!message.contains("hunter2"), "{message}");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 pub const KEY: &str = "{key}";
 /// Stands for the legacy key as a JSON string in a body.
 pub const KEY_JSON: &str = "{key_json}";
+/// Stands for the legacy keys as a JSON array of strings in the body of a batch.
+pub const KEYS_JSON: &str = "{keys_json}";
 
 /// Everything but the unreserved characters of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -32,6 +34,21 @@ pub fn check_url(template: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a proxy's URL is usable; it may hold credentials.
+///
+/// # Errors
+/// What is wrong with it, without repeating it.
+pub fn check_proxy(text: &str) -> Result<(), String> {
+    let url = reqwest::Url::parse(text).map_err(|error| format!("is no valid URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("must start with http:// or https://".into());
+    }
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+        return Err("names a host and a port, nothing after them".into());
+    }
+    Ok(())
+}
+
 /// The URL for one legacy key.
 pub fn fill_url(template: &str, legacy_key: &str) -> String {
     template.replace(KEY, &utf8_percent_encode(legacy_key, ENCODED).to_string())
@@ -40,6 +57,11 @@ pub fn fill_url(template: &str, legacy_key: &str) -> String {
 /// The body for one legacy key.
 pub fn fill_body(template: &str, legacy_key: &str) -> String {
     template.replace(KEY_JSON, &serde_json::Value::from(legacy_key).to_string())
+}
+
+/// The body for a batch of legacy keys.
+pub fn fill_batch_body(template: &str, legacy_keys: &[String]) -> String {
+    template.replace(KEYS_JSON, &serde_json::Value::from(legacy_keys).to_string())
 }
 
 /// Whether a key would change its meaning as a segment of a path: a client
@@ -84,5 +106,13 @@ mod tests {
         let body = fill_body(r#"{"legacyKey": {key_json}}"#, "a\"b\\c");
         let value: serde_json::Value = serde_json::from_str(&body).expect("valid JSON");
         assert_eq!(value["legacyKey"], "a\"b\\c");
+    }
+
+    #[test]
+    fn batches_are_arrays_of_strings_and_no_key_is_taken_for_a_placeholder() {
+        let keys = ["1", "a\"b", "{keys_json}", "홍길동"].map(str::to_owned);
+        let body = fill_batch_body(r#"{"keys": {keys_json}}"#, &keys);
+        let value: serde_json::Value = serde_json::from_str(&body).expect("valid JSON");
+        assert_eq!(value["keys"], serde_json::json!(keys));
     }
 }

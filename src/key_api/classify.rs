@@ -5,6 +5,7 @@
 //! page would flag millions of documents. So only an answer of the described
 //! shape counts as not found or rejected, everything else is invalid.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -107,8 +108,15 @@ pub fn classify(api: &KeyApi, legacy_key: &str, answer: &Answer<'_>) -> Outcome 
     }
     match answer.status {
         200..=299 => read_key(api, legacy_key, answer.body),
-        300..=399 => Outcome::Redirect(answer.status),
         400 | 422 if is_empty_or_json(answer.body) => Outcome::Rejected,
+        _ => failure(answer),
+    }
+}
+
+/// What a status means that is neither an answer about a key nor a refusal of one.
+pub(super) fn failure(answer: &Answer<'_>) -> Outcome {
+    match answer.status {
+        300..=399 => Outcome::Redirect(answer.status),
         401 | 403 => Outcome::Unauthorized(answer.status),
         408 | 500..=599 => Outcome::ServerError(answer.status, answer.retry_after),
         429 => Outcome::RateLimited(answer.retry_after),
@@ -120,11 +128,15 @@ fn proves_not_found(api: &KeyApi, body: &[u8]) -> bool {
     if api.not_found_when.is_empty() {
         return is_empty_or_json(body);
     }
-    let Ok(value) = serde_json::from_slice::<Value>(body) else { return false };
-    api.not_found_when.iter().any(|proof| proof.pointer.find(&value) == Some(&proof.equals))
+    serde_json::from_slice::<Value>(body).is_ok_and(|value| says_not_found(api, &value))
 }
 
-fn is_empty_or_json(body: &[u8]) -> bool {
+/// Whether any `not_found_when` holds in a value.
+pub(super) fn says_not_found(api: &KeyApi, value: &Value) -> bool {
+    api.not_found_when.iter().any(|proof| proof.pointer.find(value) == Some(&proof.equals))
+}
+
+pub(super) fn is_empty_or_json(body: &[u8]) -> bool {
     body.trim_ascii().is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
@@ -134,12 +146,17 @@ fn read_key(api: &KeyApi, legacy_key: &str, body: &[u8]) -> Outcome {
         Err(_) => return Outcome::Invalid("the body is not JSON".into()),
     };
     if let Some(pointer) = &api.echo_pointer
-        && !echoes(pointer.find(&value), legacy_key)
+        && echoed(pointer.find(&value)).as_deref() != Some(legacy_key)
     {
         return Outcome::Invalid(format!("{} does not repeat the key asked for", pointer.as_str()));
     }
+    key_in(api, &value)
+}
+
+/// The new key of a value, or why it is none.
+pub(super) fn key_in(api: &KeyApi, value: &Value) -> Outcome {
     let pointer = &api.key_pointer;
-    match pointer.find(&value) {
+    match pointer.find(value) {
         None => Outcome::Invalid(format!("the answer has no {}", pointer.as_str())),
         Some(Value::String(key)) if key.trim().is_empty() => {
             Outcome::Invalid(format!("{} is empty", pointer.as_str()))
@@ -154,11 +171,12 @@ fn read_key(api: &KeyApi, legacy_key: &str, body: &[u8]) -> Outcome {
     }
 }
 
-fn echoes(echo: Option<&Value>, legacy_key: &str) -> bool {
-    match echo {
-        Some(Value::String(text)) => text == legacy_key,
-        Some(Value::Number(number)) => number.to_string() == legacy_key,
-        _ => false,
+/// The legacy key that an answer repeats: an API may do so as a number.
+pub(super) fn echoed(echo: Option<&Value>) -> Option<Cow<'_, str>> {
+    match echo? {
+        Value::String(text) => Some(Cow::Borrowed(text)),
+        Value::Number(number) => Some(Cow::Owned(number.to_string())),
+        _ => None,
     }
 }
 
@@ -241,9 +259,8 @@ mod tests {
 
     #[test]
     fn numeric_echoes_count() {
-        let echo: Value = serde_json::json!(42);
-        assert!(echoes(Some(&echo), "42"));
-        assert!(!echoes(Some(&echo), "43"));
-        assert!(!echoes(None, "42"));
+        assert_eq!(echoed(Some(&serde_json::json!(42))).as_deref(), Some("42"));
+        assert_eq!(echoed(Some(&serde_json::json!(true))), None);
+        assert_eq!(echoed(None), None);
     }
 }

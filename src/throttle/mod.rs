@@ -2,6 +2,8 @@
 
 pub mod adaptive;
 pub mod breaker;
+pub mod daily;
+pub mod deadline;
 pub mod health;
 pub mod limits;
 pub mod pacer;

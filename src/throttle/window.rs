@@ -5,8 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use jiff::civil::{Date, Time};
-use jiff::tz::TimeZone;
+use jiff::civil::{Date, DateTime, Time};
+use jiff::tz::AmbiguousOffset::Unambiguous;
+use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Span, Timestamp};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
@@ -88,7 +89,9 @@ pub struct Schedule {
 }
 
 /// A plan that needs more days than this is answered with "never".
-const LONGEST_PLAN_DAYS: i64 = 366 * 100;
+pub const LONGEST_PLAN_DAYS: i64 = 366 * 100;
+/// Openings longer than this are told in parts.
+const LONGEST_OPENING: SignedDuration = SignedDuration::from_hours(96);
 
 impl Schedule {
     /// The schedule of some windows; `None` where there are none, which means
@@ -122,118 +125,97 @@ impl Schedule {
         None
     }
 
-    /// Openings that end after `from`, in order, those that touch joined.
+    /// How long calls may be made between two moments.
+    pub fn open_time(&self, from: Timestamp, to: Timestamp) -> Duration {
+        self.openings(from)
+            .take_while(|(opens, _)| *opens < to)
+            .map(|(opens, closes)| closes.min(to).duration_since(opens.max(from)))
+            .filter_map(|length| Duration::try_from(length).ok())
+            .sum()
+    }
+
+    /// Openings that end after `from`, in order and apart from each other.
     fn openings(&self, from: Timestamp) -> impl Iterator<Item = (Timestamp, Timestamp)> {
         // The day before may hold a window that reaches over midnight.
         let first = from.to_zoned(self.zone.clone()).date().yesterday().unwrap_or(Date::MIN);
         let days = (0..LONGEST_PLAN_DAYS).map_while(move |day| first.checked_add(Span::new().days(day)).ok());
         let mut raw = days.flat_map(move |date| self.openings_of(date)).peekable();
+        let mut last_end = Timestamp::MIN;
         std::iter::from_fn(move || {
-            let (start, mut end) = raw.next()?;
-            while let Some((_, later)) = raw.next_if(|(next, _)| *next <= end) {
-                end = end.max(later);
-                // A window round the clock never ends: two days at a time will do.
-                if end.duration_since(start) > SignedDuration::from_hours(48) {
-                    break;
+            loop {
+                let (start, mut end) = raw.next()?;
+                while let Some((_, later)) = raw.next_if(|(next, _)| *next <= end) {
+                    end = end.max(later);
+                    // Windows round the clock never end: some days at a time will do.
+                    if end.duration_since(start) > LONGEST_OPENING {
+                        break;
+                    }
+                }
+                let start = start.max(last_end);
+                if start < end {
+                    last_end = end;
+                    return Some((start, end));
                 }
             }
-            Some((start, end))
         })
         .filter(move |(_, end)| *end > from)
     }
 
     fn openings_of(&self, date: Date) -> Vec<(Timestamp, Timestamp)> {
-        let at = |date: Date, time: Time| {
-            date.to_datetime(time).to_zoned(self.zone.clone()).ok().map(|zoned| zoned.timestamp())
-        };
         let mut openings: Vec<_> = self
             .windows
             .iter()
             .filter_map(|window| {
                 let last_day = if window.end <= window.start { date.tomorrow().ok()? } else { date };
-                Some((at(date, window.start)?, at(last_day, window.end)?))
+                Some(stretches(&self.zone, date.to_datetime(window.start), last_day.to_datetime(window.end)))
             })
+            .flatten()
             .collect();
         openings.sort();
         openings
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn schedule(windows: &[&str], zone: &str) -> Schedule {
-        let windows = windows.iter().map(|window| window.parse().expect("a window")).collect();
-        Schedule::new(windows, zone.parse().expect("a zone")).expect("some windows")
+/// The moments at which the clocks of a zone show a time from `from` on and
+/// before `to`. Usually that is one stretch; it ends early where the clocks are
+/// put forward past `to`, and there are two where they are put back to before
+/// `from` or `to`. What the clock on the wall shows is what an operator agreed
+/// on with the owners of the API.
+fn stretches(zone: &TimeZone, from: DateTime, to: DateTime) -> Vec<(Timestamp, Timestamp)> {
+    let offsets = [from, to].map(|time| zone.to_ambiguous_timestamp(time).offset());
+    if let [Unambiguous { offset }, Unambiguous { offset: same }] = offsets
+        && offset == same
+    {
+        return stretch(from, to, offset, Timestamp::MIN, Timestamp::MAX).into_iter().collect();
     }
-
-    fn time(text: &str) -> Timestamp {
-        text.parse().expect("a time")
+    let utc = |time: DateTime, ahead: i64| {
+        Offset::UTC.to_timestamp(time).ok()?.checked_add(SignedDuration::from_hours(ahead)).ok()
+    };
+    // No zone is farther from UTC than that.
+    let (Some(mut since), Some(latest)) = (utc(from, -26), utc(to, 26)) else { return Vec::new() };
+    let mut offset = zone.to_offset(since);
+    let mut found = Vec::new();
+    for change in zone.following(since).take_while(|change| change.timestamp() < latest) {
+        found.extend(stretch(from, to, offset, since, change.timestamp()));
+        (since, offset) = (change.timestamp(), change.offset());
     }
-
-    #[test]
-    fn eight_hours_a_night_take_the_calendar_date_that_a_hand_would_count() {
-        // 1,000,000 s at 28,800 s a night: 34 whole nights and 20,800 s.
-        let finish = schedule(&["22:00-06:00"], "Asia/Seoul")
-            .finish(time("2026-11-22T12:00:00+09:00"), Duration::from_secs(1_000_000));
-        assert_eq!(finish, Some(time("2026-12-27T03:46:40+09:00")));
-    }
-
-    #[test]
-    fn a_window_across_midnight_is_open_on_both_sides() {
-        let nights = schedule(&["23:00-02:00"], "UTC");
-        let margin = Duration::from_secs(5);
-        for open in ["2026-01-01T23:00:00Z", "2026-01-02T00:30:00Z", "2026-01-02T01:59:54Z"] {
-            assert_eq!(nights.next_opening(time(open), margin), time(open));
-        }
-        for closed in ["2026-01-02T01:59:55Z", "2026-01-02T02:00:00Z", "2026-01-02T12:00:00Z"] {
-            assert_eq!(nights.next_opening(time(closed), margin), time("2026-01-02T23:00:00Z"));
-        }
-    }
-
-    #[test]
-    fn nights_of_clock_changes_have_their_real_length() {
-        let nights = schedule(&["01:00-06:00"], "Europe/Berlin");
-        // In spring 02:00 becomes 03:00: four hours; in autumn six.
-        let spring = nights.finish(time("2026-03-28T12:00:00Z"), Duration::from_secs(4 * 3600 + 60));
-        assert_eq!(spring, Some(time("2026-03-30T01:01:00+02:00")));
-        let autumn = nights.finish(time("2026-10-24T12:00:00Z"), Duration::from_secs(6 * 3600));
-        assert_eq!(autumn, Some(time("2026-10-25T06:00:00+01:00")));
-    }
-
-    #[test]
-    fn a_window_round_the_clock_is_always_open() {
-        for text in ["00:00-24:00", "00:00-00:00", "09:00-09:00"] {
-            let always = schedule(&[text], "UTC");
-            let now = time("2026-05-05T00:00:00Z");
-            assert_eq!(always.next_opening(now, Duration::from_secs(5)), now, "{text}");
-            assert_eq!(
-                always.finish(now, Duration::from_secs(1_000_000)),
-                Some(time("2026-05-16T13:46:40Z"))
-            );
-        }
-    }
-
-    #[test]
-    fn several_windows_a_day_are_used_in_order() {
-        let two = schedule(&["12:00-13:00", "01:00-02:00"], "UTC");
-        let finish = two.finish(time("2026-01-01T00:00:00Z"), Duration::from_secs(2 * 3600));
-        assert_eq!(finish, Some(time("2026-01-01T13:00:00Z")));
-    }
-
-    #[test]
-    fn a_window_shorter_than_a_call_never_opens() {
-        let short = schedule(&["01:00-01:01"], "UTC");
-        let opens = short.next_opening(time("2026-01-01T00:00:00Z"), Duration::from_secs(120));
-        assert_eq!(opens, Timestamp::MAX);
-    }
-
-    #[test]
-    fn nonsense_is_refused() {
-        for bad in ["", "01:00", "25:00-26:00", "1-2", "01:00-06:61"] {
-            assert!(bad.parse::<Window>().is_err(), "{bad}");
-        }
-        assert!("Moon/Crater".parse::<TimeZoneName>().is_err());
-    }
+    found.extend(stretch(from, to, offset, since, latest));
+    found
 }
+
+/// The part of `since` to `until`, in which the clocks are ahead of UTC by
+/// `offset`, that lies between two times of the clock.
+fn stretch(
+    from: DateTime,
+    to: DateTime,
+    offset: Offset,
+    since: Timestamp,
+    until: Timestamp,
+) -> Option<(Timestamp, Timestamp)> {
+    let start = offset.to_timestamp(from).ok()?.max(since);
+    let end = offset.to_timestamp(to).ok()?.min(until);
+    (start < end).then_some((start, end))
+}
+
+#[cfg(test)]
+mod tests;

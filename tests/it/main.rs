@@ -2,6 +2,7 @@
 #![expect(unreachable_pub, reason = "nothing of a test binary is reachable; `pub` says what a module is for")]
 
 mod answers;
+mod api_kinds;
 mod backfill;
 mod backfill_kill;
 mod backfill_race;
@@ -14,6 +15,7 @@ mod cleanse_shape;
 mod cleansing;
 mod command_line;
 mod config;
+mod deadline;
 mod fail_points;
 mod fields;
 mod goodbooks;
@@ -28,3 +30,4 @@ mod regressions;
 mod surroundings;
 mod targets;
 mod verify;
+mod wire;

@@ -117,7 +117,8 @@ async fn look(context: &Context, command: &Command) -> Result<Outcome> {
             }
         }
         Command::Plan(args) => command::plan::run(context, args).await,
-        Command::Status(args) => command::status::run(context, args.job.as_deref()).await,
+        Command::Status(args) => command::status::run(context, args).await,
+        Command::Control(args) => command::control::run(context, args).await,
         Command::Verify(args) => verify::run::run(context, args).await,
         // Handled elsewhere: the first two without a connection, the others as jobs.
         Command::Init(_) | Command::MockApi(_) | Command::Backfill(_) | Command::Cleanse(_) => {

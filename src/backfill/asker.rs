@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::counts::ApiCounters;
 use crate::job::lease::LeaseWatch;
-use crate::key_api::client::{Call, Client};
+use crate::key_api::batch::{Answers, BatchOutcome};
+use crate::key_api::client::{BatchCall, Call, Client};
 use crate::throttle::breaker::{Breaker, Pass};
 use crate::throttle::pacer::Pacer;
 
@@ -37,12 +38,12 @@ pub struct Asker {
 /// is durable.
 #[derive(Debug)]
 pub struct Settled {
-    /// The legacy key.
-    pub key: String,
+    /// The legacy keys asked for: one, or several where the API takes batches.
+    pub keys: Vec<String>,
     /// With which leave the call was made.
     pub pass: Pass,
     /// What came back; `None` where no call was made after all.
-    pub call: Option<Call>,
+    pub call: Option<BatchCall>,
     /// Held until the answer is durable: a crash repeats at most as many calls
     /// as there are slots.
     pub slot: OwnedSemaphorePermit,
@@ -52,7 +53,7 @@ impl Asker {
     /// Makes one call, unless the run stops or the breaker opens before it leaves.
     pub async fn ask(
         self: Arc<Self>,
-        key: String,
+        keys: Vec<String>,
         is_retry: bool,
         pass: Pass,
         slot: OwnedSemaphorePermit,
@@ -61,15 +62,33 @@ impl Asker {
         self.queued.fetch_sub(1, Ordering::Relaxed);
         if !may_leave {
             self.breaker.abandon(pass);
-            return Settled { key, pass, call: None, slot };
+            return Settled { keys, pass, call: None, slot };
         }
         self.counters.sent(is_retry);
-        let call = self.client.call(&key).await;
+        let call = self.call(&keys).await;
         self.counters.received(&call.outcome);
-        if let Some(pause) = call.outcome.retry_after() {
+        if let BatchOutcome::Failed(outcome) = &call.outcome
+            && let Some(pause) = outcome.retry_after()
+        {
             self.pacer.hold_for(pause);
         }
-        Settled { key, pass, call: Some(call), slot }
+        Settled { keys, pass, call: Some(call), slot }
+    }
+
+    /// A single call is a batch of one to everybody who reads the answer.
+    async fn call(&self, keys: &[String]) -> BatchCall {
+        match keys {
+            [key] if self.client.api().batch.is_none() => {
+                let Call { outcome, latency } = self.client.call(key).await;
+                let outcome = if outcome.is_answer() {
+                    BatchOutcome::Answered(Answers { outcomes: vec![outcome], stray: 0 })
+                } else {
+                    BatchOutcome::Failed(outcome)
+                };
+                BatchCall { outcome, latency }
+            }
+            keys => self.client.call_batch(keys).await,
+        }
     }
 
     /// Waits until a call may leave; false where none may any more. Lease and

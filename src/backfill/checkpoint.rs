@@ -57,6 +57,10 @@ pub fn fields(engine: &Engine, earlier: &Document) -> Document {
         "limited_by": engine.limited_by(),
         "limited_by_seconds": limits,
     };
+    // Those that may leave before the next checkpoint are counted already.
+    if let Some(calls) = engine.calls_of_day(2 * INTERVAL.as_secs()) {
+        fields.insert("calls_of_day", calls);
+    }
     if let Some(position) = engine.position().and_then(|position| Bson::try_from(position.clone()).ok()) {
         fields.insert("position", position);
     }

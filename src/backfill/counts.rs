@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bson::{Document, doc};
 use serde::Serialize;
 
+use crate::key_api::batch::BatchOutcome;
 use crate::key_api::classify::{OUTCOME_NAMES, Outcome};
 use crate::mongo::index::{stored_count, whole_number};
 
@@ -100,9 +101,21 @@ impl ApiCounters {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts what a call came to.
-    pub fn received(&self, outcome: &Outcome) {
-        self.outcomes[outcome.index()].fetch_add(1, Ordering::Relaxed);
+    /// Counts what a call came to: once for a call that failed as a whole, for
+    /// each key where there were several.
+    pub fn received(&self, outcome: &BatchOutcome) {
+        let count = |outcome: &Outcome| self.outcomes[outcome.index()].fetch_add(1, Ordering::Relaxed);
+        match outcome {
+            BatchOutcome::Failed(outcome) => {
+                count(outcome);
+            }
+            BatchOutcome::Refused(_) => {
+                count(&Outcome::Rejected);
+            }
+            BatchOutcome::Answered(answers) => answers.outcomes.iter().for_each(|outcome| {
+                count(outcome);
+            }),
+        }
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 

@@ -1,12 +1,14 @@
 //! What a backfill is to do, decided before it touches anything.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::{Bson, Document, doc};
+use jiff::Timestamp;
 
 use crate::config::file::KeyApi;
 use crate::config::values::{Concurrency, Tps};
-use crate::config::{Settings, Target};
+use crate::config::{Backfill, Settings, Target};
 use crate::error::{Error, Result};
 use crate::key_map;
 use crate::mongo::Mongo;
@@ -62,6 +64,8 @@ pub(super) struct Plan {
     pub(super) chunk: usize,
     pub(super) concurrency: Concurrency,
     pub(super) windows: Option<Schedule>,
+    pub(super) time_zone: TimeZoneName,
+    pub(super) max_calls_per_day: u64,
     pub(super) limit: u64,
 }
 
@@ -78,7 +82,7 @@ pub(super) async fn prepare(mongo: &Mongo, settings: &Settings, options: &Option
     if !(1..=100_000).contains(&chunk) {
         return Err(Error::usage("--chunk must be from 1 to 100000"));
     }
-    check_workers(options, backfill.key_map)?;
+    check_workers(options, backfill)?;
     let mut collections = Vec::new();
     for target in &targets {
         let collection =
@@ -89,6 +93,8 @@ pub(super) async fn prepare(mongo: &Mongo, settings: &Settings, options: &Option
     let tps = options.tps.unwrap_or(backfill.tps);
     let windows = if options.windows.is_empty() { backfill.windows.clone() } else { options.windows.clone() };
     let zone = options.time_zone.clone().unwrap_or_else(|| backfill.time_zone.clone());
+    let schedule = Schedule::new(windows, zone.clone());
+    check_windows(schedule.as_ref(), api.timeout.0)?;
     Ok(Plan {
         job: options.job.clone().unwrap_or_else(|| default_job(&targets)),
         identity: identity(&targets, &api),
@@ -97,7 +103,9 @@ pub(super) async fn prepare(mongo: &Mongo, settings: &Settings, options: &Option
         collections,
         tps,
         chunk,
-        windows: Schedule::new(windows, zone),
+        windows: schedule,
+        time_zone: zone,
+        max_calls_per_day: backfill.max_calls_per_day,
         limit: options.limit.unwrap_or(u64::MAX),
     })
 }
@@ -118,9 +126,24 @@ impl Plan {
     }
 }
 
-fn check_workers(options: &Options, key_map: bool) -> Result<()> {
+/// A call may take as long as its timeout: a shorter window never sees one.
+fn check_windows(windows: Option<&Schedule>, timeout: Duration) -> Result<()> {
+    match windows {
+        Some(windows) if windows.next_opening(Timestamp::now(), timeout) == Timestamp::MAX => {
+            Err(Error::usage("no window is longer than `key_api.timeout`: no call could ever be made")
+                .hint("make the windows longer or the timeout shorter"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_workers(options: &Options, backfill: &Backfill) -> Result<()> {
     let several = options.join || options.workers.is_some_and(|workers| workers > 1);
-    if several && !key_map {
+    if several && backfill.max_calls_per_day > 0 {
+        return Err(Error::usage("`backfill.max_calls_per_day` is counted by one worker only")
+            .hint("leave --workers and --join out, or set it to 0"));
+    }
+    if several && !backfill.key_map {
         return Err(Error::usage("--workers and --join need the key map: workers learn of answers by it")
             .hint("set `backfill.key_map = true`"));
     }
@@ -135,11 +158,7 @@ fn check_workers(options: &Options, key_map: bool) -> Result<()> {
 
 /// A setting that is understood but not acted upon would be a broken promise.
 fn refuse_unsupported(settings: &Settings, api: &KeyApi) -> Result<()> {
-    for (is_set, key) in [
-        (api.batch.is_some(), "key_api.batch"),
-        (api.unique_keys, "key_api.unique_keys"),
-        (settings.backfill.max_calls_per_day > 0, "backfill.max_calls_per_day"),
-    ] {
+    for (is_set, key) in [(api.unique_keys, "key_api.unique_keys")] {
         if is_set {
             return Err(settings
                 .error_at(key, "is not supported by this version")
@@ -171,4 +190,3 @@ pub(super) fn identity(targets: &[Target], api: &KeyApi) -> Document {
         .collect();
     doc! {"targets": targets, "api": key_map::shown_api(api)}
 }
-

@@ -24,7 +24,8 @@ use crate::report::outcome::Outcome;
 /// Usage errors and refusals; what happens after the job has started is part
 /// of the outcome.
 pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
-    let plan = Arc::new(context.unless_interrupted(prepare(&context.mongo, &context.settings, options)).await?);
+    let plan =
+        Arc::new(context.unless_interrupted(prepare(&context.mongo, &context.settings, options)).await?);
     if options.dry_run {
         return context.unless_interrupted(dry_run(&plan)).await;
     }

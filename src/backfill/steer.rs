@@ -144,12 +144,7 @@ pub(super) async fn watch_health(mongo: Mongo, max_lag: Duration, asker: Arc<Ask
     }
 }
 
-fn tell_health(
-    reasons: &[(Waiting, bool)],
-    holding: &mut Vec<Waiting>,
-    asker: &Asker,
-    events: &Events,
-) {
+fn tell_health(reasons: &[(Waiting, bool)], holding: &mut Vec<Waiting>, asker: &Asker, events: &Events) {
     for (reason, holds) in reasons {
         if holding.contains(reason) == *holds {
             continue;

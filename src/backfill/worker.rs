@@ -24,8 +24,10 @@ use crate::job::crew::Crew;
 use crate::job::{Job, JobState, Role};
 use crate::key_api::client::Client;
 use crate::key_map::KeyMap;
+use crate::mongo::index::whole_number;
 use crate::mongo::source::TargetCollection;
 use crate::throttle::breaker::Breaker;
+use crate::throttle::daily::DailyBudget;
 use crate::throttle::pacer::Pacer;
 
 /// After a takeover no call leaves for this long: the dead holder's last calls
@@ -72,13 +74,19 @@ impl Worker {
     ///
     /// # Errors
     /// Usage errors that only show when the client is built.
-    pub(super) fn new(context: &Context, plan: &Arc<Plan>, job: Job, stop: CancellationToken) -> Result<Self> {
+    pub(super) fn new(
+        context: &Context,
+        plan: &Arc<Plan>,
+        job: Job,
+        stop: CancellationToken,
+    ) -> Result<Self> {
         let settings = &context.settings;
         let first_wait = if job.was_taken_over() { TAKEOVER_WAIT } else { Duration::ZERO };
         let slots = plan.slots(plan.concurrency, plan.tps);
         let asker = Arc::new(Asker {
             client: Client::new(plan.api.clone(), slots, job.name())?,
-            pacer: Pacer::new(plan.tps, first_wait, plan.windows.clone(), plan.api.timeout.0),
+            pacer: Pacer::new(plan.tps, first_wait, plan.windows.clone(), plan.api.timeout.0)
+                .with_daily_budget(daily_budget(plan, &job)),
             breaker: Breaker::default(),
             lease: job.lease().clone(),
             queued: AtomicUsize::new(0),
@@ -144,6 +152,10 @@ impl Worker {
     }
 
     async fn work(&mut self) -> Result<()> {
+        if self.plan.max_calls_per_day > 0 {
+            // Before the first call: a kill must not make the day forget it.
+            self.job.save(fields(&self.engine, &self.earlier)).await?;
+        }
         for collection in &self.plan.collections {
             self.engine.documents_mut().candidates += collection.count().await?;
         }
@@ -256,7 +268,10 @@ impl Worker {
             left += collection.count().await.unwrap_or(0);
         }
         self.engine.documents_mut().candidates_left = left;
-        let fields = fields(&self.engine, &self.earlier);
+        let mut fields = fields(&self.engine, &self.earlier);
+        if let Some(calls) = self.engine.calls_of_day(0) {
+            fields.insert("calls_of_day", calls);
+        }
         let report = Report {
             state,
             error: result.err(),
@@ -299,6 +314,15 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// The calls that may still be made today; the job remembers those that were.
+fn daily_budget(plan: &Plan, job: &Job) -> DailyBudget {
+    let stored = job.stored("calls_of_day").and_then(Bson::as_document).and_then(|stored| {
+        let day = stored.get_str("day").ok()?.parse().ok()?;
+        Some((day, stored.get("calls").and_then(whole_number)?))
+    });
+    DailyBudget::new(plan.max_calls_per_day, &plan.time_zone, stored)
 }
 
 /// The job's totals so far; a joined worker keeps its own, which are added to

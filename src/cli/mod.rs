@@ -2,8 +2,10 @@
 
 pub mod backfill;
 pub mod cleanse;
+pub mod control;
 pub mod index;
 pub mod mock_api;
+pub mod status;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -103,7 +105,9 @@ pub enum Command {
     /// Check that what should be there is there.
     Verify(verify::VerifyArgs),
     /// Show jobs: what they do, how far they are, who runs them.
-    Status(StatusArgs),
+    Status(status::StatusArgs),
+    /// Steer a running job: pause, resume, stop, set tps=20.
+    Control(control::ControlArgs),
     /// Run a rehearsal key API on this machine.
     MockApi(mock_api::MockApiArgs),
 }
@@ -120,6 +124,7 @@ impl Command {
             Self::Cleanse(_) => "cleanse",
             Self::Verify(_) => "verify",
             Self::Status(_) => "status",
+            Self::Control(_) => "control",
             Self::MockApi(_) => "mock-api",
         }
     }
@@ -166,13 +171,6 @@ pub struct PlanArgs {
     /// What to fill.
     #[command(flatten)]
     pub targets: BackfillTargetArgs,
-}
-
-/// Options of `status`.
-#[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// Name of one job; all without it.
-    pub job: Option<String>,
 }
 
 /// Options that describe what to fill, for use without a config file.
@@ -240,6 +238,10 @@ mod tests {
             "--output json cleanse --to users_v2 --dry-run",
             "verify --counts --sample 1000",
             "status some-job",
+            "status some-job --failed --file failed.jsonl",
+            "control some-job pause",
+            "control some-job set tps=0.5 chunk=10",
+            "backfill --canary 100 --yes",
             "mock-api --listen 127.0.0.1:0",
         ];
         for line in valid {
@@ -258,6 +260,11 @@ mod tests {
             "backfill --target a --collection app.b",
             "index",
             "verify --sample 0",
+            "control some-job",
+            "control some-job set",
+            "control some-job set tps=0",
+            "status --failed",
+            "backfill --canary 0",
             "--output xml check",
             "-v -q check",
         ];

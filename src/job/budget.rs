@@ -52,19 +52,18 @@ impl Budget {
             doc! {"$set": {"budget.next": {"$add": ["$budget.first", block_ms]}}},
         ];
         let filter = doc! {"_id": &self.job};
-        let (sent, document, received) =
-            retrying(format!("reserving calls of the job {}", self.job), || {
-                let update = self
-                    .collection
-                    .find_one_and_update(filter.clone(), update.clone())
-                    .projection(doc! {"budget": 1})
-                    .return_document(ReturnDocument::After);
-                async move {
-                    let sent = Instant::now();
-                    Ok((sent, update.await?, Instant::now()))
-                }
-            })
-            .await?;
+        let (sent, document, received) = retrying(format!("reserving calls of the job {}", self.job), || {
+            let update = self
+                .collection
+                .find_one_and_update(filter.clone(), update.clone())
+                .projection(doc! {"budget": 1})
+                .return_document(ReturnDocument::After);
+            async move {
+                let sent = Instant::now();
+                Ok((sent, update.await?, Instant::now()))
+            }
+        })
+        .await?;
         let ahead = document.as_ref().and_then(milliseconds_ahead).ok_or_else(|| {
             Error::stopped(format!("the job {} has no timetable any more", self.job))
                 .hint("was its document removed?")

@@ -150,7 +150,8 @@ impl Trader {
 
     /// Writes down that all keys are ours, so that others can ask for a share.
     async fn share(&self) -> Result<()> {
-        let buckets: Document = (0..BUCKETS).map(|bucket| (bucket.to_string(), self.us.as_str().into())).collect();
+        let buckets: Document =
+            (0..BUCKETS).map(|bucket| (bucket.to_string(), self.us.as_str().into())).collect();
         let filter = doc! {"_id": &self.job, "shared": {"$ne": true}, "fence": self.fence()};
         self.update(filter, doc! {"$set": {"shared": true, "buckets": buckets}}).await.map(|_| ())
     }
@@ -256,18 +257,15 @@ fn living(document: &Document) -> BTreeSet<String> {
         .collect();
     let time = |worker: &Document, name: &str| worker.get_datetime(name).ok().copied();
     let now = workers.iter().filter_map(|(_, worker)| time(worker, "renewed_at")).max();
-    workers
-        .into_iter()
-        .filter(|(_, worker)| time(worker, "expires_at") > now)
-        .map(|(name, _)| name)
-        .collect()
+    workers.into_iter().filter(|(_, worker)| time(worker, "expires_at") > now).map(|(name, _)| name).collect()
 }
 
 /// How many of the living have keys or may have some: not those whose share is
 /// done.
 fn active(document: &Document, living: &BTreeSet<String>) -> usize {
     let buckets = document.get_document("buckets").ok();
-    let owners: BTreeSet<&str> = buckets.into_iter().flat_map(Document::values).filter_map(Bson::as_str).collect();
+    let owners: BTreeSet<&str> =
+        buckets.into_iter().flat_map(Document::values).filter_map(Bson::as_str).collect();
     let all_taken = !owners.iter().any(|owner| *owner != DONE && !living.contains(*owner));
     let has_done = owners.contains(DONE);
     let working = living.iter().filter(|name| owners.contains(name.as_str())).count();

@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(size(&next_step(&owners(0, 44, 0), 3)), (20, 0));
         assert_eq!(size(&next_step(&owners(22, 20, 0), 2)), (10, 0), "a dead worker's share is taken");
         assert_eq!(size(&next_step(&owners(0, 0, 64), 2)), (0, 0));
-        assert_eq!(size(&next_step(&owners(10, 0, 44), 1)), (0, 0));
+        assert_eq!(size(&next_step(&owners(20, 0, 44), 1)), (0, 0));
         assert_eq!(size(&next_step(&owners(4, 0, 44), 1)), (16, 0));
     }
 

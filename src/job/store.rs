@@ -163,12 +163,7 @@ impl Job {
     ///
     /// # Errors
     /// A refusal where the job does something else.
-    pub async fn join(
-        mongo: &Mongo,
-        name: &str,
-        command: &str,
-        identity: &Document,
-    ) -> Result<Option<Self>> {
+    pub async fn join(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Option<Self>> {
         let collection: Collection<Document> = mongo.state(COLLECTION);
         let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else { return Ok(None) };
         check_identity(name, &stored, command, identity)?;

@@ -81,6 +81,11 @@ impl Outcome {
         }
     }
 
+    /// Whether it settles the key: found, not found or rejected.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Found(_) | Self::NotFound | Self::Rejected)
+    }
+
     /// The pause that the API asked for by `Retry-After`.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -81,9 +81,8 @@ fn members_lag(status: &Document, delayed: &HashSet<i64>) -> Option<Duration> {
     let members = status.get_array("members").ok()?;
     let members: Vec<&Document> = members.iter().filter_map(Bson::as_document).collect();
     let state = |member: &Document| member.get_i32("state").unwrap_or(-1);
-    let written = |member: &Document| {
-        member.get_datetime("optimeDate").ok().map(|time| time.timestamp_millis())
-    };
+    let written =
+        |member: &Document| member.get_datetime("optimeDate").ok().map(|time| time.timestamp_millis());
     let primary = members.iter().find(|member| state(member) == 1).and_then(|member| written(member))?;
     members
         .iter()

@@ -39,10 +39,10 @@ impl DailyBudget {
         if refused { Err(next_day(&self.zone, day, now)) } else { Ok(()) }
     }
 
-    /// What to store: the day of the last call and how many it has seen; `None`
-    /// before any call.
-    pub fn snapshot(&self) -> Option<(Date, u64)> {
-        self.used
+    /// What to store: the day that a call now belongs to and the calls it has
+    /// seen; `None` where there is no limit.
+    pub fn calls_of_day(&self, now: Timestamp) -> Option<(Date, u64)> {
+        (self.limit > 0).then(|| self.today(now))
     }
 
     /// The day that a call now belongs to, and the calls it has seen.
@@ -101,15 +101,15 @@ mod tests {
     #[test]
     fn a_day_has_so_many_calls_and_the_next_one_as_many_again() {
         let mut budget = DailyBudget::new(3, &zone("Asia/Seoul"), None);
-        assert_eq!(budget.snapshot(), None);
         let evening = time("2026-11-22T23:00:00+09:00");
         let midnight = time("2026-11-23T00:00:00+09:00");
         let calls: Vec<_> = (0..5).map(|_| budget.take(evening)).collect();
         assert_eq!(calls, [Ok(()), Ok(()), Ok(()), Err(midnight), Err(midnight)]);
-        assert_eq!(budget.snapshot(), Some((date("2026-11-22"), 3)));
+        assert_eq!(budget.calls_of_day(evening), Some((date("2026-11-22"), 3)));
         assert_eq!(budget.take(time("2026-11-22T23:59:59.999+09:00")), Err(midnight));
+        assert_eq!(budget.calls_of_day(midnight), Some((date("2026-11-23"), 0)));
         assert_eq!(budget.take(midnight), Ok(()));
-        assert_eq!(budget.snapshot(), Some((date("2026-11-23"), 1)));
+        assert_eq!(budget.calls_of_day(midnight), Some((date("2026-11-23"), 1)));
     }
 
     #[test]
@@ -117,11 +117,11 @@ mod tests {
         let noon = time("2026-11-22T12:00:00Z");
         let mut budget = DailyBudget::new(3, &zone("UTC"), Some((date("2026-11-22"), 2)));
         assert_eq!(budget.take(noon), Ok(()));
-        let mut budget = DailyBudget::new(3, &zone("UTC"), budget.snapshot());
+        let mut budget = DailyBudget::new(3, &zone("UTC"), budget.calls_of_day(noon));
         assert_eq!(budget.take(noon), Err(time("2026-11-23T00:00:00Z")));
         // A higher limit lets more through at once, a lower one none.
-        assert_eq!(DailyBudget::new(4, &zone("UTC"), budget.snapshot()).take(noon), Ok(()));
-        assert!(DailyBudget::new(1, &zone("UTC"), budget.snapshot()).take(noon).is_err());
+        assert_eq!(DailyBudget::new(4, &zone("UTC"), budget.calls_of_day(noon)).take(noon), Ok(()));
+        assert!(DailyBudget::new(1, &zone("UTC"), budget.calls_of_day(noon)).take(noon).is_err());
         let mut later = DailyBudget::new(3, &zone("UTC"), Some((date("2026-11-01"), 3)));
         assert_eq!(later.take(noon), Ok(()));
     }
@@ -132,7 +132,7 @@ mod tests {
         for _ in 0..1000 {
             assert_eq!(budget.take(time("2026-11-22T12:00:00Z")), Ok(()));
         }
-        assert_eq!(budget.snapshot(), Some((date("2026-11-22"), 1000)));
+        assert_eq!(budget.calls_of_day(time("2026-11-22T12:00:00Z")), None);
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
                 let now = begins.checked_add(jiff::SignedDuration::from_hours(hour)).expect("a time");
                 assert_eq!(budget.take(now), Err(ends), "{now}");
             }
-            assert_eq!(budget.snapshot(), Some((date(day), 1)));
+            assert_eq!(budget.calls_of_day(begins), Some((date(day), 1)));
             assert_eq!(budget.take(ends), Ok(()));
         }
     }
@@ -192,7 +192,7 @@ mod tests {
         let tomorrow = time("2026-11-23T00:00:00Z");
         assert_eq!(budget.take(time("2026-11-22T12:00:00Z")), Err(tomorrow));
         assert_eq!(budget.take(tomorrow), Ok(()));
-        assert_eq!(budget.snapshot(), Some((date("2026-11-23"), 1)));
+        assert_eq!(budget.calls_of_day(tomorrow), Some((date("2026-11-23"), 1)));
     }
 
     #[test]

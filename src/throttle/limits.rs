@@ -38,7 +38,7 @@ impl Limits {
 }
 
 /// One line for people: `tps 92%, api latency 8%`.
-pub fn describe(seconds: &[(&'static str, f64)]) -> String {
+pub fn describe(seconds: &[(&str, f64)]) -> String {
     let total: f64 = seconds.iter().map(|(_, seconds)| seconds).sum();
     if total <= 0.0 {
         return "too short to tell".into();

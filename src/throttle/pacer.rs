@@ -9,16 +9,18 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::civil::Date;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::window::Schedule as Windows;
+use super::daily::DailyBudget;
+use super::window::{Schedule as Windows, TimeZoneName};
 use crate::config::values::Tps;
 use crate::error::{Result, joined};
 use crate::job::budget::Budget;
@@ -201,6 +203,7 @@ pub struct Pacer {
     /// Written by whoever changes something, read by the caller whose turn it is.
     controls: watch::Sender<Controls>,
     windows: Option<Windows>,
+    daily: std::sync::Mutex<DailyBudget>,
     /// Callers stop this long before a window ends, so that no call is in
     /// flight at its end.
     longest_call: Duration,
@@ -208,6 +211,8 @@ pub struct Pacer {
     queued: AtomicUsize,
     /// Milliseconds since the Unix epoch at which the closed window opens; 0: open.
     opens_at: AtomicU64,
+    /// Whether it is the day's calls that are used up, rather than a window closed.
+    is_day_used_up: AtomicBool,
 }
 
 impl fmt::Debug for Pacer {
@@ -223,6 +228,17 @@ impl Pacer {
         Self::with_clock(tps, first_wait, windows, longest_call, Arc::new(Timestamp::now))
     }
 
+    /// Limits the calls of a day.
+    #[must_use]
+    pub fn with_daily_budget(self, daily: DailyBudget) -> Self {
+        Self { daily: std::sync::Mutex::new(daily), ..self }
+    }
+
+    /// Today and the calls it has seen, where they are limited.
+    pub fn calls_of_day(&self) -> Option<(Date, u64)> {
+        self.daily().calls_of_day((self.clock)())
+    }
+
     fn with_clock(
         tps: Tps,
         first_wait: Duration,
@@ -231,23 +247,24 @@ impl Pacer {
         clock: Clock,
     ) -> Self {
         let now = Instant::now();
-        let controls =
-            Controls {
-                tps,
-                share: 1.0,
-                lowered_by: Waiting::Rate,
-                barrier: now,
-                pauses: Vec::new(),
-                timetable: None,
-            };
+        let controls = Controls {
+            tps,
+            share: 1.0,
+            lowered_by: Waiting::Rate,
+            barrier: now,
+            pauses: Vec::new(),
+            timetable: None,
+        };
         Self {
             turn: Mutex::new(Schedule { last: now, first: now + first_wait, reserved: Reserved::default() }),
             controls: watch::Sender::new(controls),
             windows,
             longest_call,
             clock,
+            daily: std::sync::Mutex::new(DailyBudget::new(0, &TimeZoneName::default(), None)),
             queued: AtomicUsize::new(0),
             opens_at: AtomicU64::new(0),
+            is_day_used_up: AtomicBool::new(false),
         }
     }
 
@@ -276,6 +293,7 @@ impl Pacer {
                     _changed = changes.changed() => continue,
                 },
             };
+            let at = if at <= Instant::now() { at.max(now + self.until_day_allows()) } else { at };
             if at <= Instant::now() {
                 match &controls.timetable {
                     None => schedule.take(now, &controls),
@@ -361,6 +379,8 @@ impl Pacer {
         let controls = self.controls.borrow();
         Some(if let Some(reason) = controls.pauses.iter().min() {
             *reason
+        } else if self.opens_at().is_some() && self.is_day_used_up.load(Ordering::Relaxed) {
+            Waiting::DailyLimit
         } else if self.opens_at().is_some() {
             Waiting::Window
         } else if controls.barrier > Instant::now() {
@@ -370,7 +390,8 @@ impl Pacer {
         })
     }
 
-    /// When the next window opens, while none is open.
+    /// When calls may be made again, while no window is open or the day's calls
+    /// are used up.
     pub fn opens_at(&self) -> Option<Timestamp> {
         let millisecond = i64::try_from(self.opens_at.load(Ordering::Relaxed)).ok()?;
         (millisecond > 0).then(|| Timestamp::from_millisecond(millisecond).ok()).flatten()
@@ -380,10 +401,29 @@ impl Pacer {
         let Some(windows) = &self.windows else { return Duration::ZERO };
         let now = (self.clock)();
         let opens = windows.next_opening(now, self.longest_call);
+        self.wait_for(now, opens, false)
+    }
+
+    /// Counts a call of today; zero where it may be made.
+    fn until_day_allows(&self) -> Duration {
+        let now = (self.clock)();
+        match self.daily().take(now) {
+            Ok(()) => self.wait_for(now, now, false),
+            Err(tomorrow) => self.wait_for(now, tomorrow, true),
+        }
+    }
+
+    fn wait_for(&self, now: Timestamp, opens: Timestamp, is_day_used_up: bool) -> Duration {
         let wait = Duration::try_from(opens.duration_since(now)).unwrap_or_default();
         let shown = if wait.is_zero() { 0 } else { u64::try_from(opens.as_millisecond()).unwrap_or(0) };
+        self.is_day_used_up.store(is_day_used_up, Ordering::Relaxed);
         self.opens_at.store(shown, Ordering::Relaxed);
         wait
+    }
+
+    fn daily(&self) -> MutexGuard<'_, DailyBudget> {
+        // Plain counts: a panic elsewhere can't leave them half changed.
+        self.daily.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -521,6 +561,22 @@ mod tests {
         tokio::time::timeout(Duration::from_millis(1), waiting).await.expect("in time").expect("no panic");
         let times = run(&pacer, 3).await;
         assert!(most_within(&times, Duration::from_secs(1)) <= 11, "nothing was saved up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_calls_of_a_day_are_counted() {
+        let begin: Timestamp = "2026-03-01T23:59:50Z".parse().expect("a time");
+        let origin = Instant::now();
+        let clock: Clock =
+            Arc::new(move || begin + jiff::SignedDuration::try_from(origin.elapsed()).expect("a short time"));
+        let today = ("2026-03-01".parse().expect("a date"), 7);
+        let daily = DailyBudget::new(10, &TimeZoneName::default(), Some(today));
+        let pacer = Pacer::with_clock(tps(10.0), Duration::ZERO, None, Duration::ZERO, clock)
+            .with_daily_budget(daily);
+        let times = run(&pacer, 15).await;
+        let before_midnight = times.iter().filter(|time| **time - origin < Duration::from_secs(10)).count();
+        assert_eq!((before_midnight, times.len()), (3, 13));
+        assert_eq!(pacer.calls_of_day(), Some(("2026-03-02".parse().expect("a date"), 10)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,12 +21,17 @@ pub(super) struct Held {
 }
 
 impl Engine {
-    pub(super) async fn take_answer(
-        &mut self,
-        key: String,
-        answer: Answer,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<()> {
+    /// The slot of a call is free again once its answers are durable.
+    pub(super) fn keep_until_durable(&mut self, slot: OwnedSemaphorePermit, has_keys: bool) {
+        // Without a key map a held flag can't be made durable: it gives its
+        // slot back, or a hundred held flags would stall a smaller job.
+        let is_decided = self.answer_guard.verdict() != Verdict::Undecided;
+        if self.parts.key_map.is_some() || has_keys || is_decided {
+            self.outbox.slots.push(slot);
+        }
+    }
+
+    pub(super) async fn take_answer(&mut self, key: String, answer: Answer) -> Result<()> {
         let waiting = self.keys.answered(&key, answer.clone());
         let verdict = self.answer_guard.record(answer.is_negative());
         let held = answer.is_negative() && verdict == Verdict::Undecided;
@@ -35,11 +40,6 @@ impl Engine {
         }
         self.deliver(&answer, waiting);
         self.outbox.answers.push((key, Remembered { answer, held }));
-        // Without a key map a held flag can't be made durable: it gives its
-        // slot back, or a hundred held flags would stall a smaller job.
-        if self.parts.key_map.is_some() || !held {
-            self.outbox.slots.push(slot);
-        }
         self.judge_answers().await
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Engine;
@@ -12,6 +13,7 @@ use super::keys::Failure;
 use crate::backfill::asker::Settled;
 use crate::error::{Error, Result};
 use crate::job::ownership::bucket_of;
+use crate::key_api::batch::{BatchOutcome, bisect};
 use crate::key_api::classify::{OUTCOME_NAMES, Outcome};
 use crate::key_api::retry::{Next, is_outage, jittered};
 use crate::key_map::Answer;
@@ -117,35 +119,49 @@ impl Engine {
         while self.can_call() {
             let Admission::Granted(pass) = self.parts.asker.breaker.admit() else { return };
             let slot = self.slots.clone().try_acquire_owned();
-            let (Ok(slot), Some(work)) = (slot, self.next_work(pass)) else {
+            let (Ok(slot), Some(keys)) = (slot, self.next_keys(pass)) else {
                 self.parts.asker.breaker.abandon(pass);
                 return;
             };
             let asker = self.parts.asker.clone();
-            let is_retry = self.keys.was_tried(&work.key);
+            let is_retry = keys.iter().any(|key| self.keys.was_tried(key));
             asker.queued.fetch_add(1, Ordering::Relaxed);
-            self.calls.spawn(asker.ask(work.key, is_retry, pass, slot));
+            self.calls.spawn(asker.ask(keys, is_retry, pass, slot));
         }
     }
 
-    /// Whether there is a key to ask for and room for its call.
+    /// Whether there is something to ask for and room for its call.
     fn can_call(&self) -> bool {
         let asker = &self.parts.asker;
-        let has_key = !self.work.is_empty() || (asker.breaker.is_open() && !self.retries.is_empty());
+        let is_open = asker.breaker.is_open();
+        let has_batch = self.work.len() >= self.batch_size() || !(self.reading && self.wants_chunk());
+        let has_keys = !self.halves.is_empty()
+            || (!self.work.is_empty() && (has_batch || is_open))
+            || (is_open && !self.retries.is_empty());
         let most = calls_within(QUEUE, asker.pacer.tps().per_second());
-        has_key && self.slots.available_permits() > 0 && asker.queued.load(Ordering::Relaxed) < most
+        has_keys && self.slots.available_permits() > 0 && asker.queued.load(Ordering::Relaxed) < most
+    }
+
+    /// Keys that one call asks for.
+    pub(super) fn batch_size(&self) -> usize {
+        self.parts.asker.client.api().batch.as_ref().map_or(1, |batch| batch.size)
     }
 
     /// A probe takes a key that failed before, so that keys which the API
     /// always fails on are told from an outage by their own answers.
-    fn next_work(&mut self, pass: Pass) -> Option<Work> {
-        if pass == Pass::Normal {
-            return self.work.pop_front();
+    fn next_keys(&mut self, pass: Pass) -> Option<Vec<String>> {
+        if pass == Pass::Probe {
+            let (work, probes) =
+                self.retries.pop_to_probe().or_else(|| self.work.pop_front().map(|work| (work, 0)))?;
+            self.probes = probes + 1;
+            return Some(vec![work.key]);
         }
-        let (work, probes) =
-            self.retries.pop_to_probe().or_else(|| self.work.pop_front().map(|work| (work, 0)))?;
-        self.probes = probes + 1;
-        Some(work)
+        if let Some(half) = self.halves.pop_front() {
+            return Some(half);
+        }
+        let count = self.work.len().min(self.batch_size());
+        let keys: Vec<String> = self.work.drain(..count).map(|work| work.key).collect();
+        (!keys.is_empty()).then_some(keys)
     }
 
     /// When calls may start that can't start now, as far as the clock decides.
@@ -160,44 +176,95 @@ impl Engine {
     }
 
     pub(super) async fn take_settled(&mut self, settled: Settled) -> Result<()> {
-        let Settled { key, pass, call, slot } = settled;
+        let Settled { keys, pass, call, slot } = settled;
         let Some(call) = call else {
-            self.take_back(key);
+            self.take_back(keys);
             return Ok(());
         };
-        let failed = is_outage(&call.outcome);
-        self.tell_breaker(pass, &call.outcome, failed);
+        let outage = match &call.outcome {
+            BatchOutcome::Failed(outcome) if is_outage(outcome) => Some(outcome.clone()),
+            _ => None,
+        };
+        self.tell_breaker(pass, outage.as_ref());
         if !self.parts.asker.breaker.is_open() {
-            self.adaptive.record(call.latency, failed);
+            self.adaptive.record(call.latency, outage.is_some());
         }
         match call.outcome {
-            Outcome::Found(new_key) => self.take_answer(key, Answer::Found(new_key), slot).await,
-            Outcome::NotFound => self.take_answer(key, Answer::NotFound, slot).await,
-            Outcome::Rejected => self.take_answer(key, Answer::Rejected, slot).await,
-            failure => {
+            BatchOutcome::Failed(outcome) => {
                 drop(slot);
-                self.take_failure(key, pass, &failure);
-                Ok(())
+                keys.into_iter().for_each(|key| self.take_failure(key, pass, &outcome));
+            }
+            BatchOutcome::Refused(status) => {
+                drop(slot);
+                self.ask_in_halves(&keys, status);
+            }
+            BatchOutcome::Answered(answers) => {
+                if answers.stray > 0 {
+                    tracing::info!(
+                        stray = answers.stray,
+                        "items of an answer name keys that were not asked for"
+                    );
+                }
+                self.take_outcomes(keys, pass, answers.outcomes, slot).await?;
+            }
+        }
+        if pass == Pass::Probe && self.waits_in_vain() {
+            self.fail_all_tried();
+        }
+        Ok(())
+    }
+
+    async fn take_outcomes(
+        &mut self,
+        keys: Vec<String>,
+        pass: Pass,
+        outcomes: Vec<Outcome>,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<()> {
+        if outcomes.iter().any(Outcome::is_answer) {
+            self.keep_until_durable(
+                slot,
+                outcomes.iter().any(|outcome| matches!(outcome, Outcome::Found(_))),
+            );
+        }
+        for (key, outcome) in keys.into_iter().zip(outcomes) {
+            match outcome {
+                Outcome::Found(new_key) => self.take_answer(key, Answer::Found(new_key)).await?,
+                Outcome::NotFound => self.take_answer(key, Answer::NotFound).await?,
+                Outcome::Rejected => self.take_answer(key, Answer::Rejected).await?,
+                failure => self.take_failure(key, pass, &failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// One bad key makes an API refuse all of a batch: the halves tell which.
+    fn ask_in_halves(&mut self, keys: &[String], status: u16) {
+        tracing::debug!(keys = keys.len(), status, "a batch was refused: asking in two halves");
+        let (left, right) = bisect(keys);
+        for half in [left, right].into_iter().filter(|half| !half.is_empty()) {
+            self.halves.push_back(half.to_vec());
+        }
+    }
+
+    /// The call was not made after all: its keys are next again.
+    fn take_back(&mut self, keys: Vec<String>) {
+        for key in keys.into_iter().rev() {
+            if self.is_draining() {
+                self.keys.give_up(&key);
+            } else {
+                self.work.push_front(Work { key, checked_at: Instant::now() });
             }
         }
     }
 
-    /// The call was not made after all: the key is next again.
-    fn take_back(&mut self, key: String) {
-        if self.is_draining() {
-            self.keys.give_up(&key);
-        } else {
-            self.work.push_front(Work { key, checked_at: Instant::now() });
-        }
-    }
-
-    fn tell_breaker(&mut self, pass: Pass, outcome: &Outcome, failed: bool) {
-        match self.parts.asker.breaker.record(pass, failed) {
+    fn tell_breaker(&mut self, pass: Pass, outage: Option<&Outcome>) {
+        match self.parts.asker.breaker.record(pass, outage.is_some()) {
             Change::Opened => {
                 self.adaptive.start_afresh();
                 self.parts.events.warn(format!(
                     "the key API fails again and again ({}): calls stop until a probe is answered",
-                    outcome.describe()
+                    outage.map(Outcome::describe).unwrap_or_default()
                 ));
             }
             Change::Closed => self.parts.events.note("the key API answers again"),
@@ -233,9 +300,6 @@ impl Engine {
             }
             Next::RetryWithin(bound) => self.retry_within(key, bound),
             Next::Settle | Next::GiveUp => self.fail_key(&key),
-        }
-        if pass == Pass::Probe && self.waits_in_vain() {
-            self.fail_all_tried();
         }
     }
 
@@ -294,6 +358,13 @@ impl Engine {
         let mut dropped: Vec<String> = Vec::new();
         self.work.retain(|work| keep(&is_ours, work, &mut dropped));
         self.retries.retain(|work| keep(&is_ours, work, &mut dropped));
+        let mut halves: Vec<Vec<String>> = self.halves.drain(..).collect();
+        for half in &mut halves {
+            let (ours, others) = std::mem::take(half).into_iter().partition(|key| is_ours(key));
+            *half = ours;
+            dropped.extend::<Vec<String>>(others);
+        }
+        self.halves.extend(halves.into_iter().filter(|half| !half.is_empty()));
         dropped.iter().for_each(|key| {
             self.keys.give_up(key);
         });
@@ -310,7 +381,8 @@ impl Engine {
             return Ok(());
         }
         let due = calls_within(FRESH, self.parts.asker.pacer.tps().per_second());
-        let count = self.work.len().min(due.max(self.slots.available_permits()));
+        let calls = due.max(self.slots.available_permits());
+        let count = self.work.len().min(calls * self.batch_size());
         let keys: Vec<String> = self.work.drain(..count).map(|work| work.key).collect();
         let checked_at = Instant::now();
         let waiting: Vec<Candidate> = keys.iter().flat_map(|key| self.keys.borrow_waiting(key)).collect();

@@ -35,7 +35,7 @@ impl Engine {
     pub(super) fn wants_chunk(&self) -> bool {
         !self.is_draining()
             && self.parts.asker.pacer.paused_by().is_none()
-            && self.work.len() < self.slot_count
+            && self.work.len() < self.slot_count * self.batch_size()
             && self.outbox.updates.len() + self.keys.waiting() < MOST_WAITING
     }
 

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::RawBson;
+use bson::{Document, RawBson, doc};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -38,6 +38,7 @@ use crate::event::Events;
 use crate::job::ownership::Ownership;
 use crate::key_api::retry::Attempts;
 use crate::key_map::KeyMap;
+use crate::mongo::index::stored_count;
 use crate::mongo::source::{Candidate, TargetCollection};
 use crate::report::json::extended;
 use crate::throttle::adaptive::AdaptiveShare;
@@ -104,6 +105,8 @@ pub struct Engine {
     keys: Keys,
     work: VecDeque<Work>,
     retries: Retries,
+    /// Parts of batches that the API refused as a whole.
+    halves: VecDeque<Vec<String>>,
     /// How often the probe under way has asked for its key.
     probes: u32,
     /// Keys that are put off to the next pass, with the attempts made so far.
@@ -152,6 +155,7 @@ impl Engine {
             keys: Keys::default(),
             work: VecDeque::new(),
             retries: Retries::default(),
+            halves: VecDeque::new(),
             probes: 0,
             deferred_keys: HashMap::new(),
             may_defer: false,
@@ -219,6 +223,7 @@ impl Engine {
                 self.reading = false;
                 self.work.clear();
                 self.retries.clear();
+                self.halves.clear();
             } else {
                 self.check_freshness().await?;
                 self.start_calls();
@@ -292,6 +297,16 @@ impl Engine {
     /// When calls may be made again, while no window is open.
     pub fn opens_at(&self) -> Option<jiff::Timestamp> {
         self.parts.asker.pacer.opens_at()
+    }
+
+    /// The calls of today, where they are limited, with those that may leave
+    /// within so many seconds.
+    pub fn calls_of_day(&self, seconds_ahead: u64) -> Option<Document> {
+        let pacer = &self.parts.asker.pacer;
+        let (day, calls) = pacer.calls_of_day()?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is above zero")]
+        let ahead = (pacer.tps().per_second() * seconds_ahead as f64).ceil() as u64;
+        Some(doc! {"day": day.to_string(), "calls": stored_count(calls + ahead)})
     }
 
     /// Whether keys were put off to the next pass.
@@ -377,6 +392,7 @@ impl Engine {
     fn is_idle(&self) -> bool {
         self.work.is_empty()
             && self.retries.is_empty()
+            && self.halves.is_empty()
             && self.calls.is_empty()
             && self.writes.is_empty()
             && self.outbox.updates.is_empty()

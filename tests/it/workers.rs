@@ -1,0 +1,150 @@
+//! Several workers on one job: one call per key and one ceiling over all of them, whoever dies.
+
+use std::time::{Duration, Instant};
+
+use bson::doc;
+
+use crate::harness::{Bench, wait_for};
+use crate::key_api::{Call, KeyApi, Reply};
+use crate::pacing::expect_ceiling_of;
+use crate::program::Signal;
+
+fn quick(call: &Call) -> Reply {
+    let reply = if call.key.ends_with('7') { Reply::not_found() } else { Reply::found(call) };
+    reply.after(Duration::from_millis(30))
+}
+
+async fn bench(documents: i32, keys: i32) -> (Bench, KeyApi) {
+    let bench = Bench::new().await;
+    bench
+        .insert((0..documents).map(|id| doc! {"_id": id, "legacyKey": format!("K{}", id % keys)}))
+        .await;
+    bench.create_index().await;
+    let api = KeyApi::start(quick);
+    bench.configure(&bench.config(&api));
+    (bench, api)
+}
+
+async fn expect_all_settled(bench: &Bench, documents: i32, keys: i32) {
+    let with_answer = (0..documents).filter(|id| (id % keys) % 10 != 7).count();
+    assert_eq!(bench.filled().await, u64::try_from(with_answer).expect("small"));
+    let without = usize::try_from(documents).expect("small") - with_answer;
+    assert_eq!(bench.flagged().await, u64::try_from(without).expect("small"));
+}
+
+#[tokio::test]
+async fn workers_of_one_process_share_the_keys() {
+    let (bench, api) = bench(3000, 1000).await;
+    let run = bench.run("backfill --tps 100000 --chunk 100 --workers 3").await.expect_exit(0);
+    expect_all_settled(&bench, 3000, 1000).await;
+    assert_eq!(api.count(), 1000, "one call per key");
+    assert_eq!(run.number("/documents/candidates"), 3000);
+    assert_eq!(run.number("/documents/filled") + run.number("/documents/flagged"), 3000);
+    assert_eq!(run.number("/documents/candidates_left"), 0);
+    assert_eq!(run.number("/job_totals/calls"), 1000);
+    assert_eq!(run.number("/job_totals/filled"), bench.filled().await);
+    let job = bench.job(run.text("/job")).await.expect("a job");
+    assert_eq!(job.get_str("state").ok(), Some("completed"));
+    assert!(job.get_document("workers").expect("workers").is_empty(), "{job}");
+    // The next run finds nothing left, and is alone again.
+    bench.run("backfill --tps 1000").await.expect_exit(0).expect_calls(0);
+}
+
+#[tokio::test]
+async fn a_second_process_takes_its_share_and_the_job_ends_once() {
+    let (bench, api) = bench(1200, 1200).await;
+    let first = bench.program("backfill --tps 150 --chunk 50").spawn();
+    wait_for("calls of the first", async || api.count() > 50).await;
+    let joined = bench.run("backfill --tps 150 --chunk 50 --join").await.expect_exit(0);
+    let first = first.finish().await.expect_exit(0);
+    expect_all_settled(&bench, 1200, 1200).await;
+    assert_eq!(api.count(), 1200, "one call per key");
+    let (by_first, by_joined) = (first.number("/api/calls"), joined.number("/api/calls"));
+    assert_eq!(by_first + by_joined, 1200);
+    assert!(by_joined > 200, "the second process made {by_joined} calls only");
+    assert_eq!(first.number("/documents/candidates_left"), 0);
+    let status = bench.run("status").await.expect_exit(0);
+    assert_eq!(status.text("/jobs/0/state"), "completed");
+}
+
+#[tokio::test]
+async fn joining_nobody_starts_the_job() {
+    let (bench, api) = bench(40, 40).await;
+    bench.run("backfill --tps 1000 --join").await.expect_exit(0);
+    expect_all_settled(&bench, 40, 40).await;
+    assert_eq!(api.count(), 40);
+}
+
+#[tokio::test]
+async fn timing_three_workers_keep_one_ceiling_and_use_it() {
+    let (bench, api) = bench(3000, 3000).await;
+    let begun = Instant::now();
+    bench.run("backfill --tps 200 --chunk 200 --workers 3").await.expect_exit(0);
+    expect_all_settled(&bench, 3000, 3000).await;
+    let calls = api.calls();
+    assert_eq!(calls.len(), 3000);
+    expect_ceiling_of(200.0, &api, &calls);
+    // From when all three had their share until nothing was left.
+    let span = calls[2900].at - calls[600].at;
+    let used = 2300.0 / (200.0 * span.as_secs_f64());
+    assert!(used >= 0.98, "{used:.3} of the ceiling; all in {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_killed_worker_loses_its_share_to_the_others() {
+    let (bench, api) = bench(3000, 3000).await;
+    let runner = bench.program("backfill --tps 150 --chunk 50").spawn();
+    wait_for("calls of the runner", async || api.count() > 20).await;
+    let joined = bench.program("backfill --tps 150 --chunk 50 --join").spawn();
+    let job = format!("backfill-{}", bench.namespace("docs"));
+    wait_for("shares of the one who joined", async || {
+        let job = bench.job(&job).await.expect("a job");
+        let owners = job.get_document("buckets").cloned().unwrap_or_default();
+        owners.values().filter(|owner| owner.as_str().is_some_and(|owner| owner.starts_with('w'))).count() > 20
+    })
+    .await;
+    let before = api.count();
+    wait_for("further calls", async || api.count() > before + 100).await;
+    joined.kill();
+    runner.finish().await.expect_exit(0);
+    expect_all_settled(&bench, 3000, 3000).await;
+    let repeated = api.count() - 3000;
+    assert!(repeated <= 512, "{repeated} calls were repeated");
+    let most = api.asked().into_values().max().expect("calls");
+    assert!(most <= 2, "a key was asked for {most} times");
+}
+
+#[tokio::test]
+async fn a_killed_runner_leaves_the_job_to_who_joined() {
+    let (bench, api) = bench(2000, 2000).await;
+    let runner = bench.program("backfill --tps 200 --chunk 50").spawn();
+    wait_for("calls of the runner", async || api.count() > 20).await;
+    let joined = bench.program("backfill --tps 200 --chunk 50 --join").spawn();
+    wait_for("calls of both", async || api.count() > 500).await;
+    runner.kill();
+    joined.finish().await.expect_exit(0);
+    expect_all_settled(&bench, 2000, 2000).await;
+    assert!(api.asked().into_values().all(|times| times <= 2));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_interrupted_hands_its_share_over() {
+    let (bench, api) = bench(1500, 1500).await;
+    let runner = bench.program("backfill --tps 150 --chunk 50").spawn();
+    wait_for("calls of the runner", async || api.count() > 20).await;
+    let joined = bench.program("backfill --tps 150 --chunk 50 --join").spawn();
+    wait_for("calls of both", async || api.count() > 600).await;
+    joined.signal(Signal::Terminate);
+    joined.finish().await.expect_exit(143);
+    runner.finish().await.expect_exit(0);
+    expect_all_settled(&bench, 1500, 1500).await;
+    assert_eq!(api.count(), 1500, "nothing was under way twice");
+}
+
+#[tokio::test]
+async fn what_only_one_worker_can_do_is_refused_for_several() {
+    let (bench, _api) = bench(1, 1).await;
+    for arguments in ["--workers 0", "--workers 99", "--workers 2 --limit 5", "--join --canary 1 --yes"] {
+        bench.run(&format!("backfill {arguments}")).await.expect_exit(2);
+    }
+}

@@ -25,6 +25,8 @@ mod pacing;
 mod plan_and_index;
 mod program;
 mod regressions;
+mod replica_set;
 mod surroundings;
 mod targets;
+mod three_nodes;
 mod verify;

@@ -24,6 +24,7 @@ mod key_api;
 mod pacing;
 mod plan_and_index;
 mod program;
+mod random_kills;
 mod regressions;
 mod replica_set;
 mod surroundings;

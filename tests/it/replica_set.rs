@@ -142,10 +142,11 @@ async fn timing_a_primary_that_freezes_costs_nothing() {
     work.until_called(100).await;
     let frozen = set.primary().await;
     frozen.freeze();
-    // Long after the others have elected another one.
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    let started = Instant::now();
+    let run = run.finish().await;
     frozen.thaw();
-    let run = run.finish().await.expect_exit(0);
+    let run = run.expect_exit(0);
+    assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
     work.expect_complete(&run).await;
 }
 
@@ -161,7 +162,7 @@ async fn timing_a_frozen_secondary_holds_up_neither_reads_nor_majorities() {
     let run = run.finish().await;
     frozen.thaw();
     let run = run.expect_exit(0);
-    assert!(started.elapsed() < Duration::from_secs(40), "it took {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
     work.expect_complete(&run).await;
 }
 

@@ -21,6 +21,7 @@ mod guard;
 mod harness;
 mod identity;
 mod key_api;
+mod outages;
 mod pacing;
 mod plan_and_index;
 mod program;

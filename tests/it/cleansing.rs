@@ -28,7 +28,7 @@ pub fn configure(bench: &Bench, rules: &str) {
 
 /// The text of that config.
 pub fn config(bench: &Bench, rules: &str) -> String {
-    let rest = Config::new(&uri(), bench.state.name(), "http://127.0.0.1:9/{key}").text();
+    let rest = Config::new(&bench.uri, bench.state.name(), "http://127.0.0.1:9/{key}").text();
     format!("{rest}\n[cleanse]\nsource = '{}'\nto = '{TARGET}'\n{rules}\n", bench.namespace(SOURCE))
 }
 

@@ -21,8 +21,9 @@ fn app_name(bench: &Bench) -> String {
     format!("tested-{}", bench.database.name())
 }
 
+/// A real election is announced, one that is made up is only seen when the driver asks: often here.
 pub fn named_uri(bench: &Bench) -> String {
-    uri_with(&format!("appName={}", app_name(bench)))
+    uri_with(&format!("appName={}&heartbeatFrequencyMS=500", app_name(bench)))
 }
 
 /// Commands that a backfill sends, each of which may fail at any time.
@@ -78,6 +79,51 @@ async fn cut_connections_cost_nothing() {
 async fn time_limits_and_conflicts_cost_nothing() {
     survives(doc! {"errorCode": 50}, &COMMANDS).await;
     survives(doc! {"errorCode": 112}, &["update", "insert", "findAndModify"]).await;
+}
+
+#[tokio::test]
+async fn interrupted_operations_cost_nothing() {
+    survives(doc! {"errorCode": 11602}, &COMMANDS).await;
+    survives(doc! {"errorCode": 11601}, &COMMANDS).await;
+}
+
+#[tokio::test]
+async fn a_server_that_shuts_down_or_lost_its_primary_costs_nothing() {
+    survives(doc! {"errorCode": 91}, &COMMANDS).await;
+    survives(doc! {"errorCode": 13435}, &["find", "aggregate", "count"]).await;
+    survives(doc! {"errorCode": 189}, &["update", "insert", "findAndModify"]).await;
+}
+
+/// The rest of a chunk or of the key map's answers can't be had: it is read again.
+#[tokio::test]
+async fn a_cursor_that_breaks_off_loses_no_document() {
+    let faults = [
+        doc! {"errorCode": 43},
+        doc! {"errorCode": 10107},
+        doc! {"errorCode": 11601},
+        doc! {"errorCode": 11602},
+        doc! {"errorCode": 50},
+        doc! {"closeConnection": true},
+    ];
+    for fault in faults {
+        let bench = Bench::with_docs(700).await;
+        let api = KeyApi::finding();
+        bench.configure(&bench.config(&api).uri(&named_uri(&bench)));
+        // Half of the keys are known, so that the key map answers in several batches too.
+        bench.run("backfill --tps 100000 --limit 350").await.expect_exit(0);
+        bench.docs().update_many(doc! {}, doc! {"$unset": {"newKey": ""}}).await.expect("an update");
+        let mut data = doc! {"failCommands": ["getMore"]};
+        data.extend(fault.clone());
+        let point = fail(&bench, doc! {"times": 4}, data).await;
+        let run = bench.run("backfill --tps 100000 --chunk 300").await;
+        let failed = point.set(&bench, "off", doc! {}).await;
+        drop(point);
+        assert_eq!(run.exit, Some(0), "{fault}\n{}", run.output());
+        assert!(failed >= 4, "{fault}: only {failed} commands failed");
+        run.expect_documents(&[("candidates", 700), ("filled", 700)]);
+        run.expect_calls(350);
+        assert_eq!((bench.filled().await, api.count()), (700, 700), "{fault}");
+    }
 }
 
 #[tokio::test]

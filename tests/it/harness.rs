@@ -28,14 +28,21 @@ pub struct Bench {
     pub database: Database,
     pub state: Database,
     pub folder: PathBuf,
+    /// Where its databases are.
+    pub uri: String,
     client: Client,
 }
 
 impl Bench {
     pub async fn new() -> Self {
+        Self::on(&uri()).await
+    }
+
+    /// A bench on another replica set than that of the tests.
+    pub async fn on(uri: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("it_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let client = connect().await;
+        let client = connect(uri).await;
         let folder = std::env::temp_dir().join(format!("mongorekey-{name}"));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let database = client.database(&name);
@@ -43,12 +50,17 @@ impl Bench {
         // What an earlier process of the same id may have left.
         database.drop().await.expect("an empty database");
         state.drop().await.expect("an empty database");
-        Self { database, state, folder, client }
+        Self { database, state, folder, uri: uri.to_owned(), client }
     }
 
     /// A bench with `count` documents `{_id: n, legacyKey: "K<n>"}` from 1 on, and the index.
     pub async fn with_docs(count: i32) -> Self {
-        let bench = Self::new().await;
+        Self::with_docs_on(&uri(), count).await
+    }
+
+    /// The same on another replica set than that of the tests.
+    pub async fn with_docs_on(uri: &str, count: i32) -> Self {
+        let bench = Self::on(uri).await;
         bench.insert((1..=count).map(|id| doc! {"_id": id, "legacyKey": format!("K{id}")})).await;
         bench.create_index().await;
         bench
@@ -85,7 +97,7 @@ impl Bench {
     }
 
     pub fn config_for_url(&self, url: &str) -> Config {
-        Config::new(&uri(), self.state.name(), url).target(
+        Config::new(&self.uri, self.state.name(), url).target(
             "docs",
             &self.namespace(DOCS),
             ["legacyKey", "newKey", "newKeyFlag"],
@@ -168,11 +180,12 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         let names = [self.database.name().to_owned(), self.state.name().to_owned()];
+        let uri = self.uri.clone();
         // A runtime of its own: the one of the test may be unwinding.
         let cleaner = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let client = connect().await;
+                let client = connect(&uri).await;
                 for name in names {
                     client.database(&name).drop().await.map_err(std::io::Error::other)?;
                 }
@@ -190,8 +203,8 @@ impl Drop for Bench {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests look at the database past the product")]
-async fn connect() -> Client {
-    Client::with_uri_str(uri()).await.expect("the replica set answers")
+pub async fn connect(uri: &str) -> Client {
+    Client::with_uri_str(uri).await.expect("the replica set answers")
 }
 
 /// The replica set of the tests.

@@ -7,12 +7,13 @@ use std::fmt;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use futures_util::stream;
+use futures_util::{Stream, StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::server::conn::http1;
@@ -21,7 +22,9 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Where single keys are asked for; the key follows, percent-encoded.
@@ -63,6 +66,10 @@ enum Fault {
     Reset,
     /// Closes the connection in the middle of the body.
     CutOff,
+    /// Sends half of the body and keeps the connection open.
+    HangInBody,
+    /// Sends so many bytes after the body.
+    Endless(usize),
 }
 
 impl Reply {
@@ -109,6 +116,16 @@ impl Reply {
         Self { fault: Some(Fault::CutOff), ..self }
     }
 
+    /// This answer, but it never comes to its end.
+    pub fn hang_in_body(self) -> Self {
+        Self { fault: Some(Fault::HangInBody), ..self }
+    }
+
+    /// This answer with so many further bytes.
+    pub fn followed_by(self, bytes: usize) -> Self {
+        Self { fault: Some(Fault::Endless(bytes)), ..self }
+    }
+
     pub fn after(self, after: Duration) -> Self {
         Self { after, ..self }
     }
@@ -125,6 +142,7 @@ type Behaviour = Arc<dyn Fn(&Call) -> Reply + Send + Sync>;
 pub struct KeyApi {
     address: SocketAddr,
     shared: Arc<Shared>,
+    up: watch::Sender<bool>,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
@@ -136,6 +154,8 @@ struct Shared {
     in_flight: AtomicUsize,
     most_in_flight: AtomicUsize,
     stalls: Mutex<Vec<(Instant, Instant)>>,
+    /// Bytes that followed answers.
+    surplus: AtomicUsize,
 }
 
 impl KeyApi {
@@ -150,15 +170,17 @@ impl KeyApi {
             in_flight: AtomicUsize::new(0),
             most_in_flight: AtomicUsize::new(0),
             stalls: Mutex::default(),
+            surplus: AtomicUsize::new(0),
         });
+        let (up, is_up) = watch::channel(true);
         let stop = CancellationToken::new();
         let (seen, until) = (Arc::clone(&shared), stop.clone());
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(until.run_until_cancelled(serve(listener, seen)));
+            runtime.block_on(until.run_until_cancelled(serve(listener, is_up, seen)));
         });
-        Self { address, shared, stop, thread: Some(thread) }
+        Self { address, shared, up, stop, thread: Some(thread) }
     }
 
     /// Answers every call with the key `N-<legacy key>`.
@@ -169,6 +191,25 @@ impl KeyApi {
     /// Behaves differently from here on.
     pub fn change(&self, behaviour: impl Fn(&Call) -> Reply + Send + Sync + 'static) {
         *locked(&self.shared.behaviour) = Arc::new(behaviour);
+    }
+
+    /// Cuts all connections and refuses new ones; its port stays its own.
+    pub fn go_down(&self) {
+        self.up.send_replace(false);
+        self.wait_until_reachable(false);
+    }
+
+    pub fn come_back(&self) {
+        self.up.send_replace(true);
+        self.wait_until_reachable(true);
+    }
+
+    fn wait_until_reachable(&self, wanted: bool) {
+        let given_up = Instant::now() + Duration::from_secs(10);
+        while std::net::TcpStream::connect(self.address).is_ok() != wanted {
+            assert!(Instant::now() < given_up, "the key API does not change");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -199,6 +240,11 @@ impl KeyApi {
         locked(&self.shared.stalls).clone()
     }
 
+    /// How many bytes were taken off the answers that are followed by more than belongs to them.
+    pub fn surplus(&self) -> usize {
+        self.shared.surplus.load(Ordering::SeqCst)
+    }
+
     /// The most calls that were under way at once.
     pub fn most_in_flight(&self) -> usize {
         self.shared.most_in_flight.load(Ordering::SeqCst)
@@ -217,12 +263,30 @@ impl Drop for KeyApi {
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let listener = tokio::net::TcpListener::from_std(listener).expect("a runtime");
+async fn serve(listener: TcpListener, mut up: watch::Receiver<bool>, shared: Arc<Shared>) {
+    let address = listener.local_addr().expect("an address");
+    let mut listener = tokio::net::TcpListener::from_std(listener).expect("a runtime");
     tokio::spawn(watch_for_stalls(Arc::clone(&shared)));
     loop {
-        let (stream, _) = listener.accept().await.expect("a connection");
-        tokio::spawn(converse(stream, Arc::clone(&shared)));
+        let mut conversations = JoinSet::new();
+        let accept = async {
+            loop {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                conversations.spawn(converse(stream, Arc::clone(&shared)));
+            }
+        };
+        tokio::select! {
+            () = accept => {}
+            change = up.wait_for(|up| !*up) => drop(change.expect("the key API")),
+        }
+        conversations.shutdown().await;
+        drop(listener);
+        // Bound without listening: nobody else gets the port, and connections are refused.
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("an option");
+        socket.bind(address).expect("the port is still free");
+        up.wait_for(|up| *up).await.expect("the key API");
+        listener = socket.listen(1024).expect("a port of our own");
     }
 }
 
@@ -265,9 +329,10 @@ impl fmt::Display for ResetConnection {
 
 impl std::error::Error for ResetConnection {}
 
-type Body = http_body_util::combinators::BoxBody<Bytes, io::Error>;
+type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
+type Parts = Pin<Box<dyn Stream<Item = io::Result<Frame<Bytes>>> + Send>>;
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Result<Response<Body>, ResetConnection> {
+async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, ResetConnection> {
     let call = shared.note(&request);
     let _open = Open::enter(shared);
     let behaviour = Arc::clone(&locked(&shared.behaviour));
@@ -275,23 +340,37 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Result<Response<
     if !reply.after.is_zero() {
         tokio::time::sleep(reply.after).await;
     }
-    let mut parts: Vec<io::Result<Frame<Bytes>>> = Vec::new();
-    let length = reply.body.len();
-    match reply.fault {
-        Some(Fault::Hang) => pending().await,
-        Some(Fault::Reset) => return Err(ResetConnection),
-        Some(Fault::CutOff) => {
-            parts.push(Ok(Frame::data(reply.body[..length / 2].to_vec().into())));
-            parts.push(Err(io::Error::other("cut off")));
-        }
-        None => parts.push(Ok(Frame::data(reply.body.into()))),
-    }
-    let mut response = Response::builder().status(reply.status).header("content-length", length);
+    let mut response = Response::builder().status(reply.status);
     for (name, value) in reply.headers {
         response = response.header(name, value);
     }
-    let body = StreamBody::new(stream::iter(parts));
-    Ok(response.body(BodyExt::boxed(body)).expect("a valid answer"))
+    let length = reply.body.len();
+    let half = part(reply.body[..length / 2].to_vec());
+    let parts: Parts = match reply.fault {
+        Some(Fault::Hang) => pending().await,
+        Some(Fault::Reset) => return Err(ResetConnection),
+        Some(Fault::CutOff) => Box::pin(half.chain(stream::iter([Err(io::Error::other("cut off"))]))),
+        Some(Fault::HangInBody) => Box::pin(half.chain(stream::pending())),
+        Some(Fault::Endless(bytes)) => Box::pin(part(reply.body).chain(padding(bytes, Arc::clone(shared)))),
+        None => Box::pin(part(reply.body)),
+    };
+    if !matches!(reply.fault, Some(Fault::Endless(_))) {
+        response = response.header("content-length", length);
+    }
+    Ok(response.body(BodyExt::boxed_unsync(StreamBody::new(parts))).expect("a valid answer"))
+}
+
+fn part(bytes: Vec<u8>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send {
+    stream::iter([Ok(Frame::data(bytes.into()))])
+}
+
+/// Bytes that are made and counted when they are taken.
+fn padding(bytes: usize, shared: Arc<Shared>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send {
+    const PIECE: &[u8] = &[b' '; 64 * 1024];
+    stream::iter(0..bytes / PIECE.len()).map(move |_| {
+        shared.surplus.fetch_add(PIECE.len(), Ordering::SeqCst);
+        Ok(Frame::data(Bytes::from_static(PIECE)))
+    })
 }
 
 impl Shared {

@@ -19,10 +19,14 @@ const COMMAND: &str = "backfill --tps 50 --chunk 30";
 /// A window at whose end or beginning the machine was too busy to tell when a call arrived tells
 /// nothing; there may be few of those.
 fn expect_ceiling(api: &KeyApi, calls: &[Call]) {
+    expect_ceiling_of(TPS, api, calls);
+}
+
+fn expect_ceiling_of(tps: usize, api: &KeyApi, calls: &[Call]) {
     let stalls = api.stalls();
     let is_stalled = |at: Instant| stalls.iter().any(|(from, to)| *from <= at && at <= *to + AFTER_A_STALL);
     for seconds in [1, 2, 5] {
-        let ceiling = usize::try_from(seconds).expect("small") * TPS + 1;
+        let ceiling = usize::try_from(seconds).expect("small") * tps + (tps / 100).max(1);
         let (mut told, mut silent) = (0, 0);
         for window in calls.windows(ceiling + 1) {
             if is_stalled(window[0].at) || is_stalled(window[ceiling].at) {
@@ -31,12 +35,15 @@ fn expect_ceiling(api: &KeyApi, calls: &[Call]) {
             }
             told += 1;
             let span = window[ceiling].at - window[0].at;
-            let gaps: Vec<_> = window.windows(2).map(|pair| (pair[1].at - pair[0].at).as_millis()).collect();
+            let gaps = || -> Vec<_> {
+                window.windows(2).map(|pair| (pair[1].at - pair[0].at).as_millis()).collect()
+            };
             assert!(
                 span > Duration::from_secs(seconds),
-                "{} calls within {span:?} from call {}; milliseconds between them: {gaps:?}",
+                "{} calls within {span:?} from call {}; milliseconds between them: {:?}",
                 ceiling + 1,
-                window[0].number
+                window[0].number,
+                gaps()
             );
         }
         assert!(silent <= told / 2, "this machine is too busy for a measurement: {silent} of {told} windows");
@@ -173,4 +180,100 @@ async fn timing_retry_after_as_a_date_stops_all_calls() {
         jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&at).expect("a date")
     };
     paused_by(date, 1.9).await;
+}
+
+/// How long each of the three runs of [`matrix`] is measured.
+const SEGMENT: Duration = Duration::from_secs(6);
+/// Where the processors are idle for less than this share, the machine is the limit, not the pacer.
+const ENOUGH_IDLE: f64 = 0.2;
+
+/// 300 ms, one call of a hundred takes two seconds, two of a hundred have to be made again.
+fn uneven(call: &Call) -> Reply {
+    let latency = Duration::from_millis(if call.number % 100 == 3 { 2000 } else { 300 });
+    let reply = if call.number % 50 == 7 { Reply::empty(500) } else { Reply::found(call) };
+    reply.after(latency)
+}
+
+/// One run, from its first call on for [`SEGMENT`].
+struct Segment {
+    calls: Vec<Call>,
+    /// The share of this machine's time that nobody used meanwhile.
+    idle: f64,
+}
+
+async fn segment(bench: &Bench, api: &KeyApi, tps: usize, end: impl AsyncFn(Running)) -> Segment {
+    let before = api.count();
+    let run = bench.program(&format!("backfill --tps {tps}")).spawn();
+    wait_for("the first call", async || api.count() > before).await;
+    let until = api.calls()[before].at + SEGMENT;
+    let (idle, total) = processor_time();
+    tokio::time::sleep_until(until.into()).await;
+    let (idle_then, total_then) = processor_time();
+    end(run).await;
+    let calls = api.calls().into_iter().skip(before).filter(|call| call.at <= until).collect();
+    Segment { calls, idle: (idle_then - idle) / (total_then - total) }
+}
+
+/// How long the processors of this machine were idle since its start, and how long in all.
+fn processor_time() -> (f64, f64) {
+    let text = std::fs::read_to_string("/proc/stat").expect("the times of the processors");
+    let line = text.lines().next().expect("their sum");
+    let times: Vec<f64> =
+        line.split_whitespace().skip(1).take(8).map(|time| time.parse().expect("a number")).collect();
+    // Idle, and idle but for the disk.
+    (times[3] + times[4], times.iter().sum())
+}
+
+/// The share of the allowed calls that was used, and the longest gaps in milliseconds with when
+/// they began.
+fn usage(tps: usize, calls: &[Call]) -> (f64, Vec<(u128, u128)>) {
+    let (first, last) = (calls[0].at, calls[calls.len() - 1].at);
+    let number = |count: usize| f64::from(u32::try_from(count).expect("small"));
+    let mut gaps: Vec<_> = calls
+        .windows(2)
+        .map(|pair| ((pair[1].at - pair[0].at).as_millis(), (pair[0].at - first).as_millis()))
+        .collect();
+    gaps.sort_unstable_by(|one, other| other.cmp(one));
+    gaps.truncate(10);
+    // The last interval is not over when the last call leaves.
+    (number(calls.len()) / (last - first).as_secs_f64() / number(tps), gaps)
+}
+
+/// A run that is interrupted, one that is killed, and one that takes over from it.
+async fn matrix(tps: usize) {
+    let documents = tps * 3 * (usize::try_from(SEGMENT.as_secs()).expect("small") + 2) + 20;
+    let bench = Bench::with_docs(i32::try_from(documents).expect("small")).await;
+    let api = KeyApi::start(uneven);
+    bench.configure(&bench.config(&api));
+    let stopped = async |run: Running, signal, exit| {
+        run.signal(signal);
+        run.finish().await.expect_exit(exit);
+    };
+    let segments = [
+        segment(&bench, &api, tps, async |run| stopped(run, Signal::Interrupt, 130).await).await,
+        segment(&bench, &api, tps, async |run| run.kill()).await,
+        segment(&bench, &api, tps, async |run| stopped(run, Signal::Terminate, 143).await).await,
+    ];
+    assert!(bench.filled().await < u64::try_from(documents).expect("small"), "there was work to the end");
+    let used = segments.map(|segment| (usage(tps, &segment.calls), segment.idle));
+    for ((share, gaps), idle) in &used {
+        let least = if *idle > ENOUGH_IDLE { 0.99 } else { 0.8 };
+        assert!(*share >= least, "{share} used at {tps} TPS, idle {idle}; longest gaps, and when: {gaps:?}");
+    }
+    expect_ceiling_of(tps, &api, &api.calls());
+}
+
+#[tokio::test]
+async fn timing_the_ceiling_of_one_and_of_ten_calls_a_second() {
+    tokio::join!(matrix(1), matrix(10));
+}
+
+#[tokio::test]
+async fn timing_the_ceiling_of_two_hundred_calls_a_second() {
+    matrix(200).await;
+}
+
+#[tokio::test]
+async fn timing_the_ceiling_of_a_thousand_calls_a_second() {
+    matrix(1000).await;
 }

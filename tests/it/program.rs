@@ -90,6 +90,14 @@ impl Running {
         self.child.try_wait().expect("the state of a child").is_none()
     }
 
+    /// The most memory that it had so far, in bytes; `None` where it has ended.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some(kibibytes * 1024)
+    }
+
     /// What it wrote to stderr so far.
     pub fn stderr(&self) -> String {
         read(&self.output.with_extension("err"))

@@ -1,0 +1,141 @@
+//! A replica set of three members for one test: each can be asked by itself, stepped down, frozen
+//! and killed.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongodb::{Client, Database};
+
+use crate::harness::{connect, wait_for};
+
+/// Prints the URI, then waits until its input is closed, which the death of the test does too.
+const PRINT_AND_WAIT: &str = "echo \"$MONGODB_URI\"; cat >/dev/null";
+
+/// The set. Dropping it removes it.
+pub struct ThreeNodes {
+    script: Child,
+    pub uri: String,
+    pub members: Vec<Member>,
+}
+
+/// One member, asked directly.
+pub struct Member {
+    pub host: String,
+    client: Client,
+    pid: i64,
+}
+
+impl ThreeNodes {
+    pub async fn start() -> Self {
+        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/mongod"))
+            .args(["run", "--nodes", "3", "--cache-gb", "0.25", "--election-ms", "2000"])
+            .args(["--", "sh", "-c", PRINT_AND_WAIT])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the script starts");
+        let mut uri = String::new();
+        let stdout = script.stdout.as_mut().expect("its output");
+        BufReader::new(stdout).read_line(&mut uri).expect("the URI");
+        let uri = uri.trim().to_owned();
+        let hosts = uri.strip_prefix("mongodb://").expect("a replica set").split('/').next();
+        let mut members = Vec::new();
+        for host in hosts.expect("hosts").split(',') {
+            members.push(Member::open(host).await);
+        }
+        Self { script, uri, members }
+    }
+
+    /// The member that takes writes; waits for one.
+    pub async fn primary(&self) -> &Member {
+        let mut found = None;
+        wait_for("a primary", async || {
+            for member in &self.members {
+                if member.is_primary().await {
+                    found = Some(member);
+                }
+            }
+            found.is_some()
+        })
+        .await;
+        found.expect("a primary")
+    }
+
+    /// The two others.
+    pub async fn secondaries(&self) -> Vec<&Member> {
+        let primary = self.primary().await;
+        self.members.iter().filter(|member| member.host != primary.host).collect()
+    }
+
+    /// Lets another member become the primary; returns when there is one.
+    pub async fn step_down(&self) {
+        let primary = self.primary().await;
+        let command = doc! {"replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 2};
+        primary.admin().run_command(command).await.expect("stepped down");
+        wait_for("another primary", async || self.primary().await.host != primary.host).await;
+    }
+}
+
+impl Drop for ThreeNodes {
+    fn drop(&mut self) {
+        drop(self.script.stdin.take());
+        // Frozen members are killed like the others.
+        let ended = self.script.wait();
+        if !std::thread::panicking() {
+            ended.expect("the script ended");
+        }
+    }
+}
+
+impl Member {
+    async fn open(host: &str) -> Self {
+        let options = "directConnection=true&serverSelectionTimeoutMS=1000&connectTimeoutMS=1000";
+        let client = connect(&format!("mongodb://{host}/?{options}")).await;
+        let status = client.database("admin").run_command(doc! {"serverStatus": 1}).await.expect("a status");
+        Self { host: host.to_owned(), pid: status.get_i64("pid").expect("a process id"), client }
+    }
+
+    pub fn admin(&self) -> Database {
+        self.client.database("admin")
+    }
+
+    pub fn database(&self, name: &str) -> Database {
+        self.client.database(name)
+    }
+
+    async fn is_primary(&self) -> bool {
+        let asked = self.admin();
+        let hello = tokio::time::timeout(Duration::from_secs(1), asked.run_command(doc! {"hello": 1})).await;
+        hello.is_ok_and(|hello| {
+            hello.is_ok_and(|hello| hello.get_bool("isWritablePrimary").is_ok_and(|is| is))
+        })
+    }
+
+    /// Sets a fail point for as long as the set lives.
+    pub async fn fail_point(&self, name: &str, data: Document) {
+        let command = doc! {"configureFailPoint": name, "mode": "alwaysOn", "data": data};
+        self.admin().run_command(command).await.expect("the fail point is set");
+    }
+
+    /// `kill -9`.
+    pub fn kill(&self) {
+        self.signal("-KILL");
+    }
+
+    /// Neither answers nor closes a connection until it is thawed.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.pid.to_string()]).status().expect("kill exists");
+        assert!(sent.success(), "the signal was not sent");
+    }
+}

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use crate::event::Events;
 
 const SIGINT: u8 = 2;
-const SIGTERM: u8 = 15;
+/// Also the end that live control asks for.
+pub(crate) const SIGTERM: u8 = 15;
 
 /// The first signal that was received.
 #[derive(Debug, Default)]

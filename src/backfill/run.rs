@@ -14,9 +14,10 @@ use super::plan::{Options, Plan, prepare};
 use super::summary::Report;
 use super::worker::Worker;
 use crate::Context;
-use crate::error::{Result, joined};
+use crate::error::{Class, Error, Result, joined};
 use crate::job::{Job, JobState, store};
 use crate::report::outcome::Outcome;
+use crate::signals::SIGTERM;
 
 /// Runs the command.
 ///
@@ -36,7 +37,11 @@ pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
             return finish(context, &plan, report, started).await;
         }
     }
-    let (report, started) = all_workers(context, &plan, options).await?;
+    let (mut report, mut started) = all_workers(context, &plan, options).await?;
+    if report.was_left_alone && report.state == JobState::Completed && !context.stop.is_cancelled() {
+        // Nobody is left to join: now the job is ours.
+        (report, started) = all_workers(context, &plan, &Options { join: false, ..options.clone() }).await?;
+    }
     finish(context, &plan, report, started).await
 }
 
@@ -133,7 +138,14 @@ async fn finish(context: &Context, plan: &Plan, mut report: Report, started: Ins
     }
     Ok(match report.state {
         JobState::Interrupted => {
-            let error = context.interrupted("interrupted; everything answered is written");
+            let error = if context.stop.is_cancelled() {
+                context.interrupted("interrupted; everything answered is written")
+            } else {
+                Error::new(
+                    Class::Interrupted(SIGTERM),
+                    "stopped by live control; everything answered is written",
+                )
+            };
             Outcome::failed(json, text, error.hint("start the same command again to go on"))
         }
         JobState::Incomplete => Outcome::not_reached(json, text),

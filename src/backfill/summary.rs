@@ -25,6 +25,9 @@ pub struct Report {
     pub limits: Vec<(&'static str, f64)>,
     /// Documents with what became of them, where that was asked for.
     pub recorded: Vec<Recorded>,
+    /// Whether the worker joined somebody who was gone before he had given
+    /// anything away.
+    pub was_left_alone: bool,
 }
 
 impl Report {
@@ -37,6 +40,7 @@ impl Report {
             api: Api::default(),
             limits: Vec::new(),
             recorded: Vec::new(),
+            was_left_alone: false,
         }
     }
 
@@ -131,6 +135,7 @@ mod tests {
             api: Api { calls: filled, ..Api::default() },
             limits,
             recorded: Vec::new(),
+            was_left_alone: false,
         }
     }
 

@@ -20,7 +20,7 @@ use super::steer::{LiveSettings, Steering, watch_health};
 use super::summary::Report;
 use crate::Context;
 use crate::error::{Error, Result, joined};
-use crate::job::crew::Crew;
+use crate::job::crew::{Crew, News};
 use crate::job::{Job, JobState, Role};
 use crate::key_api::client::Client;
 use crate::key_map::KeyMap;
@@ -159,7 +159,9 @@ impl Worker {
         for collection in &self.plan.collections {
             self.engine.documents_mut().candidates += collection.count().await?;
         }
-        loop {
+        // Who joins has nothing to do before he is given a share.
+        let mut has_work = *self.job.role() == Role::Runner || self.gets_more().await?;
+        while has_work {
             self.crew.set_done(false);
             self.crew.ownership.take_gained();
             self.all_targets().await?;
@@ -168,35 +170,43 @@ impl Worker {
                 return Ok(());
             }
             self.engine.finish().await?;
-            if !self.gets_more().await? {
-                return Ok(());
-            }
+            has_work = self.gets_more().await?;
         }
+        Ok(())
     }
 
     /// Waits until the other workers leave this one a further share of the
     /// keys, or nothing is left to be had.
     async fn gets_more(&self) -> Result<bool> {
-        let mut news = self.crew.news();
-        if self.left() == 0 || (!news.borrow().shared && news.borrow().others == 0) {
+        let news = self.crew.news();
+        let is_alone = {
+            let now = news.borrow();
+            *self.job.role() == Role::Runner && !now.shared && now.others == 0
+        };
+        if self.left() == 0 || is_alone {
             return Ok(false);
         }
         self.crew.set_done(true);
         loop {
             self.job.lease().valid().await?;
-            let now = news.borrow_and_update().clone();
-            let is_over = match self.job.role() {
-                Role::Runner => now.all_done || (!now.shared && now.others == 0),
-                Role::Joined(_) => now.nothing_left,
-            };
             if self.crew.ownership.has_gained() {
                 return Ok(true);
             }
-            if is_over || self.stop.is_cancelled() {
+            if self.is_over(&news.borrow()) || self.stop.is_cancelled() {
                 return Ok(false);
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Whether there is nothing to wait for any more. As long as another worker
+    /// has keys they may become ours: he may die.
+    fn is_over(&self, news: &News) -> bool {
+        let is_left_alone = match self.job.role() {
+            Role::Runner => news.others == 0,
+            Role::Joined(_) => !news.has_runner,
+        };
+        news.all_done || (news.is_known && !news.shared && is_left_alone)
     }
 
     /// Documents that may still be settled.
@@ -279,6 +289,7 @@ impl Worker {
             api: self.engine.api(),
             limits: self.engine.limits(),
             recorded: self.engine.take_recorded(),
+            was_left_alone: !self.crew.ownership.had_a_share() && !self.crew.news().borrow().all_done,
         };
         let left = self.job.finish(state, fields).await;
         (report, cleared.and(left))

@@ -31,8 +31,8 @@ pub struct News {
     pub is_known: bool,
     /// Whether others take part, so that calls go by the common timetable.
     pub shared: bool,
-    /// Whether every share is done or in the hands of another living worker.
-    pub nothing_left: bool,
+    /// Whether somebody holds the lease of the job.
+    pub has_runner: bool,
     /// Whether every share is done.
     pub all_done: bool,
     /// Whether anybody else is alive.
@@ -130,9 +130,10 @@ impl Trader {
     ) -> Result<()> {
         let living = living(document);
         let others = living.iter().filter(|name| **name != self.us).count();
+        let has_runner = living.contains(&runner_name(document.get_i64("fence").unwrap_or(0)));
         let is_shared = document.get_bool("shared").unwrap_or(false);
         if !is_shared && (self.role != Role::Runner || others == 0) {
-            self.news.send_replace(News { is_known: true, others, ..News::default() });
+            self.news.send_replace(News { is_known: true, has_runner, others, ..News::default() });
             return Ok(());
         }
         if let Some((budget, keep_to)) = shares.take() {
@@ -142,9 +143,8 @@ impl Trader {
             self.share().await?;
         }
         let owners = self.owners(document, &living);
-        let nothing_left = owners.iter().all(|owner| !matches!(owner, Owner::Us | Owner::Free(_)));
         let all_done = owners.iter().all(|owner| *owner == Owner::Done);
-        self.news.send_replace(News { is_known: true, shared: is_shared, nothing_left, all_done, others });
+        self.news.send_replace(News { is_known: true, shared: is_shared, has_runner, all_done, others });
         self.trade(&owners, active(document, &living)).await
     }
 

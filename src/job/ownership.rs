@@ -35,6 +35,7 @@ struct State {
     is_released: bool,
     /// Buckets came that the current pass may have read past.
     gained: bool,
+    had_a_share: bool,
 }
 
 impl Ownership {
@@ -45,6 +46,7 @@ impl Ownership {
             releasing: [false; BUCKETS],
             is_released: false,
             gained: false,
+            had_a_share: everything,
         }))
     }
 
@@ -64,6 +66,12 @@ impl Ownership {
         let mut state = self.state();
         buckets.iter().for_each(|bucket| state.owned[*bucket] = true);
         state.gained |= !buckets.is_empty();
+        state.had_a_share = true;
+    }
+
+    /// Whether there ever was a bucket of ours.
+    pub fn had_a_share(&self) -> bool {
+        self.state().had_a_share
     }
 
     /// Whether buckets came since this was last asked.

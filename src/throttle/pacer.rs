@@ -31,6 +31,9 @@ const BURST_SHARE_USED: f64 = 0.75;
 /// A timer is late by a millisecond or two. Whatever is made up beyond that only
 /// brings calls closer to the ceiling, where one delayed packet would break it.
 const MOST_MADE_UP: Duration = Duration::from_millis(3);
+/// The share of the allowed burst by which a reserved moment may be used late.
+/// A moment that passes is lost as a whole, hence more than for our own schedule.
+const LATE_SHARE: f64 = 0.6;
 /// How soon a reservation that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// No sleep is longer: the clock of the machine may be set meanwhile.
@@ -108,8 +111,17 @@ impl Controls {
 
     /// How far a late call may be made up for.
     fn slack(&self) -> Duration {
-        let burst = (self.tps.per_second() / 100.0).max(1.0);
-        self.period().mul_f64(burst * BURST_SHARE_USED).min(MOST_MADE_UP)
+        self.burst().mul_f64(BURST_SHARE_USED).min(MOST_MADE_UP)
+    }
+
+    /// How late a reserved moment may be used.
+    fn lateness(&self) -> Duration {
+        self.burst().mul_f64(LATE_SHARE)
+    }
+
+    /// The burst that the ceiling allows, in time.
+    fn burst(&self) -> Duration {
+        self.period().mul_f64((self.tps.per_second() / 100.0).max(1.0))
     }
 }
 
@@ -161,7 +173,7 @@ impl Reserved {
             self.period = period;
         }
         loop {
-            let oldest = Instant::now().checked_sub(controls.slack());
+            let oldest = Instant::now().checked_sub(controls.lateness());
             while self.moments.front().is_some_and(|moment| Some(*moment) < oldest) {
                 // Too late: by now the moment may be another worker's.
                 self.moments.pop_front();

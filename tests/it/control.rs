@@ -42,10 +42,14 @@ async fn a_pause_stops_all_calls_and_a_resume_lets_them_go_on() {
     assert!(asked.elapsed() < IN_TIME, "{:?}", asked.elapsed());
     run.finish().await.expect_exit(0);
     let entries = audit(&bench).await;
-    let told: Vec<_> = entries.iter().map(|entry| (entry.get_str("what"), entry.get_bool("to"))).collect();
-    assert_eq!(told, [(Ok("paused"), Ok(true)), (Ok("paused"), Ok(false))]);
+    let told: Vec<_> =
+        entries.iter().map(|entry| (entry.get_str("what").ok(), entry.get_bool("to").ok())).collect();
+    assert_eq!(told, [(Some("paused"), Some(true)), (Some("paused"), Some(false))]);
     assert!(entries.iter().all(|entry| entry.get_datetime("at").is_ok()), "{entries:?}");
-    assert!(entries.iter().all(|entry| entry.get_str("who").is_ok_and(|who| who.contains('@'))), "{entries:?}");
+    assert!(
+        entries.iter().all(|entry| entry.get_str("who").is_ok_and(|who| who.contains('@'))),
+        "{entries:?}"
+    );
 }
 
 #[tokio::test]
@@ -67,8 +71,8 @@ async fn a_pause_outlives_a_restart() {
 async fn another_rate_holds_at_once_and_is_written_down() {
     let (bench, api, run) = started(300, "--tps 2").await;
     let set = bench.run("control j set tps=200 chunk=50 concurrency=8").await.expect_exit(0);
-    assert_eq!(set.number("/changes/0/from"), 2);
-    assert_eq!(set.number("/changes/0/to"), 200);
+    let change = &set.json["changes"][0];
+    assert_eq!((change["from"].as_f64(), change["to"].as_f64()), (Some(2.0), Some(200.0)));
     let asked = Instant::now();
     wait_for("a faster rate", async || api.count() > 40).await;
     assert!(asked.elapsed() < IN_TIME + Duration::from_secs(1), "{:?}", asked.elapsed());

@@ -22,7 +22,7 @@ fn expect_ceiling(api: &KeyApi, calls: &[Call]) {
     expect_ceiling_of(TPS, api, calls);
 }
 
-fn expect_ceiling_of(tps: usize, api: &KeyApi, calls: &[Call]) {
+pub fn expect_ceiling_of(tps: usize, api: &KeyApi, calls: &[Call]) {
     let stalls = api.stalls();
     let is_stalled = |at: Instant| stalls.iter().any(|(from, to)| *from <= at && at <= *to + AFTER_A_STALL);
     for seconds in [1, 2, 5] {

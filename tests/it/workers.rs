@@ -16,9 +16,7 @@ fn quick(call: &Call) -> Reply {
 
 async fn bench(documents: i32, keys: i32) -> (Bench, KeyApi) {
     let bench = Bench::new().await;
-    bench
-        .insert((0..documents).map(|id| doc! {"_id": id, "legacyKey": format!("K{}", id % keys)}))
-        .await;
+    bench.insert((0..documents).map(|id| doc! {"_id": id, "legacyKey": format!("K{}", id % keys)})).await;
     bench.create_index().await;
     let api = KeyApi::start(quick);
     bench.configure(&bench.config(&api));
@@ -83,7 +81,7 @@ async fn timing_three_workers_keep_one_ceiling_and_use_it() {
     expect_all_settled(&bench, 3000, 3000).await;
     let calls = api.calls();
     assert_eq!(calls.len(), 3000);
-    expect_ceiling_of(200.0, &api, &calls);
+    expect_ceiling_of(200, &api, &calls);
     // From when all three had their share until nothing was left.
     let span = calls[2900].at - calls[600].at;
     let used = 2300.0 / (200.0 * span.as_secs_f64());
@@ -100,7 +98,8 @@ async fn a_killed_worker_loses_its_share_to_the_others() {
     wait_for("shares of the one who joined", async || {
         let job = bench.job(&job).await.expect("a job");
         let owners = job.get_document("buckets").cloned().unwrap_or_default();
-        owners.values().filter(|owner| owner.as_str().is_some_and(|owner| owner.starts_with('w'))).count() > 20
+        owners.values().filter(|owner| owner.as_str().is_some_and(|owner| owner.starts_with('w'))).count()
+            > 20
     })
     .await;
     let before = api.count();

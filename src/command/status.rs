@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::Context;
 use crate::error::{Error, Result};
-use crate::job::holder::Holder;
+use crate::job::running::is_running;
 use crate::job::store;
 use crate::report::outcome::Outcome;
 
@@ -34,13 +34,6 @@ fn job_json(job: Document) -> Value {
     let mut value = Bson::Document(job).into_relaxed_extjson();
     value["running_now"] = json!(runs_now);
     value
-}
-
-/// Whether a living process holds the job, as far as its lease tells.
-fn is_running(job: &Document) -> bool {
-    let Ok(lease) = job.get_document("lease") else { return false };
-    let is_dead = store::holder_of(lease).is_some_and(|holder| holder.is_gone(&Holder::current()));
-    job.get_bool("lease_valid").unwrap_or(false) && !is_dead
 }
 
 fn job_text(job: &Document) -> String {

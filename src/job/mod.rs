@@ -6,6 +6,7 @@
 
 pub mod holder;
 pub mod lease;
+pub mod running;
 pub mod store;
 
 pub use lease::Lease;

@@ -5,6 +5,7 @@
 
 pub mod catalog;
 pub mod command;
+pub mod flags;
 pub mod index;
 pub mod operation;
 pub mod preflight;

@@ -4,3 +4,4 @@
 pub mod json;
 pub mod outcome;
 pub mod progress;
+pub mod terminal;

@@ -7,6 +7,7 @@
 pub mod asker;
 pub mod counts;
 pub mod engine;
+pub mod from_key_map;
 pub mod guard;
 pub mod reader;
 pub mod run;

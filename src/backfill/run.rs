@@ -62,6 +62,8 @@ pub struct Options {
     pub dry_run: bool,
     /// Go on without the partial index.
     pub allow_collection_scan: bool,
+    /// Fill from the key map alone, within the database.
+    pub from_key_map: bool,
 }
 
 /// Everything decided before the job starts.
@@ -83,6 +85,9 @@ struct Plan {
 /// Usage errors and refusals; what happens after the job has started is part
 /// of the outcome.
 pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
+    if options.from_key_map && !options.dry_run {
+        return super::from_key_map::run(context, options).await;
+    }
     let plan = context.unless_interrupted(prepare(&context.mongo, &context.settings, options)).await?;
     if options.dry_run {
         return context.unless_interrupted(dry_run(&plan)).await;
@@ -152,7 +157,7 @@ pub fn default_job(targets: &[Target]) -> String {
 }
 
 /// What the job does, as opposed to how fast.
-fn identity(targets: &[Target], api: &KeyApi) -> Document {
+pub(crate) fn identity(targets: &[Target], api: &KeyApi) -> Document {
     let targets: Vec<Bson> = targets
         .iter()
         .map(|target| {

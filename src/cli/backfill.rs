@@ -39,6 +39,12 @@ pub struct BackfillArgs {
     /// Go on without the partial index, scanning the collection for every chunk.
     #[arg(long)]
     pub allow_collection_scan: bool,
+    /// Fill what the key map knows, within the database and without a single call.
+    ///
+    /// Documents whose key is not in the key map stay candidates, and no flag is
+    /// written: a backfill without this option does the rest.
+    #[arg(long)]
+    pub from_key_map: bool,
     /// Name of the job [default: backfill- and the collections].
     #[arg(long, value_name = "NAME")]
     pub job: Option<String>,
@@ -61,6 +67,7 @@ impl BackfillArgs {
             limit: self.limit,
             dry_run: self.dry_run,
             allow_collection_scan: self.allow_collection_scan,
+            from_key_map: self.from_key_map,
         }
     }
 }

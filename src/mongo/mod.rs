@@ -5,6 +5,7 @@
 
 pub mod catalog;
 pub mod command;
+pub mod fill;
 pub mod flags;
 pub mod index;
 pub mod operation;

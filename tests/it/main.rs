@@ -16,6 +16,8 @@ mod command_line;
 mod config;
 mod fail_points;
 mod fields;
+mod from_key_map;
+mod from_key_map_kill;
 mod goodbooks;
 mod guard;
 mod harness;

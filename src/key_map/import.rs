@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
 use bson::oid::ObjectId;
-use bson::{DateTime, Document, doc};
+use bson::{Bson, DateTime, Document, doc};
 
 use super::dump::Record;
-use super::{Answer, Entry, KeyMap, Origin, Remembered, only_duplicates};
+use super::{Answer, DUPLICATE_KEY, Entry, KeyMap, Origin, Remembered};
 use crate::error::{Error, Result};
 use crate::mongo::command::retrying;
+use crate::mongo::index::whole_number;
 use crate::mongo::{majority_document, sink};
 
 /// Records that somebody else writes at the same moment are looked up again.
@@ -52,6 +53,8 @@ pub enum Fate {
     Contradicted(String),
     /// The map says something else.
     Conflict(String),
+    /// The new key stands for another legacy key, which must not be.
+    Shared(String),
 }
 
 /// An import under way.
@@ -112,9 +115,14 @@ impl Import {
             .into_iter()
             .map(|entry| (entry.legacy_key.clone(), entry))
             .collect();
+        let owners = self.owners(records, open).await?;
         let (mut inserts, mut updates) = (Vec::new(), Vec::new());
         for index in open {
             let record = &records[*index];
+            if let Some(fate) = shared(&record.record, &owners) {
+                fates[*index] = Some(fate);
+                continue;
+            }
             match step(record, known.get(&record.record.legacy_key), self.run, self.manner.replace) {
                 Step::Settled(fate) => fates[*index] = Some(fate),
                 Step::Insert if self.manner.dry_run => fates[*index] = Some(Fate::Imported),
@@ -123,12 +131,27 @@ impl Import {
                 Step::Update(fate) => updates.push((*index, fate)),
             }
         }
+        // A new key that somebody else has by now is seen in the next round.
+        let refused = self.update(records, &updates).await?;
+        for (position, (index, fate)) in updates.into_iter().enumerate() {
+            if !refused.contains(&position) {
+                fates[index] = Some(fate);
+            }
+        }
         if self.insert(records, &inserts).await? {
             inserts.iter().for_each(|index| fates[*index] = Some(Fate::Imported));
         }
-        self.update(records, &updates).await?;
-        updates.into_iter().for_each(|(index, fate)| fates[index] = Some(fate));
         Ok(())
+    }
+
+    /// Who has the new keys of these records, where no two may share one.
+    async fn owners(&self, records: &[Numbered], open: &[usize]) -> Result<HashMap<String, String>> {
+        if !self.key_map.unique {
+            return Ok(HashMap::new());
+        }
+        let new_keys: Vec<&str> =
+            open.iter().filter_map(|index| records[*index].record.answer.new_key()).collect();
+        self.key_map.owners(&new_keys).await
     }
 
     /// Settles records that repeat or contradict an earlier line.
@@ -140,7 +163,7 @@ impl Import {
             let fate = match first.get(key) {
                 Some(earlier) if earlier.record.answer == record.record.answer => Some(Fate::Known),
                 Some(earlier) => Some(contradicted(Some(earlier.line))),
-                None if self.manner.dry_run => self.seen.compare(&record.record),
+                None if self.manner.dry_run => self.seen.compare(&record.record, self.key_map.unique),
                 None => None,
             };
             first.entry(key).or_insert(record);
@@ -156,21 +179,14 @@ impl Import {
         }
         let now = DateTime::now();
         let entries: Vec<Entry> = inserts.iter().map(|index| self.entry(&records[*index], now)).collect();
-        retrying("writing the key map", || {
-            let insert = self.key_map.entries.insert_many(&entries).ordered(false);
-            async move {
-                match insert.await {
-                    Err(error) if only_duplicates(&error) => Ok(false),
-                    result => result.map(|_| true),
-                }
-            }
-        })
-        .await
+        self.key_map.insert_entries(&entries).await
     }
 
-    async fn update(&self, records: &[Numbered], updates: &[(usize, Fate)]) -> Result<()> {
+    /// Replaces or marks entries; gives back the positions of those that were
+    /// refused for a new key that is not unique.
+    async fn update(&self, records: &[Numbered], updates: &[(usize, Fate)]) -> Result<Vec<usize>> {
         if updates.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let now = DateTime::now();
         let statements: Vec<Document> = updates
@@ -194,12 +210,15 @@ impl Import {
             }
         })
         .await?;
-        match reply.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
-            None => Ok(()),
-            Some(error) => {
-                Err(Error::stopped(format!("an answer of the key map could not be replaced: {error}")))
-            }
-        }
+        let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+        errors
+            .iter()
+            .filter_map(Bson::as_document)
+            .map(|error| match (error.get_i32("code"), error.get("index").and_then(whole_number)) {
+                (Ok(DUPLICATE_KEY), Some(index)) => Ok(usize::try_from(index).unwrap_or(usize::MAX)),
+                _ => Err(Error::stopped(format!("an answer of the key map could not be replaced: {error}"))),
+            })
+            .collect()
     }
 
     /// An entry that says the same is only marked, so that a later line which
@@ -253,6 +272,13 @@ fn step(record: &Numbered, entry: Option<&Entry>, run: ObjectId, replace: bool) 
     }
 }
 
+/// Whether another legacy key has the new key of a record. Pure.
+fn shared(record: &Record, owners: &HashMap<String, String>) -> Option<Fate> {
+    let owner = owners.get(record.answer.new_key()?)?;
+    (*owner != record.legacy_key)
+        .then(|| Fate::Shared(format!("the new key stands for the legacy key {owner:?} already")))
+}
+
 fn said(entry: &Entry) -> String {
     match &entry.new_key {
         Some(key) => format!("the new key {key:?}"),
@@ -271,22 +297,33 @@ fn contradicted(line: Option<u64>) -> Fate {
 struct Seen {
     hasher: RandomState,
     answers: HashMap<u64, u64>,
+    /// The new keys with their legacy keys, where no two may share one.
+    owners: HashMap<u64, u64>,
     is_full: bool,
 }
 
 impl Seen {
-    fn compare(&mut self, record: &Record) -> Option<Fate> {
+    fn compare(&mut self, record: &Record, unique: bool) -> Option<Fate> {
         let key = self.hasher.hash_one(&record.legacy_key);
-        let answer = self.hasher.hash_one(match &record.answer {
-            Answer::Found(key) => ("found", key.as_str()),
-            negative => (negative.outcome().as_str(), ""),
-        });
+        let answer = self.hasher.hash_one((record.answer.outcome().as_str(), record.answer.new_key()));
         match self.answers.get(&key) {
             Some(earlier) if *earlier == answer => return Some(Fate::Known),
             Some(_) => return Some(contradicted(None)),
-            None if self.answers.len() < MOST_SEEN => drop(self.answers.insert(key, answer)),
-            None => self.is_full = true,
+            None => {}
         }
+        if self.answers.len() + self.owners.len() >= MOST_SEEN {
+            self.is_full = true;
+            return None;
+        }
+        if let (true, Answer::Found(_)) = (unique, &record.answer) {
+            if self.owners.get(&answer).is_some_and(|owner| *owner != key) {
+                return Some(Fate::Shared(
+                    "an earlier line has the same new key for another legacy key".into(),
+                ));
+            }
+            self.owners.insert(answer, key);
+        }
+        self.answers.insert(key, answer);
         None
     }
 }

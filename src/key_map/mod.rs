@@ -5,11 +5,13 @@
 //! restarts. Answers that would lead to flags are *held* until the guard has
 //! judged enough of them; a guard that stops the job forgets them again.
 //!
-//! [`dump`] reads and writes files of keys, [`import`] takes them in, [`upkeep`]
-//! looks at the whole map.
+//! [`dump`] reads and writes files of keys, [`import`] takes them in, [`unique`]
+//! sees to it that no two legacy keys share a new one, [`upkeep`] looks at the
+//! whole map.
 
 pub mod dump;
 pub mod import;
+pub mod unique;
 pub mod upkeep;
 
 use std::collections::HashMap;
@@ -22,6 +24,7 @@ use mongodb::error::{Error as DriverError, ErrorKind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use self::unique::Conflict;
 use crate::config::file::{KeyApi, Method};
 use crate::config::template;
 use crate::config::values::Namespace;
@@ -140,12 +143,14 @@ impl StoredOutcome {
 pub struct KeyMap {
     entries: Collection<Entry>,
     job: String,
+    /// Whether one new key for two legacy keys is an error.
+    unique: bool,
 }
 
 impl KeyMap {
     /// The key map of an API, used by a job.
     pub fn open(mongo: &Mongo, api: &KeyApi, job: &str) -> Self {
-        Self { entries: mongo.state(&collection_name(api)), job: job.into() }
+        Self { entries: mongo.state(&collection_name(api)), job: job.into(), unique: api.unique_keys }
     }
 
     /// What is known about these keys.
@@ -170,22 +175,36 @@ impl KeyMap {
     }
 
     /// Remembers answers, durable on a majority. What is known already stays.
+    /// Gives back the answers that are not remembered because their new key
+    /// stands for another legacy key; there are none unless `unique_keys` is set
+    /// and the map was [prepared](Self::prepare).
     ///
     /// # Errors
     /// A stop where the key map can't be written.
-    pub async fn remember(&self, answers: &[(String, Remembered)]) -> Result<()> {
+    pub async fn remember(&self, answers: &[(String, Remembered)]) -> Result<Vec<Conflict>> {
         if answers.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
+        if self.unique {
+            return self.remember_unique(answers).await;
+        }
+        self.insert(answers.iter()).await.map(|_| Vec::new())
+    }
+
+    /// Inserts answers; false where some of them were refused as duplicates.
+    async fn insert(&self, answers: impl Iterator<Item = &(String, Remembered)>) -> Result<bool> {
         let now = DateTime::now();
-        let entries: Vec<Entry> =
-            answers.iter().map(|(key, remembered)| self.entry(key, remembered, now)).collect();
+        let entries: Vec<Entry> = answers.map(|(key, remembered)| self.entry(key, remembered, now)).collect();
+        self.insert_entries(&entries).await
+    }
+
+    async fn insert_entries(&self, entries: &[Entry]) -> Result<bool> {
         retrying("writing the key map", || {
-            let insert = self.entries.insert_many(&entries).ordered(false);
+            let insert = self.entries.insert_many(entries).ordered(false);
             async move {
                 match insert.await {
-                    Err(error) if only_duplicates(&error) => Ok(()),
-                    result => result.map(|_| ()),
+                    Err(error) if only_duplicates(&error) => Ok(false),
+                    result => result.map(|_| true),
                 }
             }
         })

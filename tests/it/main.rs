@@ -24,6 +24,7 @@ mod harness;
 mod identity;
 mod key_api;
 mod key_map;
+mod key_map_unique;
 mod pacing;
 mod plan_and_index;
 mod program;

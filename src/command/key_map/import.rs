@@ -43,6 +43,9 @@ pub(super) async fn run(context: &Context, args: &ImportArgs) -> Result<Outcome>
     let mut batches = read_ahead(&args.file, format(args)?, rules)?;
     // A header that is refused comes first, before anything is touched.
     let mut next = batches.recv().await.transpose()?;
+    if !args.dry_run {
+        key_map.prepare(&context.mongo).await?;
+    }
     let mut tally = Tally::new(args.rejects.as_deref())?;
     let mut import = Import::new(key_map.clone(), Manner { dry_run: args.dry_run, replace: args.replace });
     while let Some(rows) = next {
@@ -158,6 +161,7 @@ async fn take(import: &mut Import, rows: Vec<Row>, tally: &mut Tally) -> Result<
             }
             Fate::Contradicted(message) => ("contradiction", message),
             Fate::Conflict(message) => ("conflict", message),
+            Fate::Shared(message) => ("shared_new_key", message),
         };
         let answer = &row.record.answer;
         let shown = json!({

@@ -4,9 +4,11 @@ use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 
 use crate::cleansing::FailPoint;
+use crate::fail_points::{fail, named_uri};
 use crate::from_key_map::{FROM_KEY_MAP, UPDATES, collections, dump};
 use crate::harness::{Bench, DOCS, wait_for};
 use crate::key_api::KeyApi;
+use crate::program::Signal;
 
 fn job_name(bench: &Bench) -> String {
     format!("backfill-{}", bench.namespace(DOCS))
@@ -83,4 +85,49 @@ async fn what_a_killed_run_left_on_the_server_is_ended_first() {
     assert!(!runs(&zombie).await);
     updates.off(&bench).await;
     run.finish().await.expect_exit(0).expect_documents(&[("candidates", 50), ("filled", 50)]);
+}
+
+#[tokio::test]
+async fn elections_cut_connections_and_late_majorities_cost_nothing() {
+    for fault in [
+        doc! {"errorCode": 10107},
+        doc! {"closeConnection": true},
+        doc! {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}},
+    ] {
+        let bench = Bench::with_docs(60).await;
+        let api = KeyApi::finding();
+        bench.configure(&bench.config(&api).uri(&named_uri(&bench)));
+        bench.file("keys.csv", dump((1..=60).map(|id| format!("K{id}"))));
+        bench.run("key-map import keys.csv").await.expect_exit(0);
+        let mut data = doc! {"failCommands": ["aggregate"]};
+        data.extend(fault.clone());
+        let point = fail(&bench, doc! {"times": 8}, data).await;
+        let run = bench.run(FROM_KEY_MAP).await;
+        drop(point);
+        let run = run.expect_exit(0);
+        assert_eq!(run.number("/documents/candidates_left"), 0, "{fault}: {}", run.stdout);
+        assert_eq!(bench.filled().await, 60, "{fault}");
+        assert_eq!(collections(&bench).await, [DOCS], "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_termination_ends_between_two_ranges() {
+    let bench = Bench::with_docs(70_000).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    bench.file("keys.csv", dump((1..=70_000).map(|id| format!("K{id}"))));
+    bench.run("key-map import keys.csv").await.expect_exit(0);
+    let run = bench.program(FROM_KEY_MAP).spawn();
+    wait_for("keys", async || bench.filled().await > 0).await;
+    run.signal(Signal::Terminate);
+    let run = run.finish().await.expect_exit(143);
+    assert_eq!(run.text("/status"), "interrupted");
+    let filled = bench.filled().await;
+    assert!(filled < 70_000, "it did not stop");
+    assert_eq!(run.number("/documents/filled"), filled);
+    assert_eq!(run.number("/documents/candidates_left"), 70_000 - filled);
+    assert_eq!(collections(&bench).await, [DOCS]);
+    let run = bench.run(FROM_KEY_MAP).await.expect_exit(0);
+    assert_eq!(run.number("/job_totals/filled"), 70_000);
 }

@@ -228,7 +228,9 @@ async fn held_answers_are_not_exported_and_stdout_carries_one_thing() {
     let run = bench.run("key-map import keys.csv").await.expect_exit(0);
     let entries: Collection<Document> = bench.state.collection(run.text("/collection"));
     entries.update_one(doc! {"_id": "K3"}, doc! {"$set": {"held": true}}).await.expect("an update");
-    bench.run("key-map export").await.expect_exit(2);
+    for arguments in ["key-map export", "key-map export .", "key-map export /dev/null --format csv"] {
+        bench.run(arguments).await.expect_exit(2);
+    }
     bench.run("key-map export out.csv").await.expect_exit(0);
     assert_eq!(bench.read("out.csv"), "legacyKey,newKey,outcome\nK1,N1,found\nK2,,not_found\n");
     bench.run("key-map export out.jsonl --outcome not_found --held").await.expect_exit(0);

@@ -114,6 +114,9 @@ impl Unfinished {
         let name = wanted
             .file_name()
             .ok_or_else(|| Error::usage(format!("{} is no name of a file", wanted.display())))?;
+        if wanted.exists() && !wanted.is_file() {
+            return Err(Error::usage(format!("{} is no file that could be replaced", wanted.display())));
+        }
         let mut unfinished = name.to_owned();
         unfinished.push(format!(".{}.unfinished", std::process::id()));
         Ok(Self { path: wanted.with_file_name(unfinished) })

@@ -89,23 +89,23 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
     let settings = Settings::load(&overrides)?;
     let mongo = Mongo::connect(&settings.uri, &settings.state_database).await?;
     let context = Context { mongo, settings: Arc::new(settings), events, stop, signal };
-    let outcome = run_command(&context, &cli.command).await;
+    let outcome = run_command(&context, &cli.command, cli.global.output).await;
     // Connections that a stuck server keeps busy must not keep the result from the operator.
     let _late = tokio::time::timeout(CLOSING, context.mongo.close()).await;
     outcome
 }
 
-async fn run_command(context: &Context, command: &Command) -> Result<Outcome> {
+async fn run_command(context: &Context, command: &Command, format: Format) -> Result<Outcome> {
     match command {
         Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
         Command::Cleanse(args) => cleanse::run::run(context, args).await,
         // These keep nothing that would have to be saved.
-        other => context.unless_interrupted(look(context, other)).await,
+        other => context.unless_interrupted(look(context, other, format)).await,
     }
 }
 
 /// Commands that are no jobs.
-async fn look(context: &Context, command: &Command) -> Result<Outcome> {
+async fn look(context: &Context, command: &Command, format: Format) -> Result<Outcome> {
     match command {
         Command::Check(args) => command::check::run(context, args.target.as_deref()).await,
         Command::Index(args) => {
@@ -119,6 +119,8 @@ async fn look(context: &Context, command: &Command) -> Result<Outcome> {
         Command::Plan(args) => command::plan::run(context, args).await,
         Command::Status(args) => command::status::run(context, args).await,
         Command::Control(args) => command::control::run(context, args).await,
+        Command::KeyMap(args) => command::key_map::run(context, args, format).await,
+        Command::Retry(args) => command::retry::run(context, args).await,
         Command::Verify(args) => verify::run::run(context, args).await,
         // Handled elsewhere: the first two without a connection, the others as jobs.
         Command::Init(_) | Command::MockApi(_) | Command::Backfill(_) | Command::Cleanse(_) => {

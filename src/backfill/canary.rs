@@ -6,14 +6,14 @@ use super::summary::Report;
 use crate::Context;
 use crate::error::Result;
 use crate::job::JobState;
-use crate::report::ask;
+use crate::report::terminal;
 
 /// Makes sure that the question after the canary can be asked.
 ///
 /// # Errors
 /// A usage error without a terminal and without `--yes`.
 pub(super) fn check_question(options: &Options) -> Result<()> {
-    ask::check_terminal(options.yes, "--canary")
+    terminal::check_terminal(options.yes)
 }
 
 /// Shows what became of the documents and asks whether to go on.
@@ -42,5 +42,5 @@ pub(super) async fn goes_on(context: &Context, options: &Options, report: &Repor
         "{} filled, {} flagged, {} failed. Go on with the {left} candidates left?",
         documents.filled, documents.flagged, documents.failed
     );
-    context.unless_interrupted(ask::confirm(question)).await
+    context.unless_interrupted(terminal::ask(question)).await
 }

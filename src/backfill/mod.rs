@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod counts;
 pub mod engine;
 pub mod failures;
+pub mod from_key_map;
 pub mod guard;
 mod plan;
 pub mod reader;

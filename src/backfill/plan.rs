@@ -43,6 +43,8 @@ pub struct Options {
     pub dry_run: bool,
     /// Go on without the partial index.
     pub allow_collection_scan: bool,
+    /// Fill from the key map alone, within the database.
+    pub from_key_map: bool,
     /// Documents to do first, one by one for the operator to look at.
     pub canary: Option<u64>,
     /// Go on after the canary without asking.

@@ -25,6 +25,9 @@ use crate::signals::SIGTERM;
 /// Usage errors and refusals; what happens after the job has started is part
 /// of the outcome.
 pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
+    if options.from_key_map && !options.dry_run {
+        return super::from_key_map::run(context, options).await;
+    }
     let plan =
         Arc::new(context.unless_interrupted(prepare(&context.mongo, &context.settings, options)).await?);
     if options.dry_run {

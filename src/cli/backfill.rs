@@ -52,6 +52,12 @@ pub struct BackfillArgs {
     /// starts the job where nobody does.
     #[arg(long)]
     pub join: bool,
+    /// Fill what the key map knows, within the database and without a single call.
+    ///
+    /// Documents whose key is not in the key map stay candidates, and no flag is
+    /// written: a backfill without this option does the rest.
+    #[arg(long)]
+    pub from_key_map: bool,
     /// Name of the job [default: backfill- and the collections].
     #[arg(long, value_name = "NAME")]
     pub job: Option<String>,
@@ -78,6 +84,7 @@ impl BackfillArgs {
             yes: self.yes,
             workers: self.workers,
             join: self.join,
+            from_key_map: self.from_key_map,
         }
     }
 }

@@ -4,8 +4,10 @@ pub mod backfill;
 pub mod cleanse;
 pub mod control;
 pub mod index;
+pub mod key_map;
 pub mod mock_api;
 pub mod status;
+pub mod retry;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -100,6 +102,10 @@ pub enum Command {
     Plan(PlanArgs),
     /// Fill the new key into every document that lacks it.
     Backfill(backfill::BackfillArgs),
+    /// Clear flags, so that the next backfill asks again for what had no key.
+    Retry(retry::RetryArgs),
+    /// Take in, save, count or forget what is known about keys.
+    KeyMap(key_map::KeyMapArgs),
     /// Copy the valid documents of a collection to a new one.
     Cleanse(cleanse::CleanseArgs),
     /// Check that what should be there is there.
@@ -121,6 +127,8 @@ impl Command {
             Self::Index(_) => "index",
             Self::Plan(_) => "plan",
             Self::Backfill(_) => "backfill",
+            Self::Retry(_) => "retry",
+            Self::KeyMap(_) => "key-map",
             Self::Cleanse(_) => "cleanse",
             Self::Verify(_) => "verify",
             Self::Status(_) => "status",
@@ -136,8 +144,17 @@ impl Command {
             Self::Index(args) => Some(args.targets()),
             Self::Plan(args) => Some(&args.targets),
             Self::Backfill(args) => Some(&args.targets),
+            Self::Retry(args) => Some(&args.targets),
             Self::Verify(args) => Some(&args.targets),
             _ => None,
+        }
+    }
+
+    /// The key API that options describe.
+    fn api_url(&self) -> Option<String> {
+        match self {
+            Self::KeyMap(args) => args.api_url.clone(),
+            _ => self.target_options().and_then(|targets| targets.api_url.clone()),
         }
     }
 }
@@ -204,7 +221,7 @@ impl Cli {
         Overrides {
             config: self.global.config.clone(),
             uri: self.global.uri.as_ref().map(Secret::new),
-            api_url: targets.api_url,
+            api_url: self.command.api_url(),
             target: TargetOptions {
                 collection: targets.collection,
                 legacy_field: targets.legacy_field,
@@ -237,6 +254,10 @@ mod tests {
             "backfill --collection app.users --legacy-field a.b --api-url http://h/{key} --output json",
             "--output json cleanse --to users_v2 --dry-run",
             "verify --counts --sample 1000",
+            "retry --reason not_found --job j --target users --yes",
+            "key-map import - --format jsonl --rejects bad.jsonl --dry-run",
+            "key-map export keys.csv --outcome not_found --api-url http://h/{key}",
+            "key-map drop --yes",
             "status some-job",
             "status some-job --failed --file failed.jsonl",
             "control some-job pause",
@@ -265,6 +286,11 @@ mod tests {
             "control some-job set tps=0",
             "status --failed",
             "backfill --canary 0",
+            "retry",
+            "retry --reason timeout",
+            "key-map",
+            "key-map import",
+            "key-map import a.csv --format xml",
             "--output xml check",
             "-v -q check",
         ];

@@ -4,6 +4,8 @@ pub mod check;
 pub mod control;
 pub mod index;
 pub mod init;
+pub mod key_map;
 pub mod mock_api;
 pub mod plan;
+pub mod retry;
 pub mod status;

@@ -10,6 +10,7 @@ pub mod crew;
 pub mod holder;
 pub mod lease;
 pub mod ownership;
+pub mod running;
 pub mod store;
 
 pub use lease::Lease;

@@ -6,6 +6,8 @@
 pub mod catalog;
 pub mod command;
 pub mod health;
+pub mod fill;
+pub mod flags;
 pub mod index;
 pub mod operation;
 pub mod preflight;

@@ -24,7 +24,8 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 const MOST_ROUNDS: usize = 8;
 
 /// Why a document can't have a new key, as stored in its flag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub enum FlagReason {
     /// The API says that there is none.
     NotFound,
@@ -319,7 +320,7 @@ fn raw(document: &Document) -> Result<RawDocumentBuf> {
 
 /// Turns a write concern that was not met into an error, so that the batch is
 /// sent again: what is not on a majority yet may still be lost.
-fn check_write_concern(reply: &Document) -> mongodb::error::Result<()> {
+pub(crate) fn check_write_concern(reply: &Document) -> mongodb::error::Result<()> {
     match reply.get_document("writeConcernError") {
         Ok(error) => Err(mongodb::error::Error::from(std::io::Error::other(format!(
             "the write is not on a majority yet: {}",

@@ -265,12 +265,12 @@ impl TargetCollection {
         Ok(documents.iter().filter_map(|document| read_candidate(document)).collect())
     }
 
-    fn hint(&self) -> Option<mongodb::options::Hint> {
+    pub(super) fn hint(&self) -> Option<mongodb::options::Hint> {
         self.indexed.then(|| mongodb::options::Hint::Name(index::name(&self.target)))
     }
 
     /// `$expr` compares across types, where `{_id: {$gt}}` sees one type only.
-    fn range_filter(&self, last: Option<&RawBson>, bound: Option<&RawBson>) -> Result<Document> {
+    pub(super) fn range_filter(&self, last: Option<&RawBson>, bound: Option<&RawBson>) -> Result<Document> {
         let mut filter = candidate_filter(&self.target);
         let mut conditions = Vec::new();
         for (operator, id) in [("$gt", last), ("$lte", bound)] {
@@ -291,7 +291,7 @@ impl TargetCollection {
         projection
     }
 
-    fn writable_conditions(&self) -> Vec<Document> {
+    pub(super) fn writable_conditions(&self) -> Vec<Document> {
         let mut parents: Vec<&str> =
             self.target.key_field.parents().chain(self.target.flag_field.parents()).collect();
         parents.dedup();

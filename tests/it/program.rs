@@ -62,6 +62,12 @@ impl Program {
         self
     }
 
+    /// What it reads from stdin.
+    pub fn input(mut self, file: &Path) -> Self {
+        self.command.stdin(File::open(file).expect("a file to read from"));
+        self
+    }
+
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self

@@ -4,9 +4,19 @@
 //! answer. It makes one call per distinct key true over documents, targets and
 //! restarts. Answers that would lead to flags are *held* until the guard has
 //! judged enough of them; a guard that stops the job forgets them again.
+//!
+//! [`dump`] reads and writes files of keys, [`import`] takes them in, [`unique`]
+//! sees to it that no two legacy keys share a new one, [`upkeep`] looks at the
+//! whole map.
+
+pub mod dump;
+pub mod import;
+pub mod unique;
+pub mod upkeep;
 
 use std::collections::HashMap;
 
+use bson::oid::ObjectId;
 use bson::{DateTime, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
@@ -14,8 +24,10 @@ use mongodb::error::{Error as DriverError, ErrorKind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use self::unique::Conflict;
 use crate::config::file::{KeyApi, Method};
 use crate::config::template;
+use crate::config::values::Namespace;
 use crate::error::Result;
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
@@ -41,6 +53,23 @@ impl Answer {
     /// Whether it leads to a flag.
     pub fn is_negative(&self) -> bool {
         !matches!(self, Self::Found(_))
+    }
+
+    /// Its kind.
+    pub fn outcome(&self) -> StoredOutcome {
+        match self {
+            Self::Found(_) => StoredOutcome::Found,
+            Self::NotFound => StoredOutcome::NotFound,
+            Self::Rejected => StoredOutcome::Rejected,
+        }
+    }
+
+    /// The new key, where there is one.
+    pub fn new_key(&self) -> Option<&str> {
+        match self {
+            Self::Found(key) => Some(key),
+            Self::NotFound | Self::Rejected => None,
+        }
     }
 
     /// What documents with that legacy key receive.
@@ -73,14 +102,40 @@ struct Entry {
     job: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     held: bool,
+    /// Where an imported answer comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    import: Option<Origin>,
 }
 
+/// The place of an imported answer: which import, which line of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Origin {
+    run: ObjectId,
+    line: i64,
+}
+
+/// The kind of an answer, as it is stored and as dumps spell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
-enum StoredOutcome {
+#[value(rename_all = "snake_case")]
+pub enum StoredOutcome {
+    /// There is a new key.
     Found,
+    /// There is none.
     NotFound,
+    /// The legacy key is malformed.
     Rejected,
+}
+
+impl StoredOutcome {
+    /// The word that is stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Found => "found",
+            Self::NotFound => "not_found",
+            Self::Rejected => "rejected",
+        }
+    }
 }
 
 /// The answers of one API.
@@ -88,12 +143,14 @@ enum StoredOutcome {
 pub struct KeyMap {
     entries: Collection<Entry>,
     job: String,
+    /// Whether one new key for two legacy keys is an error.
+    unique: bool,
 }
 
 impl KeyMap {
     /// The key map of an API, used by a job.
     pub fn open(mongo: &Mongo, api: &KeyApi, job: &str) -> Self {
-        Self { entries: mongo.state(&collection_name(api)), job: job.into() }
+        Self { entries: mongo.state(&collection_name(api)), job: job.into(), unique: api.unique_keys }
     }
 
     /// What is known about these keys.
@@ -103,34 +160,51 @@ impl KeyMap {
     pub async fn look_up(&self, keys: &[&str]) -> Result<HashMap<String, Remembered>> {
         let mut known = HashMap::new();
         for keys in keys.chunks(KEYS_PER_QUERY) {
-            let filter = doc! {"_id": {"$in": keys.to_vec()}};
-            let entries: Vec<Entry> = retrying("reading the key map", || {
-                let find = self.entries.find(filter.clone());
-                async move { find.await?.try_collect().await }
-            })
-            .await?;
-            known.extend(entries.into_iter().filter_map(Entry::into_remembered));
+            known.extend(self.entries_of(keys).await?.into_iter().filter_map(Entry::into_remembered));
         }
         Ok(known)
     }
 
+    async fn entries_of(&self, keys: &[&str]) -> Result<Vec<Entry>> {
+        let filter = doc! {"_id": {"$in": keys.to_vec()}};
+        retrying("reading the key map", || {
+            let find = self.entries.find(filter.clone());
+            async move { find.await?.try_collect().await }
+        })
+        .await
+    }
+
     /// Remembers answers, durable on a majority. What is known already stays.
+    /// Gives back the answers that are not remembered because their new key
+    /// stands for another legacy key; there are none unless `unique_keys` is set
+    /// and the map was [prepared](Self::prepare).
     ///
     /// # Errors
     /// A stop where the key map can't be written.
-    pub async fn remember(&self, answers: &[(String, Remembered)]) -> Result<()> {
+    pub async fn remember(&self, answers: &[(String, Remembered)]) -> Result<Vec<Conflict>> {
         if answers.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
+        if self.unique {
+            return self.remember_unique(answers).await;
+        }
+        self.insert(answers.iter()).await.map(|_| Vec::new())
+    }
+
+    /// Inserts answers; false where some of them were refused as duplicates.
+    async fn insert(&self, answers: impl Iterator<Item = &(String, Remembered)>) -> Result<bool> {
         let now = DateTime::now();
-        let entries: Vec<Entry> =
-            answers.iter().map(|(key, remembered)| self.entry(key, remembered, now)).collect();
+        let entries: Vec<Entry> = answers.map(|(key, remembered)| self.entry(key, remembered, now)).collect();
+        self.insert_entries(&entries).await
+    }
+
+    async fn insert_entries(&self, entries: &[Entry]) -> Result<bool> {
         retrying("writing the key map", || {
-            let insert = self.entries.insert_many(&entries).ordered(false);
+            let insert = self.entries.insert_many(entries).ordered(false);
             async move {
                 match insert.await {
-                    Err(error) if only_duplicates(&error) => Ok(()),
-                    result => result.map(|_| ()),
+                    Err(error) if only_duplicates(&error) => Ok(false),
+                    result => result.map(|_| true),
                 }
             }
         })
@@ -171,12 +245,26 @@ impl KeyMap {
     }
 
     fn entry(&self, key: &str, remembered: &Remembered, at: DateTime) -> Entry {
-        let (outcome, new_key) = match &remembered.answer {
-            Answer::Found(key) => (StoredOutcome::Found, Some(key.clone())),
-            Answer::NotFound => (StoredOutcome::NotFound, None),
-            Answer::Rejected => (StoredOutcome::Rejected, None),
-        };
-        Entry { legacy_key: key.into(), outcome, new_key, at, job: self.job.clone(), held: remembered.held }
+        Entry {
+            legacy_key: key.into(),
+            outcome: remembered.answer.outcome(),
+            new_key: remembered.answer.new_key().map(Into::into),
+            at,
+            job: self.job.clone(),
+            held: remembered.held,
+            import: None,
+        }
+    }
+
+    /// The collection that holds the answers.
+    pub fn namespace(&self) -> Namespace {
+        let namespace = self.entries.namespace();
+        Namespace { database: namespace.db, collection: namespace.coll }
+    }
+
+    /// Name of the collection in the state database.
+    pub fn collection_name(&self) -> &str {
+        self.entries.name()
     }
 }
 

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, bytes_where, configure, every_type, ids};
 use crate::harness::{Bench, DOCS, Random, wait_for};
 use crate::key_api::{KeyApi, Reply};
+use crate::own_set::ThreeNodes;
 use crate::program::Finished;
-use crate::three_nodes::ThreeNodes;
 
 const DOCUMENTS: i32 = 600;
 /// Every third document shares its key with another one.

@@ -83,6 +83,21 @@ async fn the_title_of_the_process_holds_no_secret() {
 }
 
 #[tokio::test]
+async fn the_title_of_the_process_holds_no_token_of_the_api_url() {
+    let bench = Bench::with_docs(60).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config_for_url("http://127.0.0.1:9/{key}"));
+    let url = format!("{}?token=hunter3", api.key_url());
+    let run = bench.program("backfill --tps 5 --api-url").argument(&url).spawn();
+    wait_for("a call", async || api.count() > 0).await;
+    let seen = shown(&run);
+    run.signal(Signal::Terminate);
+    run.finish().await.expect_exit(143);
+    assert!(api.calls()[0].target.ends_with("?token=hunter3"));
+    assert!(seen.contains("backfill") && !seen.contains("hunter3"), "{seen}");
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_refused_and_not_repeated() {
     let set = OwnSet::start(&["--auth"]);
     let bench = Bench::with_docs_on(&set.uri, 3).await;

@@ -73,7 +73,7 @@ impl Context {
 
 /// Runs the program with the given arguments; returns its exit code.
 pub fn run(arguments: Vec<OsString>) -> u8 {
-    process_title::hide_password(&arguments);
+    process_title::hide_secrets(&arguments);
     let cli = match dispatch::parse(&arguments) {
         Ok(cli) => cli,
         Err(exit) => return exit,

@@ -1,69 +1,114 @@
-//! Keeps the password of `--uri` out of the process title.
+//! Keeps secrets of the command line out of the process title: the password of
+//! `--uri`, the token in the query of `--api-url`.
 //!
 //! Every user of a machine can read the arguments of every process. A program
 //! can't change its own, but it can start itself again without them: same
-//! process id, the URI in the environment, which only its owner can read.
+//! process id, the secrets in the environment, which only its owner can read.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use crate::config::URI_VARIABLE;
 use crate::config::values::Secret;
+use crate::config::{API_URL_VARIABLE, URI_VARIABLE};
 
-/// Starts the program again if an argument holds a URI with a password.
-/// Returns where there is none, or where starting again failed.
-pub(crate) fn hide_password(arguments: &[OsString]) {
-    let Some((uri, rest)) = split(arguments) else { return };
+/// Options whose value may hold a secret, and the variables that take their place.
+const OPTIONS: [(&str, &str, fn(&str) -> bool); 2] =
+    [("--uri", URI_VARIABLE, holds_password), ("--api-url", API_URL_VARIABLE, may_hold_token)];
+
+/// Starts the program again if an argument holds a secret. Returns where there
+/// is none, or where starting again failed.
+pub(crate) fn hide_secrets(arguments: &[OsString]) {
+    let Some((secrets, rest)) = split(arguments) else { return };
     let Ok(program) = std::env::current_exe() else { return };
     let error = Command::new(program)
         .arg0(arguments.first().map_or(OsStr::new("mongorekey"), OsString::as_os_str))
         .args(rest.iter().skip(1))
-        .env(URI_VARIABLE, uri)
+        .envs(secrets)
         .exec();
-    tracing::warn!(%error, "the password of --uri stays visible in the process title");
+    tracing::warn!(%error, "secrets of the command line stay visible in the process title");
 }
 
-/// The URI with a password, and the arguments without it.
-fn split(arguments: &[OsString]) -> Option<(String, Vec<OsString>)> {
+fn holds_password(uri: &str) -> bool {
+    Secret::new(uri).credentials().is_some_and(|credentials| credentials.contains(':'))
+}
+
+/// A query may hold a token, and nothing tells which one does.
+fn may_hold_token(url: &str) -> bool {
+    url.contains(['?', '@'])
+}
+
+/// The secrets by their variables, and the arguments without them.
+fn split(arguments: &[OsString]) -> Option<(Vec<(&'static str, String)>, Vec<OsString>)> {
     let mut rest = Vec::new();
-    let mut found = None;
+    let mut secrets = Vec::new();
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         let text = word.to_str().unwrap_or_default();
-        if text == "--uri" {
-            found = Some(words.next()?.to_str()?.to_owned());
-        } else if let Some(value) = text.strip_prefix("--uri=") {
-            found = Some(value.to_owned());
+        let option = OPTIONS.iter().find_map(|(option, variable, is_secret)| {
+            let value = text.strip_prefix(option)?;
+            if value.is_empty() {
+                return Some((*variable, *is_secret, None));
+            }
+            Some((*variable, *is_secret, Some(value.strip_prefix('=')?.to_owned())))
+        });
+        let Some((variable, is_secret, value)) = option else {
+            rest.push(word.clone());
+            continue;
+        };
+        let is_apart = value.is_none();
+        let value = match value {
+            Some(value) => value,
+            None => words.next()?.to_str()?.to_owned(),
+        };
+        if is_secret(&value) {
+            secrets.push((variable, value));
         } else {
             rest.push(word.clone());
+            if is_apart {
+                rest.push(value.into());
+            }
         }
     }
-    let holds_password =
-        |uri: &String| Secret::new(uri).credentials().is_some_and(|credentials| credentials.contains(':'));
-    found.filter(holds_password).map(|uri| (uri, rest))
+    (!secrets.is_empty()).then_some((secrets, rest))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn split_line(line: &str) -> Option<(String, Vec<OsString>)> {
+    fn split_line(line: &str) -> Option<(Vec<(&'static str, String)>, Vec<OsString>)> {
         split(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
     }
 
     #[test]
     fn a_password_is_taken_out_in_both_spellings() {
         for line in ["m --uri mongodb://u:p@h/ check -v", "m --uri=mongodb://u:p@h/ check -v"] {
-            let (uri, rest) = split_line(line).expect("a password");
-            assert_eq!(uri, "mongodb://u:p@h/");
+            let (secrets, rest) = split_line(line).expect("a password");
+            assert_eq!(secrets, [(URI_VARIABLE, "mongodb://u:p@h/".to_owned())]);
             assert_eq!(rest, ["m", "check", "-v"]);
         }
     }
 
     #[test]
+    fn a_token_is_taken_out_and_harmless_values_stay() {
+        let (secrets, rest) =
+            split_line("m --uri mongodb://h/ backfill --api-url http://h/{key}?token=t --uri=x --tps 1")
+                .expect("a token");
+        assert_eq!(secrets, [(API_URL_VARIABLE, "http://h/{key}?token=t".to_owned())]);
+        assert_eq!(rest, ["m", "--uri", "mongodb://h/", "backfill", "--uri=x", "--tps", "1"]);
+    }
+
+    #[test]
     fn other_arguments_are_left_alone() {
-        for line in ["m check", "m --uri mongodb://h/ check", "m --uri mongodb://u@h/ check", "m --uri"] {
+        for line in [
+            "m check",
+            "m --uri mongodb://h/ check",
+            "m --uri mongodb://u@h/ check",
+            "m --uri",
+            "m backfill --api-url http://h/{key}",
+            "m --uris mongodb://u:p@h/ check",
+        ] {
             assert_eq!(split_line(line), None, "{line}");
         }
     }

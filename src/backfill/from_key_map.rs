@@ -280,7 +280,7 @@ impl Fill<'_> {
         let mut position = last.cloned();
         while !self.is_stopped() {
             self.job.lease().valid().await?;
-            let (candidates, next) = collection.chunk(position.as_ref(), end, CHUNK).await?;
+            let (candidates, next) = collection.chunk(position.as_ref(), end, CHUNK, true).await?;
             let Some(next) = next else { break };
             let updates = self.known(candidates).await?;
             let results = collection.write(&updates, self.job.name()).await?;

@@ -37,6 +37,8 @@ pub struct Pass {
     /// Documents to read at most: what is inserted below the bound can't extend
     /// the pass without end either.
     pub most: u64,
+    /// Whether to read where nothing is missing, however far members lag.
+    pub on_primary: bool,
     /// Tells how many documents a chunk has; looked up for each.
     pub live: Arc<LiveSettings>,
 }
@@ -65,7 +67,7 @@ pub fn read_ahead(
                 return last.map_or(Ending::Whole, Ending::Cut);
             }
             let limit = usize::try_from(left).unwrap_or(usize::MAX).min(pass.live.chunk());
-            let read = collection.chunk(last.as_ref(), &pass.bound, limit).await;
+            let read = collection.chunk(last.as_ref(), &pass.bound, limit, pass.on_primary).await;
             let chunk = match read {
                 Ok((_, None)) => return Ending::Whole,
                 Ok((candidates, Some(end))) => {

@@ -159,6 +159,9 @@ impl Worker {
         for collection in &self.plan.collections {
             self.engine.documents_mut().candidates += collection.count().await?;
         }
+        if let Some(key_map) = &self.key_map {
+            self.engine.expect_answers(key_map.found_beside_held().await?);
+        }
         // Who joins has nothing to do before he is given a share.
         let mut has_work = *self.job.role() == Role::Runner || self.gets_more().await?;
         while has_work {
@@ -249,8 +252,10 @@ impl Worker {
             let Some(bound) = collection.highest().await? else { return Ok(()) };
             let most = count.saturating_mul(LONGEST_PASS).min(left);
             let live = self.live.clone();
+            // What a lagging member did not show yet is there in the second pass.
+            let range = Pass { after, bound, most, on_primary: pass > 1, live };
             // A pass that was cut goes on where it stopped: what was there first comes first.
-            after = match self.pass(collection, Pass { after, bound, most, live }, pass < PASSES).await? {
+            after = match self.pass(collection, range, pass < PASSES).await? {
                 Ending::Cut(position) if !self.engine.has_deferred() => Some(position),
                 _ => None,
             };

@@ -6,8 +6,8 @@ pub mod control;
 pub mod index;
 pub mod key_map;
 pub mod mock_api;
-pub mod status;
 pub mod retry;
+pub mod status;
 pub mod verify;
 
 use std::path::PathBuf;

@@ -102,7 +102,7 @@ async fn check_index(context: &Context, target: &Target) -> Result<(Finding, Opt
 
 async fn first_key(collection: &TargetCollection) -> Result<Option<String>> {
     let Some(bound) = collection.highest().await? else { return Ok(None) };
-    let (candidates, _) = collection.chunk(None, &bound, 100).await?;
+    let (candidates, _) = collection.chunk(None, &bound, 100, true).await?;
     Ok(candidates.iter().find_map(|candidate| candidate.legacy.text()))
 }
 

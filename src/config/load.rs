@@ -75,7 +75,8 @@ impl Source {
         let key = tree
             .and_then(|tree| innermost_key(tree, "", &span))
             .map_or(String::new(), |key| format!(" `{key}`:"));
-        Error::usage(format!("{}:{}:{key} {}", self.name, self.line(span.start), error.message().trim()))
+        let message = without_value(error.message().trim());
+        Error::usage(format!("{}:{}:{key} {message}", self.name, self.line(span.start)))
             .hint("`mongorekey init` writes a commented example")
     }
 
@@ -117,6 +118,18 @@ impl Source {
             DeValue::Table(table) => self.expand_table(table, key, environment),
             _ => Ok(()),
         }
+    }
+}
+
+/// A message about a value of the wrong type without the value, which may be a
+/// secret in the wrong place: `invalid type: string "…", expected a map`.
+fn without_value(message: &str) -> Cow<'_, str> {
+    match (message.find("string \""), message.rfind("\", expected")) {
+        (Some(start), Some(end)) if start < end => {
+            let (start, end) = (start + "string".len(), end + 1);
+            format!("{}{}", &message[..start], &message[end..]).into()
+        }
+        _ => message.into(),
     }
 }
 

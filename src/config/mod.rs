@@ -24,6 +24,9 @@ pub const DEFAULT_FILE: &str = "mongorekey.toml";
 /// Overrides the URI of the file.
 pub const URI_VARIABLE: &str = "MONGOREKEY_URI";
 
+/// Overrides the URL of the key API in the file; `--api-url` overrides both.
+pub const API_URL_VARIABLE: &str = "MONGOREKEY_API_URL";
+
 /// A collection to fill, with everything decided.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
@@ -95,7 +98,8 @@ impl Settings {
         let environment = |name: &str| std::env::var(name).ok();
         let source = read_source(overrides.config.as_deref())?;
         let mut file = source.parse(&environment)?;
-        apply_api_url(&mut file, overrides);
+        let api_url = overrides.api_url.clone().or_else(|| environment(API_URL_VARIABLE));
+        apply_api_url(&mut file, api_url.as_deref());
         default_to_post(&mut file, &source);
         let targets = resolve_targets(&source, &file, &overrides.target)?;
         let mongodb_uri = file.mongodb.as_mut().and_then(|mongodb| mongodb.uri.take());
@@ -212,10 +216,10 @@ fn read_source(named: Option<&Path>) -> Result<Source> {
     }
 }
 
-fn apply_api_url(file: &mut File, overrides: &Overrides) {
-    let Some(url) = &overrides.api_url else { return };
+fn apply_api_url(file: &mut File, url: Option<&str>) {
+    let Some(url) = url else { return };
     match &mut file.key_api {
-        Some(api) => api.url.clone_from(url),
+        Some(api) => url.clone_into(&mut api.url),
         None => file.key_api = Some(KeyApi::for_url(url)),
     }
 }

@@ -13,7 +13,8 @@ use crate::mongo::Mongo;
 pub async fn refuse_beside_backfills(mongo: &Mongo, concerns: impl Fn(&Document) -> bool) -> Result<()> {
     let jobs = store::list(mongo, None).await?;
     let is_backfill = |job: &&Document| job.get_str("command").is_ok_and(|command| command == "backfill");
-    let Some(job) = jobs.iter().filter(is_backfill).find(|job| store::is_running(job) && concerns(job)) else {
+    let Some(job) = jobs.iter().filter(is_backfill).find(|job| store::is_running(job) && concerns(job))
+    else {
         return Ok(());
     };
     let holder = job.get_document("lease").ok().and_then(store::holder_of);

@@ -35,6 +35,8 @@ use crate::mongo::sink::{FlagReason, Write};
 
 /// Keys per query.
 const KEYS_PER_QUERY: usize = 1000;
+/// A guard looks at so many answers.
+const MOST_BESIDE_HELD: u64 = 1000;
 /// The server's code for a duplicate key.
 const DUPLICATE_KEY: i32 = 11000;
 
@@ -207,6 +209,27 @@ impl KeyMap {
                     result => result.map(|_| true),
                 }
             }
+        })
+        .await
+    }
+
+    /// Keys that this job found since the oldest of its answers that is still
+    /// held, as far as a guard can count them.
+    ///
+    /// # Errors
+    /// A stop where the key map can't be read.
+    pub async fn found_beside_held(&self) -> Result<u64> {
+        let held = doc! {"held": true, "job": &self.job};
+        let oldest = retrying("looking for held answers in the key map", || {
+            let find = self.entries.find_one(held.clone()).sort(doc! {"at": 1});
+            async move { find.await }
+        })
+        .await?;
+        let Some(oldest) = oldest else { return Ok(0) };
+        let found = doc! {"job": &self.job, "outcome": "found", "at": {"$gte": oldest.at}};
+        retrying("counting answers beside the held ones", || {
+            let count = self.entries.count_documents(found.clone()).limit(MOST_BESIDE_HELD);
+            async move { count.await }
         })
         .await
     }

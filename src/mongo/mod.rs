@@ -5,9 +5,9 @@
 
 pub mod catalog;
 pub mod command;
-pub mod health;
 pub mod fill;
 pub mod flags;
+pub mod health;
 pub mod index;
 pub mod operation;
 pub mod preflight;

@@ -129,7 +129,8 @@ impl TargetCollection {
     }
 
     /// The next `limit` candidates after `last`, up to and including `bound`,
-    /// in the order of `_id`, each confirmed on the primary.
+    /// in the order of `_id`, each confirmed on the primary. Read elsewhere, what
+    /// is new may be missing: only `on_primary` they are all there.
     ///
     /// The second value is the `_id` to go on from; `None` where nothing more
     /// was found, in which case the first is empty.
@@ -141,11 +142,14 @@ impl TargetCollection {
         last: Option<&RawBson>,
         bound: &RawBson,
         limit: usize,
+        on_primary: bool,
     ) -> Result<(Vec<Candidate>, Option<RawBson>)> {
         let filter = self.range_filter(last, Some(bound))?;
-        let found = self.find(&self.reader, filter, limit).await?;
+        let reader = if on_primary { &self.primary } else { &self.reader };
+        let found = self.find(reader, filter, limit).await?;
         let next = found.last().map(|candidate| candidate.id.clone());
-        let confirmed = if self.reads_may_be_stale { self.still_candidates(found).await? } else { found };
+        let is_stale = self.reads_may_be_stale && !on_primary;
+        let confirmed = if is_stale { self.still_candidates(found).await? } else { found };
         Ok((confirmed, next))
     }
 

@@ -167,7 +167,7 @@ async fn a_dry_run_calls_and_writes_nothing() {
 }
 
 /// Looks for secrets in all that was written, the state database included.
-async fn expect_no_secret(bench: &Bench, run: &Finished, secrets: &[&str]) {
+pub async fn expect_no_secret(bench: &Bench, run: &Finished, secrets: &[&str]) {
     let mut written = run.output();
     for name in bench.state.list_collection_names().await.expect("names") {
         let documents: Vec<bson::Document> = {

@@ -173,3 +173,23 @@ async fn an_answer_counts_once_however_many_documents_wait_for_it() {
     run.expect_documents(&[("candidates", 2100), ("filled", 1500), ("flagged", 600)]);
     run.expect_calls(210);
 }
+
+/// What an early end leaves unjudged is the answers that say no: they alone are no fair sample.
+#[tokio::test]
+async fn runs_that_end_early_do_not_add_up_to_a_false_alarm() {
+    let bench = Bench::with_docs(1500).await;
+    let one_in_ten =
+        |call: &Call| if call.key.ends_with('7') { Reply::not_found() } else { Reply::found(call) };
+    let api = KeyApi::start(one_in_ten);
+    bench.configure(&bench.config(&api));
+    for _ in 0..20 {
+        let before = api.count();
+        let run = bench.program("backfill --tps 200 --concurrency 4").spawn();
+        wait_for("some calls", async || api.count() >= before + 40).await;
+        run.signal(Signal::Terminate);
+        run.finish().await.expect_exit(143);
+    }
+    bench.run("backfill --tps 5000").await.expect_exit(0);
+    assert_eq!((bench.filled().await, bench.flagged().await), (1350, 150));
+    assert_eq!(api.count(), 1500, "no key is asked for twice");
+}

@@ -8,6 +8,7 @@ use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 
+use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, bytes_where, configure, every_type, ids};
 use crate::harness::{Bench, DOCS, Random, wait_for};
 use crate::key_api::{Call, KeyApi, Reply};
 
@@ -46,7 +47,8 @@ async fn bench(keys: usize) -> (Bench, KeyApi) {
     bench.insert(documents(keys)).await;
     bench.create_index().await;
     let api = KeyApi::start(answer);
-    bench.configure(&bench.config(&api));
+    // Whether the guard judges runs fairly that never come far is not the question here.
+    bench.configure(&bench.config(&api).backfill("max_not_found_share = 1.0"));
     (bench, api)
 }
 
@@ -138,4 +140,41 @@ async fn kills_of_a_run_with_small_chunks() {
 #[tokio::test]
 async fn kills_of_a_run_with_many_calls_at_once() {
     killed_at_random(Shape { seed: 3, concurrency: 64, chunk: 1000, keys: 1200, calls: 90 }).await;
+}
+
+/// From before the target exists to after its last range; every second kill comes when a run has
+/// begun to copy.
+#[tokio::test]
+async fn kills_of_a_cleanse() {
+    const KEEP: &str = "keep = '{\"bool\": true}'";
+    let bench = Bench::new().await;
+    let source = (0..).zip(ids(16_000)).map(|(number, id)| every_type(id, number));
+    bench.insert_into(SOURCE, source).await;
+    configure(&bench, KEEP);
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    let mut random = Random::seeded(4);
+    for kill in 0..20 {
+        let parallel = 1 + kill % 4;
+        let before = target.estimated_document_count().await.expect("a count");
+        let mut run = bench.program(&format!("cleanse --parallel {parallel}")).spawn();
+        if kill % 2 == 0 {
+            wait_for("something copied", async || {
+                !run.is_running() || target.estimated_document_count().await.expect("a count") > before
+            })
+            .await;
+        }
+        let moment = u64::try_from(5 + random.below(250)).expect("small");
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        let done = !run.is_running();
+        run.kill();
+        if done {
+            let run = bench.program(&format!("cleanse --restart --parallel {parallel}")).spawn();
+            tokio::time::sleep(Duration::from_millis(moment)).await;
+            run.kill();
+        }
+    }
+    bench.run("cleanse").await.expect_exit(0);
+    let expected = bytes_where(&bench, SOURCE, doc! {"bool": true}).await;
+    assert!(expected.len() > 7000);
+    assert_same(&bytes(&bench, TARGET).await, &expected);
 }

@@ -21,6 +21,14 @@ pub(super) struct Held {
 }
 
 impl Engine {
+    /// Lets the guard count keys that earlier runs found while it was undecided:
+    /// the answers it held back then would make up a false picture without them.
+    pub fn expect_answers(&mut self, found: u64) {
+        (0..found).for_each(|_| {
+            self.answer_guard.record(false);
+        });
+    }
+
     /// The slot of a call is free again once its answers are durable.
     pub(super) fn keep_until_durable(&mut self, slot: OwnedSemaphorePermit, has_keys: bool) {
         // Without a key map a held flag can't be made durable: it gives its

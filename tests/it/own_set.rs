@@ -1,4 +1,4 @@
-//! A replica set of three members for one test: each can be asked by itself, stepped down, frozen
+//! Replica sets of a test's own. Each of three members can be asked by itself, stepped down, frozen
 //! and killed.
 
 use std::io::{BufRead, BufReader};
@@ -13,11 +13,17 @@ use crate::harness::{connect, wait_for};
 /// Prints the URI, then waits until its input is closed, which the death of the test does too.
 const PRINT_AND_WAIT: &str = "echo \"$MONGODB_URI\"; cat >/dev/null";
 
-/// The set. Dropping it removes it.
-pub struct ThreeNodes {
+/// A replica set for one test. Dropping it removes it.
+pub struct OwnSet {
     script: Child,
     pub uri: String,
+}
+
+/// Three members.
+pub struct ThreeNodes {
+    pub uri: String,
     pub members: Vec<Member>,
+    _set: OwnSet,
 }
 
 /// One member, asked directly.
@@ -27,10 +33,12 @@ pub struct Member {
     pid: i64,
 }
 
-impl ThreeNodes {
-    pub async fn start() -> Self {
+impl OwnSet {
+    /// Starts a set with these options of the script.
+    pub fn start(options: &[&str]) -> Self {
         let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/mongod"))
-            .args(["run", "--nodes", "3", "--cache-gb", "0.25", "--election-ms", "2000"])
+            .args(["run", "--cache-gb", "0.25"])
+            .args(options)
             .args(["--", "sh", "-c", PRINT_AND_WAIT])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -40,13 +48,30 @@ impl ThreeNodes {
         let mut uri = String::new();
         let stdout = script.stdout.as_mut().expect("its output");
         BufReader::new(stdout).read_line(&mut uri).expect("the URI");
-        let uri = uri.trim().to_owned();
-        let hosts = uri.strip_prefix("mongodb://").expect("a replica set").split('/').next();
+        Self { script, uri: uri.trim().to_owned() }
+    }
+}
+
+impl Drop for OwnSet {
+    fn drop(&mut self) {
+        drop(self.script.stdin.take());
+        // Frozen members are killed like the others.
+        let ended = self.script.wait();
+        if !std::thread::panicking() {
+            ended.expect("the script ended");
+        }
+    }
+}
+
+impl ThreeNodes {
+    pub async fn start() -> Self {
+        let set = OwnSet::start(&["--nodes", "3", "--election-ms", "2000"]);
+        let hosts = set.uri.strip_prefix("mongodb://").expect("a replica set").split('/').next();
         let mut members = Vec::new();
         for host in hosts.expect("hosts").split(',') {
             members.push(Member::open(host).await);
         }
-        Self { script, uri, members }
+        Self { uri: set.uri.clone(), members, _set: set }
     }
 
     /// The member that takes writes; waits for one.
@@ -76,17 +101,6 @@ impl ThreeNodes {
         let command = doc! {"replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 2};
         primary.admin().run_command(command).await.expect("stepped down");
         wait_for("another primary", async || self.primary().await.host != primary.host).await;
-    }
-}
-
-impl Drop for ThreeNodes {
-    fn drop(&mut self) {
-        drop(self.script.stdin.take());
-        // Frozen members are killed like the others.
-        let ended = self.script.wait();
-        if !std::thread::panicking() {
-            ended.expect("the script ended");
-        }
     }
 }
 

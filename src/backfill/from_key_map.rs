@@ -128,11 +128,16 @@ impl Fill<'_> {
     async fn all(&mut self, plan: &Plan) -> Result<()> {
         self.end_earlier_operation().await?;
         self.drop_copies(plan).await?;
+        let mut waiting = Vec::new();
         for collection in &plan.collections {
-            self.documents.candidates += collection.count().await?;
+            let count = collection.count().await?;
+            self.documents.candidates += count;
+            if count > 0 {
+                waiting.push(collection);
+            }
         }
         let mut copied: Vec<Namespace> = Vec::new();
-        for collection in &plan.collections {
+        for collection in waiting {
             let copy = copy_beside(&collection.target, &plan.job);
             if !collection.has_collation && !copied.contains(&copy) && !self.is_stopped() {
                 self.copy_keys(&copy).await?;

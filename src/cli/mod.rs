@@ -103,6 +103,11 @@ pub enum Command {
     /// Fill the new key into every document that lacks it.
     Backfill(backfill::BackfillArgs),
     /// Clear flags, so that the next backfill asks again for what had no key.
+    ///
+    /// The negative answers behind the flags are forgotten too. Only flags that
+    /// a backfill has written are cleared, and only where the key is still
+    /// missing. Each collection is read once from end to end, because no index
+    /// knows the flags. Kill it at any moment and start the same command again.
     Retry(retry::RetryArgs),
     /// Take in, save, count or forget what is known about keys.
     KeyMap(key_map::KeyMapArgs),

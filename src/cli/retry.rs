@@ -5,13 +5,7 @@ use clap::Args;
 use super::BackfillTargetArgs;
 use crate::mongo::sink::FlagReason;
 
-/// Clears flags of one reason, and forgets the negative answers behind them, so
-/// that the next backfill asks again.
-///
-/// Only flags that a backfill has written are cleared, and only where the key
-/// is still missing. Each collection is read once from end to end, because no
-/// index knows the flags. Kill it at any moment and start the same command
-/// again.
+/// Options of `retry`.
 #[derive(Debug, Args)]
 pub struct RetryArgs {
     /// Flags of this reason.

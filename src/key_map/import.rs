@@ -57,6 +57,27 @@ pub enum Fate {
     Shared(String),
 }
 
+impl Fate {
+    /// What becomes of the same record once more.
+    fn repeated(self) -> Self {
+        match self {
+            Self::Imported | Self::Known | Self::Replaced => Self::Known,
+            refused => refused,
+        }
+    }
+}
+
+/// How the records of a batch relate to earlier lines.
+#[derive(Debug, Default)]
+struct Within {
+    /// What is settled already.
+    fates: Vec<Option<Fate>>,
+    /// Records that are the same as an earlier one of the batch.
+    repeats: HashMap<usize, usize>,
+    /// Records that are the same as one of an earlier batch.
+    again: Vec<usize>,
+}
+
 /// An import under way.
 #[derive(Debug)]
 pub struct Import {
@@ -91,13 +112,20 @@ impl Import {
     /// # Errors
     /// A stop where the key map can't be read or written.
     pub async fn take(&mut self, records: &[Numbered]) -> Result<Vec<Fate>> {
-        let mut fates: Vec<Option<Fate>> = self.compare_within(records);
+        let Within { mut fates, repeats, again } = self.compare_within(records);
         for _ in 0..ROUNDS {
-            let open: Vec<usize> = (0..records.len()).filter(|index| fates[*index].is_none()).collect();
+            let is_open = |index: &usize| fates[*index].is_none() && !repeats.contains_key(index);
+            let open: Vec<usize> = (0..records.len()).filter(is_open).collect();
             if open.is_empty() {
                 break;
             }
             self.round(records, &open, &mut fates).await?;
+        }
+        for index in again {
+            fates[index] = fates[index].take().map(Fate::repeated);
+        }
+        for (later, earlier) in repeats {
+            fates[later] = fates[earlier].clone().map(Fate::repeated);
         }
         if fates.iter().any(Option::is_none) {
             return Err(Error::stopped("the key map changes faster than it can be imported into")
@@ -154,22 +182,27 @@ impl Import {
         self.key_map.owners(&new_keys).await
     }
 
-    /// Settles records that repeat or contradict an earlier line.
-    fn compare_within(&mut self, records: &[Numbered]) -> Vec<Option<Fate>> {
-        let mut first: HashMap<&str, &Numbered> = HashMap::new();
-        let mut fates = Vec::with_capacity(records.len());
-        for record in records {
-            let key = record.record.legacy_key.as_str();
-            let fate = match first.get(key) {
-                Some(earlier) if earlier.record.answer == record.record.answer => Some(Fate::Known),
-                Some(earlier) => Some(contradicted(Some(earlier.line))),
-                None if self.manner.dry_run => self.seen.compare(&record.record, self.key_map.unique),
-                None => None,
-            };
-            first.entry(key).or_insert(record);
-            fates.push(fate);
+    /// Finds records that repeat or contradict an earlier line.
+    fn compare_within(&mut self, records: &[Numbered]) -> Within {
+        let mut first: HashMap<&str, usize> = HashMap::new();
+        let mut within = Within { fates: vec![None; records.len()], ..Within::default() };
+        for (index, Numbered { record, .. }) in records.iter().enumerate() {
+            match first.get(record.legacy_key.as_str()) {
+                Some(earlier) if records[*earlier].record.answer == record.answer => {
+                    within.repeats.insert(index, *earlier);
+                }
+                Some(earlier) => within.fates[index] = Some(contradicted(Some(records[*earlier].line))),
+                None => {
+                    first.insert(&record.legacy_key, index);
+                    match self.manner.dry_run.then(|| self.seen.compare(record, self.key_map.unique)) {
+                        None | Some(Earlier::Nothing) => {}
+                        Some(Earlier::Same) => within.again.push(index),
+                        Some(Earlier::Other(fate)) => within.fates[index] = Some(fate),
+                    }
+                }
+            }
         }
-        fates
+        within
     }
 
     /// Inserts; false where some of them were there already.
@@ -302,28 +335,34 @@ struct Seen {
     is_full: bool,
 }
 
+/// What earlier batches of a file say about a record.
+enum Earlier {
+    Nothing,
+    Same,
+    Other(Fate),
+}
+
 impl Seen {
-    fn compare(&mut self, record: &Record, unique: bool) -> Option<Fate> {
+    fn compare(&mut self, record: &Record, unique: bool) -> Earlier {
         let key = self.hasher.hash_one(&record.legacy_key);
         let answer = self.hasher.hash_one((record.answer.outcome().as_str(), record.answer.new_key()));
         match self.answers.get(&key) {
-            Some(earlier) if *earlier == answer => return Some(Fate::Known),
-            Some(_) => return Some(contradicted(None)),
+            Some(earlier) if *earlier == answer => return Earlier::Same,
+            Some(_) => return Earlier::Other(contradicted(None)),
             None => {}
         }
         if self.answers.len() + self.owners.len() >= MOST_SEEN {
             self.is_full = true;
-            return None;
+            return Earlier::Nothing;
         }
         if let (true, Answer::Found(_)) = (unique, &record.answer) {
             if self.owners.get(&answer).is_some_and(|owner| *owner != key) {
-                return Some(Fate::Shared(
-                    "an earlier line has the same new key for another legacy key".into(),
-                ));
+                let message = "an earlier line has the same new key for another legacy key";
+                return Earlier::Other(Fate::Shared(message.into()));
             }
             self.owners.insert(answer, key);
         }
         self.answers.insert(key, answer);
-        None
+        Earlier::Nothing
     }
 }

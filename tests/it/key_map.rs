@@ -145,9 +145,13 @@ async fn what_is_known_stays_unless_it_is_to_be_replaced() {
     bench.file("first.csv", "legacyKey,newKey\nK1,N1\nK2,N2\nK3,N3\n");
     bench.run("key-map import first.csv").await.expect_exit(0);
     bench.file("second.csv", "legacyKey,newKey,outcome\nK1,N1,\nK2,NX,\nK3,,not_found\nK4,N4,\n");
+    // The same line twice is the same twice.
+    bench.file("twice.csv", "legacyKey,newKey\nK1,NX\nK1,NX\nK4,N4\nK4,N4\n");
     let before = answers(&bench).await;
 
     let run = bench.run("key-map import second.csv --dry-run").await.expect_exit(1);
+    expect_counts(&run, [4, 1, 1, 0, 2]);
+    let run = bench.run("key-map import twice.csv --dry-run").await.expect_exit(1);
     expect_counts(&run, [4, 1, 1, 0, 2]);
     assert_eq!(answers(&bench).await, before);
     let run = bench.run("key-map import second.csv").await.expect_exit(1);

@@ -4,8 +4,9 @@
 //! in, so that a key is asked for once although one collection holds it as a
 //! string and another as a number.
 
-use bson::RawBsonRef;
+use bson::oid::ObjectId;
 use bson::spec::{BinarySubtype, ElementType};
+use bson::{Bson, Decimal128, RawBsonRef, Uuid};
 
 /// Doubles from here on no longer tell whole numbers apart.
 const FIRST_INEXACT_DOUBLE: f64 = 9_007_199_254_740_992.0;
@@ -30,6 +31,25 @@ pub fn text_of(value: RawBsonRef<'_>) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// The values that may have this text, to find them in a collection: one per
+/// type that MongoDB tells apart when it compares. What it finds by them may have
+/// another text all the same, as 42.0 has.
+pub fn values_of(text: &str) -> Vec<Bson> {
+    let mut values = vec![Bson::from(text)];
+    if let Ok(number) = text.parse::<i64>() {
+        values.push(number.into());
+    } else if let Ok(decimal) = text.parse::<Decimal128>() {
+        values.push(decimal.into());
+    }
+    if let Ok(id) = ObjectId::parse_str(text) {
+        values.push(id.into());
+    }
+    if let Ok(uuid) = Uuid::parse_str(text) {
+        values.push(uuid.into());
+    }
+    values
 }
 
 /// Whether a text that stands for a value of that type is a usable key: a
@@ -82,7 +102,7 @@ pub fn type_name(element: ElementType) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{Bson, RawBson, rawdoc};
+    use bson::{RawBson, rawdoc};
 
     fn text(value: impl Into<Bson>) -> Option<String> {
         let raw = RawBson::try_from(value.into()).expect("a BSON value");
@@ -106,6 +126,18 @@ mod tests {
         assert_eq!(text(id), Some("507f1f77bcf86cd799439011".into()));
         let uuid = bson::Uuid::parse_str("00112233-4455-6677-8899-aabbccddeeff").expect("a uuid");
         assert_eq!(text(Bson::from(uuid)), Some("00112233-4455-6677-8899-aabbccddeeff".into()));
+    }
+
+    #[test]
+    fn every_value_is_found_by_one_of_its_text() {
+        let id = ObjectId::parse_str("507f1f77bcf86cd799439011").expect("an id");
+        let uuid = Uuid::parse_str("00112233-4455-6677-8899-aabbccddeeff").expect("a uuid");
+        let decimal: Decimal128 = "1E+3".parse().expect("a decimal");
+        for value in [Bson::from("K1"), Bson::Int64(42), id.into(), uuid.into(), decimal.into()] {
+            let text = text(value.clone()).expect("a key");
+            assert!(values_of(&text).contains(&value), "{text}");
+        }
+        assert_eq!(values_of("K1"), [Bson::from("K1")]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod throttle;
 
 pub mod verify;
 
+mod crash;
 mod dispatch;
 mod logging;
 mod process_title;

@@ -40,6 +40,7 @@ impl<'a> Checkpoints<'a> {
             self.saved = Instant::now();
             engine.flush_failures().await?;
             self.job.save(fields(engine, self.earlier)).await?;
+            crate::crash::point("after_checkpoint");
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ pub(super) struct Plan {
 /// Usage errors and refusals.
 pub(super) async fn prepare(mongo: &Mongo, settings: &Settings, options: &Options) -> Result<Plan> {
     let api = settings.key_api()?.clone();
-    refuse_unsupported(settings, &api)?;
+    check_unique_keys(settings, &api)?;
     let targets = settings.targets(options.target.as_deref())?;
     let backfill = &settings.backfill;
     let chunk = options.chunk.unwrap_or(backfill.chunk);
@@ -158,14 +158,12 @@ fn check_workers(options: &Options, backfill: &Backfill) -> Result<()> {
     Ok(())
 }
 
-/// A setting that is understood but not acted upon would be a broken promise.
-fn refuse_unsupported(settings: &Settings, api: &KeyApi) -> Result<()> {
-    for (is_set, key) in [(api.unique_keys, "key_api.unique_keys")] {
-        if is_set {
-            return Err(settings
-                .error_at(key, "is not supported by this version")
-                .hint("remove it from the config"));
-        }
+/// A setting that is not acted upon would be a broken promise.
+fn check_unique_keys(settings: &Settings, api: &KeyApi) -> Result<()> {
+    if api.unique_keys && !settings.backfill.key_map {
+        return Err(settings
+            .error_at("key_api.unique_keys", "needs the key map, which tells whose new key it is")
+            .hint("set `backfill.key_map = true`"));
     }
     Ok(())
 }

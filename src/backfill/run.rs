@@ -14,6 +14,7 @@ use super::plan::{Options, Plan, prepare};
 use super::summary::Report;
 use super::worker::Worker;
 use crate::Context;
+use crate::crash;
 use crate::error::{Class, Error, Result, joined};
 use crate::job::{Job, JobState, store};
 use crate::report::outcome::Outcome;
@@ -110,6 +111,7 @@ async fn start(context: &Context, plan: &Plan) -> Result<Job> {
         context.events.note(format!("took over the job {} from a process that is gone", job.name()));
     }
     job.save(plan.settings()).await?;
+    crash::point("after_claim");
     Ok(job)
 }
 

@@ -100,6 +100,7 @@ impl Worker {
         let beside = start_beside(context, plan, &job, &asker, &live, &stop);
         let parts = Parts {
             asker,
+            siblings: plan.collections.iter().filter(|target| target.finds_by_key()).cloned().collect(),
             key_map: key_map.clone(),
             slots,
             live: live.clone(),
@@ -160,6 +161,7 @@ impl Worker {
             self.engine.documents_mut().candidates += collection.count().await?;
         }
         if let Some(key_map) = &self.key_map {
+            key_map.prepare(&self.context.mongo).await?;
             self.engine.expect_answers(key_map.found_beside_held().await?);
         }
         // Who joins has nothing to do before he is given a share.

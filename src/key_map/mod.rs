@@ -318,6 +318,11 @@ pub fn fingerprint(api: &KeyApi) -> String {
         digest.update(part.as_bytes());
         digest.update([0]);
     }
+    if let Some(batch) = &api.batch {
+        digest.update(batch.body.as_bytes());
+        digest.update([0]);
+        digest.update(batch.items_pointer.as_str().as_bytes());
+    }
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

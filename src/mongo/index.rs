@@ -14,7 +14,7 @@ use super::Mongo;
 use super::catalog::Description;
 use super::command::retrying;
 use crate::config::Target;
-use crate::config::values::Namespace;
+use crate::config::values::{FieldPath, Namespace};
 use crate::error::{Context, Error, Result};
 
 /// How the stored index relates to the one that a target needs.
@@ -249,6 +249,31 @@ pub(crate) fn whole_number(value: &Bson) -> Option<u64> {
         Bson::Double(number) if (0.0..9e15).contains(number) => Some(*number as u64),
         _ => None,
     }
+}
+
+/// The name of an index that finds every document by that field's value; `None`
+/// where there is none, or a collation makes different keys equal.
+pub fn finds_by(field: &FieldPath, description: &Description) -> Option<String> {
+    if description.collation().is_some() {
+        return None;
+    }
+    let usable = |index: &&Document| {
+        let leads = index
+            .get_document("key")
+            .ok()
+            .and_then(|keys| keys.iter().next())
+            .is_some_and(|(name, order)| name == field.as_str() && whole_number_or_negative(order));
+        leads
+            && !index.contains_key("partialFilterExpression")
+            && !index.contains_key("collation")
+            && !index.get_bool("hidden").unwrap_or(false)
+    };
+    description.indexes.iter().find(usable).and_then(|index| index.get_str("name").ok()).map(Into::into)
+}
+
+/// Ascending or descending, as opposed to hashed, text and others.
+fn whole_number_or_negative(order: &Bson) -> bool {
+    matches!(order, Bson::Int32(_) | Bson::Int64(_) | Bson::Double(_))
 }
 
 #[cfg(test)]

@@ -73,6 +73,11 @@ pub enum Written {
     AlreadyFilled,
     /// The document is gone or has another legacy key now.
     Changed,
+    /// Not sent, because the new key stands for another legacy key.
+    SharedKey {
+        /// The legacy key that has it.
+        owner: String,
+    },
     /// The server refuses the write for good.
     Refused {
         /// The server's error code.
@@ -212,6 +217,10 @@ impl TargetCollection {
             let length = i64::try_from(text.len()).unwrap_or(i64::MAX);
             conditions.push(doc! {"$eq": [{"$strLenBytes": &legacy}, length]});
             conditions.push(doc! {"$eq": [{"$indexOfBytes": [&legacy, {"$literal": value.clone()}]}, 0]});
+        }
+        if let Bson::Decimal128(decimal) = &value {
+            // 5.0 equals 5.00, but they are two keys.
+            conditions.push(doc! {"$eq": [{"$toString": &legacy}, decimal.to_string()]});
         }
         // `$cond` keeps the string operators away from other types.
         Ok(doc! {"$cond": [same_type, {"$and": conditions}, false]})

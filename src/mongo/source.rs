@@ -13,6 +13,9 @@ use crate::config::{Target, values};
 use crate::error::{Error, Result};
 use crate::legacy_key;
 
+/// Documents that are looked up by their keys at once.
+pub const MOST_BY_KEY: i64 = 10_000;
+
 /// A document that lacks key and flag, reduced to what the backfill needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
@@ -50,6 +53,8 @@ pub struct TargetCollection {
     pub has_collation: bool,
     /// Whether the partial index is there and right.
     indexed: bool,
+    /// Name of an index that finds documents by their legacy key.
+    legacy_index: Option<String>,
     key_name: CString,
     flag_name: CString,
     primary: Collection<RawDocumentBuf>,
@@ -107,6 +112,7 @@ impl TargetCollection {
             target: target.clone(),
             has_collation: description.collation().is_some(),
             indexed: state == IndexState::Ready,
+            legacy_index: index::finds_by(&target.legacy_field, &description),
             primary,
             reader,
             reads_may_be_stale: stale,
@@ -171,6 +177,36 @@ impl TargetCollection {
         })
         .await
         .map(|documents| documents.iter().filter_map(|document| read_candidate(document)).collect())
+    }
+
+    /// Whether an index finds documents by their legacy key.
+    pub fn finds_by_key(&self) -> bool {
+        self.legacy_index.is_some()
+    }
+
+    /// Candidates with one of these keys, on the primary, as far as an index
+    /// finds them: at most [`MOST_BY_KEY`], for a key may stand in any number.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn candidates_of(&self, keys: &[&str]) -> Result<Vec<Candidate>> {
+        let Some(index) = self.legacy_index.as_ref().filter(|_| !keys.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let values: Vec<Bson> = keys.iter().flat_map(|key| legacy_key::values_of(key)).collect();
+        let mut filter = candidate_filter(&self.target);
+        filter.insert(self.target.legacy_field.as_str(), doc! {"$in": values});
+        let hint = mongodb::options::Hint::Name(index.clone());
+        let documents = retrying(format!("finding candidates of {} by key", self.target.namespace), || {
+            let find = self.primary.find(filter.clone()).limit(MOST_BY_KEY).hint(hint.clone());
+            collect(find.projection(self.projection()))
+        })
+        .await?;
+        // Numbers of other types are equal to the server that are other keys to the API.
+        let is_asked_for = |candidate: &Candidate| {
+            candidate.writable && candidate.legacy.text().is_some_and(|text| keys.contains(&text.as_str()))
+        };
+        Ok(documents.iter().filter_map(|document| read_candidate(document)).filter(is_asked_for).collect())
     }
 
     /// The highest `_id` among the candidates, the end of a pass; `None` where

@@ -16,6 +16,7 @@ mod cleansing;
 mod command_line;
 mod config;
 mod control;
+mod crash_matrix;
 mod deadline;
 mod fail_points;
 mod fields;

@@ -40,6 +40,45 @@ async fn a_key_of_two_collections_is_asked_for_once() {
 }
 
 #[tokio::test]
+async fn where_an_index_finds_them_documents_of_all_targets_are_filled_at_once() {
+    let bench = Bench::new().await;
+    let numbers = |id: i32| match id % 3 {
+        0 => Bson::Int32(id),
+        1 => Bson::Double(f64::from(id)),
+        _ => Bson::String(id.to_string()),
+    };
+    bench.insert_into("first", (0..200).map(|id| doc! {"_id": id, "legacyKey": id.to_string()})).await;
+    bench.insert_into("second", (0..400).map(|id| doc! {"_id": id, "legacyKey": numbers(id % 200)})).await;
+    // The same number as far as the server knows, another key to the API.
+    let other: bson::Decimal128 = "5.0".parse().expect("a decimal");
+    bench.insert_into("second", [doc! {"_id": "other", "legacyKey": other}]).await;
+    let second: Collection<Document> = bench.database.collection("second");
+    let index = mongodb::IndexModel::builder().keys(doc! {"legacyKey": 1}).build();
+    second.create_index(index).await.expect("an index");
+    let api = KeyApi::start(|call| match call.key.as_str() {
+        "199" => Reply::hang(),
+        key if key.ends_with('7') => Reply::not_found(),
+        _ => Reply::found(call),
+    });
+    configure(&bench, &api).await;
+    let run = bench.program("backfill --tps 2000").spawn();
+    // The first target is not done, and still documents of the second have their keys.
+    let done = doc! {"$or": [{"newKey": {"$type": "string"}}, {"newKeyFlag.reason": "not_found"}]};
+    wait_for("documents of the second target", async || {
+        second.count_documents(done.clone()).await.expect("a count") == 398
+    })
+    .await;
+    assert!(!api.asked().contains_key("5.0"));
+    api.change(Reply::found);
+    let run = run.finish().await.expect_exit(0);
+    assert_eq!(run.number("/documents/filled") + run.number("/documents/flagged"), 601);
+    assert_eq!(run.number("/documents/candidates"), 601);
+    let other = second.find_one(doc! {"_id": "other"}).await.expect("found").expect("there");
+    assert_eq!(other.get_str("newKey").ok(), Some("N-5.0"));
+    assert!(api.asked().iter().all(|(key, times)| *times == 1 || key == "199"), "{:?}", api.asked());
+}
+
+#[tokio::test]
 async fn flags_reach_the_collection_that_they_belong_to() {
     let bench = Bench::new().await;
     // The first target alone has too few answers for a verdict, both together have enough.

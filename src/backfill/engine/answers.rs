@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Engine;
-use super::writes::{Outbox, write};
+use super::writes::{Destination, Outbox, write};
 use crate::backfill::guard::Verdict;
 use crate::error::{Error, Result, joined};
 use crate::key_map::{Answer, Remembered};
@@ -162,8 +162,10 @@ impl Engine {
             }
         }
         for (collection, updates) in elsewhere {
-            let (job, outbox) = (self.parts.job.clone(), Outbox { updates, ..Outbox::default() });
-            self.writes.spawn(async move { write(outbox, None, collection, &job).await });
+            let outbox = Outbox { updates, ..Outbox::default() };
+            let job = self.parts.job.clone();
+            let destination = Destination { key_map: None, collection, siblings: Vec::new(), job };
+            self.writes.spawn(async move { write(outbox, destination).await });
         }
     }
 

@@ -113,6 +113,10 @@ impl Engine {
             }
             match self.keys.join(&key, candidates) {
                 Joined::Waiting => {}
+                // The key map may refuse the answer yet.
+                Joined::Answered(_, candidates) if self.parts.asker.client.api().unique_keys => {
+                    self.late.entry(key).or_default().extend(candidates);
+                }
                 Joined::Answered(answer, candidates) => self.deliver(&answer, candidates),
                 Joined::Unknown(candidates) => unknown.push(Group { key, candidates, checked_at }),
             }

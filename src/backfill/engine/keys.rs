@@ -125,6 +125,14 @@ impl Keys {
         waiting
     }
 
+    /// The answer of a key that is on its way to the key map.
+    pub(super) fn answer(&self, key: &str) -> Option<Answer> {
+        match self.states.get(key) {
+            Some(State::Answered(answer)) => Some(answer.clone()),
+            _ => None,
+        }
+    }
+
     /// Whether something holds for every key of the moment.
     pub(super) fn all(&self, holds: impl Fn(&str) -> bool) -> bool {
         self.states.keys().all(|key| holds(key))

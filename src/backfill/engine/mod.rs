@@ -33,6 +33,7 @@ use super::failures::Failures;
 use super::guard::Guard;
 use super::reader::Chunk;
 use super::steer::LiveSettings;
+use crate::config::values::Namespace;
 use crate::error::{Error, Result, joined};
 use crate::event::Events;
 use crate::job::ownership::Ownership;
@@ -56,6 +57,9 @@ const SHOWN_FAILURES: u64 = 10;
 pub struct Parts {
     /// Asks the API.
     pub asker: Arc<Asker>,
+    /// Targets whose documents can be found by their legacy key: they are filled
+    /// as soon as any target's document has led to the answer.
+    pub siblings: Vec<Arc<TargetCollection>>,
     /// Remembers answers, unless that is switched off.
     pub key_map: Option<KeyMap>,
     /// Calls that may be under way or not yet durable, to begin with.
@@ -130,6 +134,8 @@ pub struct Engine {
     /// Keys that failed in this run and why, so that all documents share it.
     failed_keys: HashMap<String, Failure>,
     refusals_in_a_row: u32,
+    /// Documents that wait for the key map to accept the answer of their key.
+    late: HashMap<String, Vec<Candidate>>,
     /// The first fatal condition; from then on the engine drains.
     fatal: Option<Error>,
     /// Flags are not written any more.
@@ -168,6 +174,7 @@ impl Engine {
             held_unusable: Vec::new(),
             failed_keys: HashMap::new(),
             refusals_in_a_row: 0,
+            late: HashMap::new(),
             fatal: None,
             distrusts_flags: false,
             position: None,
@@ -400,20 +407,30 @@ impl Engine {
     }
 
     fn fail(&mut self, candidate: &Candidate, reason: &str, description: &str) {
+        let namespace = self.collection.target.namespace.clone();
+        self.fail_in(&namespace, candidate, reason, description);
+    }
+
+    fn fail_in(&mut self, namespace: &Namespace, candidate: &Candidate, reason: &str, description: &str) {
         self.documents.fail(reason);
-        let namespace = self.collection.target.namespace.to_string();
-        self.parts.failures.record(&namespace, candidate, reason, description);
-        self.keep_record(candidate, "failed", format!("{reason}: {description}"));
+        self.parts.failures.record(&namespace.to_string(), candidate, reason, description);
+        self.keep_record(namespace, candidate, "failed", format!("{reason}: {description}"));
         if self.documents.failed <= SHOWN_FAILURES {
             let id = extended(candidate.id.as_raw_bson_ref());
             self.parts.events.warn(format!("{namespace} {id}: {reason}: {description}"));
         }
     }
 
-    fn keep_record(&mut self, candidate: &Candidate, outcome: &'static str, detail: String) {
+    fn keep_record(
+        &mut self,
+        namespace: &Namespace,
+        candidate: &Candidate,
+        outcome: &'static str,
+        detail: String,
+    ) {
         if let Some(recorded) = &mut self.recorded {
             recorded.push(Recorded {
-                collection: self.collection.target.namespace.to_string(),
+                collection: namespace.to_string(),
                 document: extended(candidate.id.as_raw_bson_ref()),
                 legacy_key: candidate.legacy.text(),
                 outcome,

@@ -12,9 +12,21 @@ use std::process::Command;
 use crate::config::values::Secret;
 use crate::config::{API_URL_VARIABLE, URI_VARIABLE};
 
-/// Options whose value may hold a secret, and the variables that take their place.
-const OPTIONS: [(&str, &str, fn(&str) -> bool); 2] =
-    [("--uri", URI_VARIABLE, holds_password), ("--api-url", API_URL_VARIABLE, may_hold_token)];
+/// An option whose value may hold a secret.
+struct SecretOption {
+    name: &'static str,
+    /// The variable that takes its place.
+    variable: &'static str,
+    is_secret: fn(&str) -> bool,
+}
+
+const OPTIONS: [SecretOption; 2] = [
+    SecretOption { name: "--uri", variable: URI_VARIABLE, is_secret: holds_password },
+    SecretOption { name: "--api-url", variable: API_URL_VARIABLE, is_secret: may_hold_token },
+];
+
+/// Secrets by their variables.
+type Secrets = Vec<(&'static str, String)>;
 
 /// Starts the program again if an argument holds a secret. Returns where there
 /// is none, or where starting again failed.
@@ -39,20 +51,20 @@ fn may_hold_token(url: &str) -> bool {
 }
 
 /// The secrets by their variables, and the arguments without them.
-fn split(arguments: &[OsString]) -> Option<(Vec<(&'static str, String)>, Vec<OsString>)> {
+fn split(arguments: &[OsString]) -> Option<(Secrets, Vec<OsString>)> {
     let mut rest = Vec::new();
     let mut secrets = Vec::new();
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         let text = word.to_str().unwrap_or_default();
-        let option = OPTIONS.iter().find_map(|(option, variable, is_secret)| {
-            let value = text.strip_prefix(option)?;
+        let option = OPTIONS.iter().find_map(|option| {
+            let value = text.strip_prefix(option.name)?;
             if value.is_empty() {
-                return Some((*variable, *is_secret, None));
+                return Some((option, None));
             }
-            Some((*variable, *is_secret, Some(value.strip_prefix('=')?.to_owned())))
+            Some((option, Some(value.strip_prefix('=')?.to_owned())))
         });
-        let Some((variable, is_secret, value)) = option else {
+        let Some((option, value)) = option else {
             rest.push(word.clone());
             continue;
         };
@@ -61,8 +73,8 @@ fn split(arguments: &[OsString]) -> Option<(Vec<(&'static str, String)>, Vec<OsS
             Some(value) => value,
             None => words.next()?.to_str()?.to_owned(),
         };
-        if is_secret(&value) {
-            secrets.push((variable, value));
+        if (option.is_secret)(&value) {
+            secrets.push((option.variable, value));
         } else {
             rest.push(word.clone());
             if is_apart {
@@ -77,7 +89,7 @@ fn split(arguments: &[OsString]) -> Option<(Vec<(&'static str, String)>, Vec<OsS
 mod tests {
     use super::*;
 
-    fn split_line(line: &str) -> Option<(Vec<(&'static str, String)>, Vec<OsString>)> {
+    fn split_line(line: &str) -> Option<(Secrets, Vec<OsString>)> {
         split(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
     }
 

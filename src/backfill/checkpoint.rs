@@ -1,10 +1,12 @@
 //! What a run under way stores and shows, again and again.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, doc};
 
-use super::counts::add;
+use super::counts::{Api, Documents, add};
 use super::engine::Engine;
 use crate::error::Result;
 use crate::event::{Events, Progress};
@@ -13,20 +15,40 @@ use crate::job::Job;
 /// How often counters are stored while a run is under way.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// How far the workers of this process are, for the one picture of all.
+#[derive(Debug, Clone, Default)]
+pub struct Board(Arc<Mutex<BTreeMap<String, (Documents, Api)>>>);
+
+impl Board {
+    /// Notes how far a worker is; returns the sum of all.
+    fn update(&self, worker: String, engine: &Engine) -> (Documents, Api) {
+        // Plain counts: a panic elsewhere can't leave them half changed.
+        let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        board.insert(worker, (engine.documents().clone(), engine.api()));
+        let mut sum = (Documents::default(), Api::default());
+        for (documents, api) in board.values() {
+            sum.0.add(documents);
+            sum.1.add(api);
+        }
+        sum
+    }
+}
+
 /// Stores and shows how far an engine is.
 #[derive(Debug)]
 pub struct Checkpoints<'a> {
     job: &'a Job,
     /// What earlier runs of the job had done.
     earlier: &'a Document,
+    board: &'a Board,
     events: &'a Events,
     saved: Instant,
 }
 
 impl<'a> Checkpoints<'a> {
     /// For the run of a job that had done so much before.
-    pub fn new(job: &'a Job, earlier: &'a Document, events: &'a Events) -> Self {
-        Self { job, earlier, events, saved: Instant::now() }
+    pub fn new(job: &'a Job, earlier: &'a Document, board: &'a Board, events: &'a Events) -> Self {
+        Self { job, earlier, board, events, saved: Instant::now() }
     }
 
     /// Shows how far the engine is, and stores it where that is due.
@@ -35,7 +57,8 @@ impl<'a> Checkpoints<'a> {
     /// A stop where the lease is lost or the job can't be saved.
     pub async fn tick(&mut self, engine: &mut Engine) -> Result<()> {
         self.job.lease().valid().await?;
-        show(self.events, engine);
+        let (documents, api) = self.board.update(self.job.member(), engine);
+        show(self.events, engine, &documents, &api);
         if self.saved.elapsed() >= INTERVAL {
             self.saved = Instant::now();
             engine.flush_failures().await?;
@@ -68,8 +91,7 @@ pub fn fields(engine: &Engine, earlier: &Document) -> Document {
     fields
 }
 
-fn show(events: &Events, engine: &Engine) {
-    let (documents, api) = (engine.documents(), engine.api());
+fn show(events: &Events, engine: &Engine, documents: &Documents, api: &Api) {
     let retries = if api.retries > 0 { format!(", {} retries", api.retries) } else { String::new() };
     let failed = if documents.failed > 0 { format!(", {} failed", documents.failed) } else { String::new() };
     let until = engine.opens_at().map(|opens| format!("; calls again at {opens}")).unwrap_or_default();

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::canary;
+use super::checkpoint::Board;
 use super::counts::{Documents, add};
 use super::plan::{Options, Plan, prepare};
 use super::summary::Report;
@@ -52,7 +53,7 @@ pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
 async fn canary_run(context: &Context, plan: &Arc<Plan>, documents: u64) -> Result<(Report, Instant)> {
     let job = context.unless_interrupted(start(context, plan)).await?;
     let started = Instant::now();
-    let worker = Worker::new(context, plan, job, context.stop.child_token())?;
+    let worker = Worker::new(context, plan, job, Board::default(), context.stop.child_token())?;
     Ok((worker.only(documents).run().await, started))
 }
 
@@ -63,9 +64,10 @@ async fn all_workers(context: &Context, plan: &Arc<Plan>, options: &Options) -> 
     let started = Instant::now();
     let halt = context.stop.child_token();
     let mut workers = JoinSet::new();
-    workers.spawn(Worker::new(context, plan, first, halt.child_token())?.run());
+    let board = Board::default();
+    workers.spawn(Worker::new(context, plan, first, board.clone(), halt.child_token())?.run());
     for _ in 1..options.workers.unwrap_or(1) {
-        workers.spawn(joining(context.clone(), plan.clone(), halt.child_token()));
+        workers.spawn(joining(context.clone(), plan.clone(), board.clone(), halt.child_token()));
     }
     let mut all: Option<Report> = None;
     while let Some(report) = workers.join_next().await {
@@ -83,10 +85,10 @@ async fn all_workers(context: &Context, plan: &Arc<Plan>, options: &Options) -> 
 
 /// A further worker of this process; none where the job is done before it could
 /// join.
-async fn joining(context: Context, plan: Arc<Plan>, stop: CancellationToken) -> Report {
+async fn joining(context: Context, plan: Arc<Plan>, board: Board, stop: CancellationToken) -> Report {
     let join = Job::join(&context.mongo, &plan.job, "backfill", &plan.identity);
     let worker = match context.unless_interrupted(join).await {
-        Ok(Some(job)) => Worker::new(&context, &plan, job, stop),
+        Ok(Some(job)) => Worker::new(&context, &plan, job, board, stop),
         Ok(None) => return Report::empty(JobState::Completed),
         Err(error) => Err(error),
     };

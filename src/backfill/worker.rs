@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::asker::Asker;
-use super::checkpoint::{Checkpoints, fields};
+use super::checkpoint::{Board, Checkpoints, fields};
 use super::counts::ApiCounters;
 use super::engine::{Engine, Parts};
 use super::failures::Failures;
@@ -57,6 +57,8 @@ pub(super) struct Worker {
     /// What earlier runs of the job had done.
     earlier: Document,
     _beside: Beside,
+    /// How far all workers of this process are.
+    board: Board,
     limit: u64,
 }
 
@@ -70,7 +72,8 @@ impl Drop for Beside {
 }
 
 impl Worker {
-    /// A worker on a job whose lease was just taken; `stop` ends it.
+    /// A worker on a job whose lease was just taken; `stop` ends it, `board` is
+    /// shared with the other workers of this process.
     ///
     /// # Errors
     /// Usage errors that only show when the client is built.
@@ -78,6 +81,7 @@ impl Worker {
         context: &Context,
         plan: &Arc<Plan>,
         job: Job,
+        board: Board,
         stop: CancellationToken,
     ) -> Result<Self> {
         let settings = &context.settings;
@@ -126,6 +130,7 @@ impl Worker {
             stop,
             started_at: DateTime::now(),
             _beside: beside,
+            board,
             limit: plan.limit,
             plan: plan.clone(),
         })
@@ -272,7 +277,7 @@ impl Worker {
         may_defer: bool,
     ) -> Result<Ending> {
         let (chunks, reading) = read_ahead(collection.clone(), pass, self.stop.clone());
-        let mut checkpoints = Checkpoints::new(&self.job, &self.earlier, &self.context.events);
+        let mut checkpoints = Checkpoints::new(&self.job, &self.earlier, &self.board, &self.context.events);
         self.engine.pass(chunks, may_defer, &mut checkpoints).await?;
         joined(reading.await)
     }

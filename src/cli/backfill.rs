@@ -7,12 +7,7 @@ use crate::backfill::Options;
 use crate::config::values::{Concurrency, Tps};
 use crate::throttle::window::{TimeZoneName, Window};
 
-/// Finds documents whose key and flag are missing, asks the key API once per
-/// distinct legacy key, and writes the key, or a flag where there is none.
-///
-/// Stop it at any moment (Ctrl-C finishes the calls under way; kill -9 is safe
-/// too) and start the same command again: the documents themselves are the
-/// checkpoint. What the application writes meanwhile is never overwritten.
+/// Options of `backfill`.
 #[derive(Debug, Args)]
 pub struct BackfillArgs {
     /// Ceiling of calls per second, retries included; fractions allowed [default: as configured, 10].

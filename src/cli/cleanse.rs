@@ -4,13 +4,7 @@ use clap::Args;
 
 use crate::config::values::Namespace;
 
-/// Copies the documents that pass the rules of `[cleanse]` to a new collection
-/// of the same database, with the options and indexes of the source.
-///
-/// The copy runs by ranges of `_id` in parallel, resumes where it was
-/// interrupted, and never changes the source. Writes to the source during the
-/// copy are not followed yet: what changes after its range was read is missing
-/// in the target.
+/// Options of `cleanse`.
 #[derive(Debug, Args)]
 pub struct CleanseArgs {
     /// Collection to copy to, in the source's database [default: as configured].

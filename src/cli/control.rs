@@ -4,11 +4,7 @@ use clap::{Args, Subcommand};
 
 use crate::job::control::Change;
 
-/// Steers a running backfill, from any machine that reaches the database.
-///
-/// A change takes effect within two seconds and is written down in the job
-/// document, with who made it and when. A pause outlives a restart until it is
-/// ended by `resume`; a setting holds until the job is started with another one.
+/// Options of `control`.
 #[derive(Debug, Args)]
 pub struct ControlArgs {
     /// Name of the job, as `mongorekey status` shows it.

@@ -101,6 +101,13 @@ pub enum Command {
     /// `max_calls_per_day`, both non-stop and within the configured windows.
     Plan(PlanArgs),
     /// Fill the new key into every document that lacks it.
+    ///
+    /// Finds documents whose key and flag are missing, asks the key API once per
+    /// distinct legacy key, and writes the key, or a flag where there is none.
+    ///
+    /// Stop it at any moment (Ctrl-C finishes the calls under way; kill -9 is safe
+    /// too) and start the same command again: the documents themselves are the
+    /// checkpoint. What the application writes meanwhile is never overwritten.
     Backfill(backfill::BackfillArgs),
     /// Clear flags, so that the next backfill asks again for what had no key.
     ///
@@ -112,12 +119,32 @@ pub enum Command {
     /// Take in, save, count or forget what is known about keys.
     KeyMap(key_map::KeyMapArgs),
     /// Copy the valid documents of a collection to a new one.
+    ///
+    /// Copies the documents that pass the rules of `[cleanse]` to a new collection
+    /// of the same database, with the options and indexes of the source.
+    ///
+    /// The copy runs by ranges of `_id` in parallel, resumes where it was
+    /// interrupted, and never changes the source. Writes to the source during the
+    /// copy are not followed yet: what changes after its range was read is missing
+    /// in the target.
     Cleanse(cleanse::CleanseArgs),
     /// Check that what should be there is there.
+    ///
+    /// Checks what the jobs of this config left behind: candidates and flags of a
+    /// backfill, counts and samples of a cleanse in both directions.
+    ///
+    /// Without --counts and --sample everything that applies is checked. Exits with
+    /// 1 on any difference; an empty or missing side is a difference.
     Verify(verify::VerifyArgs),
     /// Show jobs: what they do, how far they are, who runs them.
     Status(status::StatusArgs),
     /// Steer a running job: pause, resume, stop, set tps=20.
+    ///
+    /// Steers a running backfill, from any machine that reaches the database.
+    ///
+    /// A change takes effect within two seconds and is written down in the job
+    /// document, with who made it and when. A pause outlives a restart until it is
+    /// ended by `resume`; a setting holds until the job is started with another one.
     Control(control::ControlArgs),
     /// Run a rehearsal key API on this machine.
     MockApi(mock_api::MockApiArgs),

@@ -5,11 +5,7 @@ use clap::Args;
 use super::BackfillTargetArgs;
 use crate::config::values::Namespace;
 
-/// Checks what the jobs of this config left behind: candidates and flags of a
-/// backfill, counts and samples of a cleanse in both directions.
-///
-/// Without --counts and --sample everything that applies is checked. Exits with
-/// 1 on any difference; an empty or missing side is a difference.
+/// Options of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// Compare the number of documents that should be in the target with what is there.

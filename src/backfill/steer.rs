@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::asker::Asker;
 use super::plan::Plan;
+use crate::config::values::Tps;
 use crate::error::joined;
 use crate::event::Events;
 use crate::job::control::Control;
@@ -63,6 +64,7 @@ impl Steering {
         loop {
             let document = documents.borrow_and_update().clone();
             let control = Control::read(&document);
+            self.adopt_ceiling(&document, &control);
             if control != before {
                 self.apply(&control);
                 self.tell(&document, &before, &control);
@@ -74,10 +76,18 @@ impl Steering {
         }
     }
 
+    /// The ceiling is the job's: who joins with another one in mind keeps to it
+    /// all the same.
+    fn adopt_ceiling(&self, document: &Document, control: &Control) {
+        let settings = document.get_document("settings").ok();
+        let started_with = settings.and_then(|settings| settings.get_f64("tps").ok());
+        let started_with = started_with.and_then(|tps| Tps::new(tps).ok()).unwrap_or(self.plan.tps);
+        self.asker.pacer.set_tps(control.tps.unwrap_or(started_with));
+    }
+
     fn apply(&self, control: &Control) {
-        let tps = control.tps.unwrap_or(self.plan.tps);
+        let tps = self.asker.pacer.tps();
         let concurrency = control.concurrency.unwrap_or(self.plan.concurrency);
-        self.asker.pacer.set_tps(tps);
         self.asker.pacer.pause(Waiting::Paused, control.paused);
         self.live.chunk.store(control.chunk.unwrap_or(self.plan.chunk), Ordering::Relaxed);
         self.live.slots.store(self.plan.slots(concurrency, tps), Ordering::Relaxed);
@@ -92,7 +102,7 @@ impl Steering {
             changes.push(if now.paused { "paused".into() } else { "resumed".into() });
         }
         if before.tps != now.tps {
-            changes.push(format!("{} TPS", now.tps.unwrap_or(self.plan.tps).per_second()));
+            changes.push(format!("{} TPS", self.asker.pacer.tps().per_second()));
         }
         if before.chunk != now.chunk {
             changes.push(format!("chunk {}", now.chunk.unwrap_or(self.plan.chunk)));

@@ -576,6 +576,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn in_the_nights_of_both_clock_changes_no_call_leaves_outside() {
+        let zone: TimeZoneName = "Europe/Berlin".parse().expect("a zone");
+        // In spring 02:00 becomes 03:00, in autumn 03:00 becomes 02:00 again.
+        for (begin, minutes) in [("2026-03-29T00:50:00+01:00", 90_u64), ("2026-10-25T01:50:00+02:00", 150)] {
+            let begin: Timestamp = begin.parse().expect("a time");
+            let origin = Instant::now();
+            let clock: Clock = Arc::new(move || {
+                begin + jiff::SignedDuration::try_from(origin.elapsed()).expect("a short time")
+            });
+            let windows = Windows::new(vec!["01:30-02:30".parse().expect("a window")], zone.clone());
+            let longest_call = Duration::from_secs(5);
+            let pacer = Pacer::with_clock(tps(0.1), Duration::ZERO, windows, longest_call, clock.clone());
+            let times = run(&pacer, minutes * 60).await;
+            assert!(!times.is_empty(), "the window opened");
+            for time in times {
+                let at = begin + jiff::SignedDuration::try_from(time - origin).expect("a short time");
+                for moment in [at, at + jiff::SignedDuration::from_secs(4)] {
+                    let wall = moment.to_zoned(zone.zone().clone()).time();
+                    let open = jiff::civil::time(1, 30, 0, 0)..jiff::civil::time(2, 30, 0, 0);
+                    assert!(open.contains(&wall), "a call under way at {wall}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_calls_of_a_day_are_counted() {
         let begin: Timestamp = "2026-03-01T23:59:50Z".parse().expect("a time");
         let origin = Instant::now();

@@ -164,7 +164,31 @@ async fn replace(mongo: &Mongo, namespace: &Namespace, document: &bson::RawDocum
     }
 }
 
-/// Builds the indexes of the source on the target, those that delete last.
+/// When an index is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// After the copy.
+    Copied,
+    /// Once the target is a moment of the source, which breaks no unique index:
+    /// the copy alone is many moments.
+    CaughtUp,
+    /// When nothing is copied any more: it deletes documents.
+    Last,
+}
+
+impl When {
+    fn of(index: &Document) -> Self {
+        if index.contains_key("expireAfterSeconds") {
+            Self::Last
+        } else if index.get_bool("unique").unwrap_or(false) {
+            Self::CaughtUp
+        } else {
+            Self::Copied
+        }
+    }
+}
+
+/// Builds those indexes of the source on the target whose time it is.
 ///
 /// # Errors
 /// A stop where one can't be built.
@@ -172,30 +196,26 @@ pub async fn indexes(
     mongo: &Mongo,
     namespace: &Namespace,
     source: &Description,
+    when: When,
     events: &Events,
 ) -> Result<()> {
-    let (ttl, plain): (Vec<_>, Vec<_>) =
-        target::indexes(source).into_iter().partition(|index| index.contains_key("expireAfterSeconds"));
-    for group in [plain, ttl] {
-        if group.is_empty() {
-            continue;
-        }
-        let names = group.iter().map(index_name).collect::<Vec<_>>().join(", ");
-        let show = |seen: BuildProgress| {
-            events.progress(Progress {
-                phase: "indexes".into(),
-                unit: "documents",
-                done: seen.done,
-                total: Some(seen.total),
-                limited_by: Some("database".into()),
-                detail: names.clone(),
-            });
-        };
-        mongo.build_indexes(namespace, group.clone(), show).await.map_err(|error| {
-            error.hint("a document written during the copy may break a unique index: `--restart` copies anew")
-        })?;
+    let due: Vec<Document> =
+        target::indexes(source).into_iter().filter(|index| When::of(index) == when).collect();
+    if due.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let names = due.iter().map(index_name).collect::<Vec<_>>().join(", ");
+    let show = |seen: BuildProgress| {
+        events.progress(Progress {
+            phase: "indexes".into(),
+            unit: "documents",
+            done: seen.done,
+            total: Some(seen.total),
+            limited_by: Some("database".into()),
+            detail: names.clone(),
+        });
+    };
+    mongo.build_indexes(namespace, due, show).await
 }
 
 /// Sets what must not hold while the copy runs: validator and expiry. Returns

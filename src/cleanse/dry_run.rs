@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::count::{self, RuleCounts};
-use super::plan::{NOT_FOLLOWED, Plan, range_count};
+use super::plan::{Plan, range_count};
 use super::target::{self, index_name};
 use crate::Context;
 use crate::error::Result;
@@ -23,7 +23,7 @@ pub async fn run(context: &Context, plan: &Plan) -> Result<Outcome> {
     let counts = count::by_rule(mongo, &plan.source, &plan.predicate, SAMPLES).await?;
     let average = average_size(context, plan).await;
     let indexes: Vec<String> = target::indexes(&plan.description).iter().map(index_name).collect();
-    let mut warnings = vec![NOT_FOLLOWED.to_owned()];
+    let mut warnings = Vec::new();
     if mongo.describe(&plan.target).await?.is_some() {
         warnings.push(format!("{} exists already", plan.target));
     }

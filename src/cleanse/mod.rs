@@ -8,6 +8,8 @@ pub mod build;
 pub mod copy;
 pub mod count;
 pub mod dry_run;
+pub mod follow;
+pub mod marks;
 pub mod plan;
 pub mod predicate;
 pub mod ranges;

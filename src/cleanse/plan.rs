@@ -21,10 +21,6 @@ const RANGES_PER_WORKER: usize = 2;
 /// Ranges at most: their states are kept in memory.
 const MOST_RANGES: usize = 10_000;
 
-/// Said wherever a copy is made, until it is no longer true.
-pub const NOT_FOLLOWED: &str =
-    "writes to the source during the copy are not followed: stop the writers, or copy again with --restart";
-
 /// Everything decided before the job starts.
 #[derive(Debug)]
 pub struct Plan {

@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use bson::{Bson, Document, doc};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
-use super::build;
+use super::build::{self, When};
 use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
 use super::dry_run;
-use super::plan::{NOT_FOLLOWED, Plan, prepare, range_count};
+use super::follow::{Followed, Follower, stored_position};
+use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
@@ -19,6 +21,7 @@ use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
+use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
 
@@ -29,6 +32,7 @@ struct Figures {
     copied: u64,
     rejected_by: BTreeMap<String, u64>,
     violations: u64,
+    followed: Followed,
 }
 
 /// Runs the command.
@@ -103,32 +107,71 @@ async fn phases(
     let mongo = &context.mongo;
     let ranges = Ranges::of(mongo, job.name());
     let mut phase = Phase::stored(job);
-    let copy = Arc::new(copy_of(context, plan, job, &ranges).await?);
+    let halt = context.stop.child_token();
+    let copy = Arc::new(copy_of(context, plan, job, &ranges, halt.clone()).await?);
     copy.clean_up().await?;
+    let follower = Follower {
+        mongo,
+        job,
+        source: &plan.source,
+        target: &plan.target,
+        valid: plan.predicate.valid(),
+        events: &context.events,
+    };
+    let mut position = stored_position(job);
     if phase == Phase::Clear {
         clear(mongo, plan, job, &ranges).await?;
         phase = Phase::Create;
     }
-    if phase == Phase::Done {
-        context.events.note(format!("{} is complete already; --restart copies anew", plan.target));
-    }
     if phase == Phase::Create {
-        create(context, plan, job, &ranges).await?;
+        position = Some(create(context, plan, job, &ranges, &follower).await?);
         phase = Phase::Copy;
     }
+    let mut position = position.ok_or_else(|| {
+        Error::refused(format!("the job {} was begun by a version that followed no writes", job.name()))
+            .hint("copy anew with --restart")
+    })?;
     if phase == Phase::Copy {
-        if copy.clone().run(plan.parallel).await? == Copied::Interrupted {
+        let copied = CancellationToken::new();
+        let copying = async {
+            let result = copy.clone().run(plan.parallel).await;
+            copied.cancel();
+            result
+        };
+        let marking = async {
+            // Without the marks the copy would be worth nothing.
+            follower.mark(position.clone(), &copied).await.inspect_err(|_| halt.cancel())
+        };
+        let (result, marked) = tokio::join!(copying, marking);
+        position = marked?;
+        if result? == Copied::Interrupted {
             figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
             return Ok(Copied::Interrupted);
         }
         job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
         phase = Phase::Finish;
     }
+    let followed = &mut figures.followed;
+    let mut catch_up = follower.catch_up().await?;
     if phase == Phase::Finish {
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
-        build::indexes(mongo, &plan.target, &plan.description, &context.events).await?;
+        build::indexes(mongo, &plan.target, &plan.description, When::Copied, &context.events).await?;
+        follower.work_off_marks(&mut catch_up, position.time(), &context.stop, followed).await?;
+    }
+    let is_up_to_date = follower.drain(&mut catch_up, &mut position, false, &context.stop, followed).await?;
+    if phase == Phase::Finish && is_up_to_date {
+        build::indexes(mongo, &plan.target, &plan.description, When::CaughtUp, &context.events).await?;
         figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
+        build::indexes(mongo, &plan.target, &plan.description, When::Last, &context.events).await?;
         job.save(doc! {"phase": Phase::Done.as_str()}).await?;
+    }
+    if args.follow && is_up_to_date {
+        context.events.note(format!("{} is up to date and follows {}", plan.target, plan.source));
+        follower.drain(&mut catch_up, &mut position, true, &context.stop, &mut figures.followed).await?;
+    }
+    if !is_up_to_date || args.follow {
+        figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+        return Ok(Copied::Interrupted);
     }
     count_all(mongo, plan, args.count_rules, figures).await?;
     Ok(Copied::All)
@@ -165,7 +208,13 @@ impl Phase {
     }
 }
 
-async fn copy_of(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<Copy> {
+async fn copy_of(
+    context: &Context,
+    plan: &Plan,
+    job: &Job,
+    ranges: &Ranges,
+    stop: CancellationToken,
+) -> Result<Copy> {
     let source_count = context.mongo.collection(&plan.source).estimated_document_count().await.unwrap_or(0);
     Ok(Copy {
         mongo: context.mongo.clone(),
@@ -177,7 +226,7 @@ async fn copy_of(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> 
         job: job.name().to_owned(),
         lease: job.lease().clone(),
         events: context.events.clone(),
-        stop: context.stop.clone(),
+        stop,
         source_count,
     })
 }
@@ -196,9 +245,15 @@ async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result
     job.save(nothing).await
 }
 
-async fn create(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<()> {
+/// Makes target and ranges; returns the position from which changes count.
+async fn create(
+    context: &Context,
+    plan: &Plan,
+    job: &Job,
+    ranges: &Ranges,
+    follower: &Follower<'_>,
+) -> Result<Position> {
     let mongo = &context.mongo;
-    context.events.note(NOT_FOLLOWED);
     // Recorded first: an empty target found afterwards is ours.
     job.save(doc! {"phase": Phase::Create.as_str()}).await?;
     let uuid = match mongo.describe(&plan.target).await? {
@@ -208,9 +263,12 @@ async fn create(context: &Context, plan: &Plan, job: &Job, ranges: &Ranges) -> R
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
     job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
     build::index_pending(mongo, &plan.target).await?;
+    // Before anything is copied: what changes from here on is seen.
+    let position = follower.begin().await?;
     let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
     ranges.create(&tiles).await?;
-    job.save(doc! {"phase": Phase::Copy.as_str()}).await
+    job.save(doc! {"phase": Phase::Copy.as_str()}).await?;
+    Ok(position)
 }
 
 async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {
@@ -255,6 +313,11 @@ async fn finish(
             "copied": figures.copied,
             "validator_violations": figures.violations,
         },
+        "followed": {
+            "changes": figures.followed.changes,
+            "written": figures.followed.applied.written,
+            "removed": figures.followed.applied.removed,
+        },
         "elapsed_seconds": elapsed,
     });
     let text = text(plan, state, figures, elapsed);
@@ -263,7 +326,7 @@ async fn finish(
     Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
         (Err(error), _) => Outcome::failed(json, text, error),
         (Ok(_), JobState::Interrupted) => {
-            let error = context.interrupted("interrupted; finished ranges are kept");
+            let error = context.interrupted("interrupted; what was copied and followed is kept");
             Outcome::failed(json, text, error.hint("start the same command again to go on"))
         }
         (Ok(_), _) => Outcome::reached(json, text),
@@ -286,6 +349,13 @@ fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String
         }
     }
     lines.push(format!("  in target {:>12}", figures.copied));
+    if figures.followed.changes > 0 {
+        let Followed { changes, applied } = figures.followed;
+        lines.push(format!(
+            "  followed  {changes:>12}  changes ({} documents written, {} removed)",
+            applied.written, applied.removed
+        ));
+    }
     if figures.violations > 0 {
         lines.push(format!(
             "  {} of them violate the validator, as they did in the source",

@@ -16,6 +16,9 @@ pub struct CleanseArgs {
     /// Write nothing: print counts per rule, sample `_id`s and the plan.
     #[arg(long)]
     pub dry_run: bool,
+    /// After the copy keep the target in step with the source until stopped.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub follow: bool,
     /// Ranges to copy at once.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallel: u8,

@@ -124,9 +124,10 @@ pub enum Command {
     /// of the same database, with the options and indexes of the source.
     ///
     /// The copy runs by ranges of `_id` in parallel, resumes where it was
-    /// interrupted, and never changes the source. Writes to the source during the
-    /// copy are not followed yet: what changes after its range was read is missing
-    /// in the target.
+    /// interrupted, and never changes the source. What is written to the source
+    /// meanwhile is followed by its change stream: at the end the target is as
+    /// the source was a moment ago. Started again, the same command catches up
+    /// with what was written since; with --follow it keeps doing so.
     Cleanse(cleanse::CleanseArgs),
     /// Check that what should be there is there.
     ///

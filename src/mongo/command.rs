@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::time::Duration;
 
+use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use tokio_retry::RetryIf;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
@@ -65,4 +66,27 @@ pub fn is_transient(error: &DriverError) -> bool {
 /// Whether a server error of that code passes.
 pub fn is_transient_code(code: i32) -> bool {
     TRANSIENT_CODES.contains(&code)
+}
+
+/// The same for an operation on a session, which can't be shared between attempts.
+///
+/// # Errors
+/// The last failure, as a stop that names the operation.
+pub async fn retrying_in<T>(
+    operation: impl Display,
+    session: &mut ClientSession,
+    mut action: impl AsyncFnMut(&mut ClientSession) -> mongodb::error::Result<T>,
+) -> Result<T> {
+    let mut waits =
+        ExponentialBackoff::from_millis(2).factor(50).max_delay(LONGEST_WAIT).map(jitter).take(RETRIES);
+    loop {
+        match (action(session).await, waits.next()) {
+            (Err(error), Some(wait)) if is_transient(&error) => {
+                let error = describe_mongo(&error);
+                tracing::debug!(%operation, error, "will be sent again");
+                tokio::time::sleep(wait).await;
+            }
+            (result, _) => return result.during(&operation),
+        }
+    }
 }

@@ -4,7 +4,9 @@
 //! guarded updates, ranges) and never a cursor, a session or a write concern.
 
 pub mod catalog;
+pub mod catch_up;
 pub mod command;
+pub mod feed;
 pub mod fill;
 pub mod flags;
 pub mod health;
@@ -33,6 +35,7 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Mongo {
     client: Client,
+    options: ClientOptions,
     state_database: String,
 }
 
@@ -52,10 +55,10 @@ impl Mongo {
         options.write_concern = Some(majority());
         options.read_concern = Some(ReadConcern::local());
         options.selection_criteria = None;
-        let client = Client::with_options(options).map_err(|error| {
+        let client = Client::with_options(options.clone()).map_err(|error| {
             Error::usage(format!("the MongoDB URI can't be used: {}", scrub(&error.to_string(), uri)))
         })?;
-        let mongo = Self { client, state_database: state_database.into() };
+        let mongo = Self { client, options, state_database: state_database.into() };
         mongo.admin().run_command(doc! {"ping": 1}).await.during("connecting to MongoDB").map_err(
             |error| {
                 error
@@ -64,6 +67,15 @@ impl Mongo {
             },
         )?;
         Ok(mongo)
+    }
+
+    /// The same deployment by connections and sessions of its own.
+    ///
+    /// # Errors
+    /// A stop where the client can't be made.
+    pub fn apart(&self) -> Result<Self> {
+        let client = Client::with_options(self.options.clone()).during("connecting once more")?;
+        Ok(Self { client, ..self.clone() })
     }
 
     /// The database of that name.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::ClientSession;
-use mongodb::options::{Hint, WriteConcern};
+use mongodb::options::{Hint, ReadConcern, WriteConcern};
 use tokio::time::Instant;
 
 use super::Mongo;
@@ -62,6 +62,8 @@ impl Mongo {
             .aggregate(stages)
             .allow_disk_use(true)
             .max_time(LONGEST_OPERATION)
+            // What a failover takes back must not be copied.
+            .read_concern(ReadConcern::majority())
             .write_concern(WriteConcern::majority())
             .comment(Bson::String(comment.into()));
         if let Some(hint) = hint {

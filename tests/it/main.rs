@@ -9,6 +9,7 @@ mod backfill_race;
 mod chunk_cost;
 mod cleanse;
 mod cleanse_kill;
+mod cleanse_live;
 mod cleanse_refusals;
 mod cleanse_rules;
 mod cleanse_shape;

@@ -1,0 +1,163 @@
+//! Documents of the source that were touched while the copy runs, remembered
+//! until the copy is done and they can be looked at again.
+//!
+//! A mark has a generation, so that one that is set anew while its document is
+//! being re-read is not removed by accident.
+
+use bson::{Bson, Document, RawBson, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
+
+use crate::error::{Error, Result};
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::index::whole_number;
+use crate::mongo::majority_document;
+
+/// The collection of marks in the state database.
+const COLLECTION: &str = "marks";
+
+/// One touched document.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    /// The `_id` of the document.
+    pub id: RawBson,
+    generation: i64,
+}
+
+/// The marks of a job.
+#[derive(Debug, Clone)]
+pub struct Marks {
+    mongo: Mongo,
+    collection: Collection<Document>,
+    job: String,
+}
+
+impl Marks {
+    /// The marks of a job.
+    pub fn of(mongo: &Mongo, job: &str) -> Self {
+        Self { mongo: mongo.clone(), collection: mongo.state(COLLECTION), job: job.into() }
+    }
+
+    /// Marks documents, durable on a majority.
+    ///
+    /// # Errors
+    /// A stop where the marks can't be written.
+    pub async fn set(&self, ids: &[RawBson]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let updates = ids
+            .iter()
+            .map(|id| {
+                let key = self.key(id)?;
+                Ok(doc! {"q": {"_id": key}, "u": {"$inc": {"generation": 1_i64}}, "upsert": true})
+            })
+            .collect::<Result<Vec<Document>>>()?;
+        self.command(doc! {"update": COLLECTION, "updates": updates, "ordered": false}).await
+    }
+
+    /// Some of the marks, in no order.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn some(&self, most: i64) -> Result<Vec<Mark>> {
+        let filter = doc! {"_id.job": &self.job};
+        let documents: Vec<Document> = retrying("reading the marks", || {
+            let find = self.collection.find(self.range(&filter)).limit(most);
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        documents.iter().map(read).collect()
+    }
+
+    /// Removes marks that were not set again since they were read.
+    ///
+    /// # Errors
+    /// A stop where they can't be removed.
+    pub async fn remove(&self, marks: &[Mark]) -> Result<()> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let deletes = marks
+            .iter()
+            .map(|mark| {
+                let filter = doc! {"_id": self.key(&mark.id)?, "generation": mark.generation};
+                Ok(doc! {"q": filter, "limit": 1})
+            })
+            .collect::<Result<Vec<Document>>>()?;
+        self.command(doc! {"delete": COLLECTION, "deletes": deletes, "ordered": false}).await
+    }
+
+    /// How many documents are marked.
+    ///
+    /// # Errors
+    /// A stop where they can't be counted.
+    pub async fn count(&self) -> Result<u64> {
+        let filter = self.range(&doc! {"_id.job": &self.job});
+        retrying("counting the marks", || {
+            let count = self.collection.count_documents(filter.clone());
+            async move { count.await }
+        })
+        .await
+    }
+
+    /// Forgets all marks.
+    ///
+    /// # Errors
+    /// A stop where they can't be removed.
+    pub async fn clear(&self) -> Result<()> {
+        let filter = self.range(&doc! {"_id.job": &self.job});
+        retrying("forgetting the marks", || {
+            let delete = self.collection.delete_many(filter.clone());
+            async move { delete.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// The condition with bounds on `_id`, which an index follows: all of a job's
+    /// keys begin with its name.
+    fn range(&self, filter: &Document) -> Document {
+        let mut filter = filter.clone();
+        filter.insert(
+            "_id",
+            doc! {"$gte": {"job": &self.job, "id": Bson::MinKey}, "$lte": {"job": &self.job, "id": Bson::MaxKey}},
+        );
+        filter
+    }
+
+    fn key(&self, id: &RawBson) -> Result<Document> {
+        Ok(doc! {"job": &self.job, "id": crate::mongo::source::to_bson(id)?})
+    }
+
+    async fn command(&self, mut command: Document) -> Result<()> {
+        command.insert("writeConcern", majority_document());
+        let database = self.mongo.database(&self.collection.namespace().db);
+        let reply = retrying("writing the marks", || {
+            let (database, command) = (database.clone(), command.clone());
+            async move {
+                let reply = database.run_command(command).await?;
+                crate::mongo::sink::check_write_concern(&reply)?;
+                Ok(reply)
+            }
+        })
+        .await?;
+        let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+        // Two upserts of one mark at once: the other one has set it.
+        let is_race = |error: &Bson| {
+            error.as_document().and_then(|error| error.get("code")).and_then(whole_number) == Some(11000)
+        };
+        match errors.iter().find(|error| !is_race(error)) {
+            Some(error) => Err(Error::stopped(format!("a mark could not be written: {error}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn read(document: &Document) -> Result<Mark> {
+    let id = document.get_document("_id").ok().and_then(|key| key.get("id")).cloned();
+    let id = RawBson::try_from(id.unwrap_or(Bson::Null))
+        .map_err(|error| Error::stopped(format!("a mark can't be read: {error}")))?;
+    Ok(Mark { id, generation: document.get_i64("generation").unwrap_or(0) })
+}

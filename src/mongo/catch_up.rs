@@ -1,0 +1,305 @@
+//! Bringing single documents of a target up to date: re-read in the source,
+//! written or deleted in the target.
+//!
+//! What is applied is not a change but the present state of a document, so
+//! neither the order of changes nor their number matters, and doing it twice
+//! does no harm. What would do harm is a command that arrives late, after a
+//! newer state was written: all writes run on one session with rising
+//! transaction numbers, and the server refuses a number that is lower than one
+//! it has seen.
+
+use std::collections::HashMap;
+
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
+use mongodb::ClientSession;
+use mongodb::options::ReadConcern;
+
+use super::command::{is_transient_code, retrying_in};
+use super::index::whole_number;
+use super::sink::{check_write_concern, id_bytes, value_bytes};
+use super::source::to_bson;
+use super::{Mongo, WRITE_TIMEOUT, majority_document};
+use crate::config::values::Namespace;
+use crate::error::{Context, Error, Result};
+
+/// Bytes of documents per command.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Statements per command.
+const MOST_STATEMENTS: usize = 1000;
+/// The server's code for a duplicate key.
+const DUPLICATE_KEY: u64 = 11000;
+/// Rounds in which documents that stand in each other's way are written again.
+const ROUNDS: usize = 10;
+
+/// What was done to the target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Documents written.
+    pub written: u64,
+    /// `_id`s that are not valid, or not there, and were removed if they were in
+    /// the target.
+    pub removed: u64,
+}
+
+impl Applied {
+    /// Adds what was done elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.written += other.written;
+        self.removed += other.removed;
+    }
+}
+
+/// Keeps a target in step with a source.
+#[derive(Debug)]
+pub struct CatchUp {
+    mongo: Mongo,
+    source: Namespace,
+    target: Namespace,
+    valid: Document,
+    reading: ClientSession,
+    writing: ClientSession,
+    transaction: i64,
+}
+
+/// A duplicate key: whose document, and the values that stand in its way.
+struct Conflict {
+    id: RawBson,
+    values: Option<Document>,
+}
+
+impl CatchUp {
+    /// Brings documents from one collection to another where `valid` holds.
+    ///
+    /// # Errors
+    /// A stop where no session can be had.
+    pub async fn new(mongo: &Mongo, source: &Namespace, target: &Namespace, valid: Document) -> Result<Self> {
+        // The driver hands sessions on, and whoever got one of ours would be
+        // refused for its numbers.
+        let mongo = mongo.apart()?;
+        let reading = mongo.client().start_session().await.during("starting a session")?;
+        let writing = mongo.client().start_session().await.during("starting a session")?;
+        let (source, target) = (source.clone(), target.clone());
+        Ok(Self { mongo, source, target, valid, reading, writing, transaction: 0 })
+    }
+
+    /// The session of the writes, to be recorded before the first: whoever comes
+    /// next ends what still runs on it.
+    pub fn session(&self) -> Document {
+        self.writing.id().clone()
+    }
+
+    /// Brings these documents up to the state that they have now or later, at
+    /// least that of `after`.
+    ///
+    /// # Errors
+    /// A stop where a document can't be written for good.
+    pub async fn apply(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Applied> {
+        let mut applied = Applied::default();
+        let mut open = distinct(ids);
+        for _ in 0..ROUNDS {
+            let mut again = Vec::new();
+            for part in open.chunks(MOST_STATEMENTS) {
+                applied.add(self.apply_once(part, after, &mut again).await?);
+            }
+            if again.is_empty() {
+                return Ok(applied);
+            }
+            open = distinct(&again);
+        }
+        let id = open.first().map(|id| crate::report::json::extended(id.as_raw_bson_ref()));
+        Err(Error::stopped(format!(
+            "{} documents of {} stand in each other's way under a unique index, {} among them",
+            open.len(),
+            self.source,
+            id.unwrap_or_default()
+        ))
+        .hint("does the source itself hold duplicates that the rules keep? Started again, the job goes on"))
+    }
+
+    async fn apply_once(
+        &mut self,
+        ids: &[RawBson],
+        after: Option<Timestamp>,
+        again: &mut Vec<RawBson>,
+    ) -> Result<Applied> {
+        let mut gone: HashMap<Vec<u8>, RawBson> =
+            ids.iter().map(|id| (value_bytes(id.as_raw_bson_ref()), id.clone())).collect();
+        let documents = self.read(ids, after).await?;
+        for document in &documents {
+            if let Some(bytes) = id_bytes(document) {
+                gone.remove(&bytes);
+            }
+        }
+        // Removed first: an `_id` may have come back as an equal number of another type.
+        let removed: Vec<RawBson> = gone.into_values().collect();
+        self.remove(&removed).await?;
+        let written = self.write_all(&documents, again).await?;
+        Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
+    }
+
+    /// The valid ones among these documents, as a majority has them.
+    async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
+        let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
+        let mut condition = doc! {"_id": {"$in": ids}};
+        if !self.valid.is_empty() {
+            condition.insert("$and", vec![self.valid.clone()]);
+        }
+        if let Some(after) = after {
+            self.reading.advance_operation_time(after);
+        }
+        let collection = self.mongo.collection(&self.source);
+        let reading = &mut self.reading;
+        retrying_in(format!("re-reading documents of {}", self.source), reading, async |session| {
+            let find = collection.find(condition.clone()).read_concern(ReadConcern::majority());
+            let mut cursor = find.session(&mut *session).await?;
+            let mut documents = Vec::new();
+            while cursor.advance(&mut *session).await? {
+                documents.push(cursor.current().to_owned());
+            }
+            Ok(documents)
+        })
+        .await
+    }
+
+    async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut deletes = RawArrayBuf::new();
+        for id in ids {
+            deletes.push(rawdoc! {"q": {"_id": {"$eq": id.clone()}}, "limit": 1});
+        }
+        let mut command = rawdoc! {"delete": self.target.collection.as_str(), "ordered": false};
+        command.append(bson::cstr!("deletes"), deletes);
+        let reply = self.send(command).await?;
+        match first_error(&reply) {
+            Some(error) => Err(self.refused(&error)),
+            None => Ok(()),
+        }
+    }
+
+    async fn write_all(&mut self, documents: &[RawDocumentBuf], again: &mut Vec<RawBson>) -> Result<u64> {
+        let (mut start, mut bytes, mut written) = (0, 0, 0);
+        for (position, document) in documents.iter().enumerate() {
+            let size = document.as_bytes().len();
+            if position > start && bytes + size > MOST_BYTES {
+                written += self.write(&documents[start..position], again).await?;
+                (start, bytes) = (position, 0);
+            }
+            bytes += size;
+        }
+        if start < documents.len() {
+            written += self.write(&documents[start..], again).await?;
+        }
+        Ok(written)
+    }
+
+    async fn write(&mut self, documents: &[RawDocumentBuf], again: &mut Vec<RawBson>) -> Result<u64> {
+        let mut updates = RawArrayBuf::new();
+        for document in documents {
+            updates.push(statement(document)?);
+        }
+        let mut command = rawdoc! {"update": self.target.collection.as_str(), "ordered": false};
+        command.append(bson::cstr!("updates"), updates);
+        let reply = self.send(command).await?;
+        let errors = errors(&reply);
+        let failed = u64::try_from(errors.len()).unwrap_or(u64::MAX);
+        for error in errors {
+            self.resolve(documents, &error, again).await?;
+        }
+        Ok(u64::try_from(documents.len()).unwrap_or(u64::MAX).saturating_sub(failed))
+    }
+
+    /// A document that could not be written: removes what stands in its way, so
+    /// that both are looked at again.
+    async fn resolve(
+        &mut self,
+        documents: &[RawDocumentBuf],
+        error: &Document,
+        again: &mut Vec<RawBson>,
+    ) -> Result<()> {
+        let code = error.get("code").and_then(whole_number).unwrap_or(0);
+        let index = error.get("index").and_then(whole_number).and_then(|index| usize::try_from(index).ok());
+        let document = index.and_then(|index| documents.get(index));
+        let id = document.and_then(|document| document.get("_id").ok().flatten()).map(RawBson::from);
+        let Some(id) = id else { return Err(self.refused(error)) };
+        if i32::try_from(code).is_ok_and(is_transient_code) {
+            again.push(id);
+            return Ok(());
+        }
+        if code != DUPLICATE_KEY {
+            return Err(self.refused(error));
+        }
+        let values = error.get_document("keyValue").ok().cloned();
+        let parties = self.parties(&Conflict { id, values }).await?;
+        self.remove(&parties).await?;
+        again.extend(parties);
+        Ok(())
+    }
+
+    /// Everybody in the target who is part of a conflict.
+    async fn parties(&mut self, conflict: &Conflict) -> Result<Vec<RawBson>> {
+        let mut parties = vec![conflict.id.clone()];
+        let Some(values) = conflict.values.as_ref().filter(|values| !values.contains_key("_id")) else {
+            return Ok(parties);
+        };
+        let filter: Document =
+            values.iter().map(|(field, value)| (field.clone(), doc! {"$eq": value.clone()}.into())).collect();
+        let collection = self.mongo.collection(&self.target);
+        let operation = format!("finding what stands in the way in {}", self.target);
+        let mut cursor = collection.find(filter).projection(doc! {"_id": 1}).await.during(&operation)?;
+        while cursor.advance().await.during(&operation)? {
+            parties.extend(cursor.current().get("_id").ok().flatten().map(RawBson::from));
+        }
+        Ok(parties)
+    }
+
+    /// Sends a write, again and again under the same number: the server executes
+    /// it once.
+    async fn send(&mut self, mut command: RawDocumentBuf) -> Result<Document> {
+        self.transaction += 1;
+        command.append(bson::cstr!("txnNumber"), self.transaction);
+        command
+            .append(bson::cstr!("maxTimeMS"), i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
+        let concern = RawDocumentBuf::try_from(&majority_document())
+            .map_err(|error| Error::stopped(format!("a command could not be encoded: {error}")))?;
+        command.append(bson::cstr!("writeConcern"), concern);
+        let database = self.mongo.database(&self.target.database);
+        let operation = format!("bringing {} up to date", self.target);
+        retrying_in(operation, &mut self.writing, async |session| {
+            let reply = database.run_raw_command(command.clone()).session(&mut *session).await?;
+            check_write_concern(&reply)?;
+            Ok(reply)
+        })
+        .await
+    }
+
+    fn refused(&self, error: &Document) -> Error {
+        let message = error.get_str("errmsg").unwrap_or("no reason given");
+        Error::stopped(format!("a document can't be brought up to date in {}: {message}", self.target))
+            .hint("mend the cause and start the same command again")
+    }
+}
+
+/// The whole document as it is, whatever its field names and values: neither a
+/// replacement nor an insert keeps them all.
+fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
+    let id = document.get("_id").ok().flatten().ok_or_else(|| Error::stopped("a document has no `_id`"))?;
+    let mut pipeline = RawArrayBuf::new();
+    pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});
+    Ok(rawdoc! {"q": {"_id": {"$eq": id}}, "u": pipeline, "upsert": true})
+}
+
+fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
+    let mut seen = std::collections::HashSet::new();
+    ids.iter().filter(|id| seen.insert(value_bytes(id.as_raw_bson_ref()))).cloned().collect()
+}
+
+fn errors(reply: &Document) -> Vec<Document> {
+    let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+    errors.iter().filter_map(Bson::as_document).cloned().collect()
+}
+
+fn first_error(reply: &Document) -> Option<Document> {
+    errors(reply).into_iter().next()
+}

@@ -1,0 +1,281 @@
+//! The change feed of one collection: which documents were touched, and how far
+//! one has to read to have seen everything up to a moment.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, RawBson, RawDocumentBuf, Timestamp, doc};
+use mongodb::change_stream::ChangeStream;
+use mongodb::change_stream::event::ResumeToken;
+use mongodb::error::{Error as DriverError, ErrorKind};
+use tokio::time::Instant;
+
+use super::Mongo;
+use super::command::{is_transient, retrying};
+use crate::config::values::Namespace;
+use crate::error::{Context, Error, Result};
+
+/// How long the server waits for a change before it answers that there is none.
+const WAIT: Duration = Duration::from_millis(500);
+/// The server's codes for a token that its oplog no longer holds.
+const LOST: [i32; 4] = [136, 222, 280, 286];
+/// How long to try to open a feed again, through elections.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// From where a feed is read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Position {
+    /// From a moment on.
+    Time(Timestamp),
+    /// After what this token stands for.
+    Token(Bson),
+}
+
+impl Position {
+    /// As it is stored in a job.
+    pub fn to_document(&self) -> Document {
+        match self {
+            Self::Time(time) => doc! {"time": *time},
+            Self::Token(token) => doc! {"token": token.clone()},
+        }
+    }
+
+    /// Reads what [`Position::to_document`] made.
+    pub fn from_document(document: &Document) -> Option<Self> {
+        match (document.get("token"), document.get("time")) {
+            (Some(token), _) => Some(Self::Token(token.clone())),
+            (None, Some(Bson::Timestamp(time))) => Some(Self::Time(*time)),
+            _ => None,
+        }
+    }
+
+    /// The moment it stands for.
+    pub fn time(&self) -> Option<Timestamp> {
+        match self {
+            Self::Time(time) => Some(*time),
+            Self::Token(token) => token_time(token),
+        }
+    }
+}
+
+/// The moment that a token stands for. Tokens are strings of hexadecimal digits
+/// that begin with the type of a timestamp and its eight bytes.
+fn token_time(token: &Bson) -> Option<Timestamp> {
+    let data = token.as_document()?.get_str("_data").ok()?;
+    let digits = data.strip_prefix("82")?;
+    let time = u32::from_str_radix(digits.get(..8)?, 16).ok()?;
+    let increment = u32::from_str_radix(digits.get(8..16)?, 16).ok()?;
+    Some(Timestamp { time, increment })
+}
+
+/// What was read at once.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// The `_id`s of touched documents, in order, repeated where they were
+    /// touched again.
+    pub touched: Vec<RawBson>,
+    /// The moment of the last of them.
+    pub time: Option<Timestamp>,
+    /// What ended the collection as we know it, such as `drop`.
+    pub ended_by: Option<String>,
+}
+
+/// An open feed.
+pub struct Feed {
+    mongo: Mongo,
+    namespace: Namespace,
+    stream: ChangeStream<RawDocumentBuf>,
+    position: Position,
+}
+
+impl Mongo {
+    /// A moment that every majority read from now on has reached: a feed from
+    /// here on misses nothing that such a read does not see.
+    ///
+    /// # Errors
+    /// A refusal where this is no replica set.
+    pub async fn majority_time(&self) -> Result<Timestamp> {
+        let hello = self.hello().await?;
+        hello
+            .get_document("lastWrite")
+            .and_then(|last| last.get_document("majorityOpTime"))
+            .ok()
+            .and_then(|time| time.get_timestamp("ts").ok())
+            .ok_or_else(|| {
+                Error::refused("changes can only be followed on a replica set")
+                    .hint("a replica set of one member will do")
+            })
+    }
+
+    /// The moment of the last write so far, whatever its durability.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn last_write_time(&self) -> Result<Timestamp> {
+        let hello = self.hello().await?;
+        let last = hello.get_document("lastWrite").and_then(|last| last.get_document("opTime"));
+        last.ok()
+            .and_then(|time| time.get_timestamp("ts").ok())
+            .ok_or_else(|| Error::stopped("the server does not tell its last write"))
+    }
+
+    /// Opens the feed of a collection.
+    ///
+    /// # Errors
+    /// A refusal where the oplog no longer reaches back that far, a stop where
+    /// the server can't be read.
+    pub async fn feed(&self, namespace: &Namespace, from: Position) -> Result<Feed> {
+        let stream = open(self, namespace, &from).await?;
+        Ok(Feed { mongo: self.clone(), namespace: namespace.clone(), stream, position: from })
+    }
+}
+
+async fn open(mongo: &Mongo, namespace: &Namespace, from: &Position) -> Result<ChangeStream<RawDocumentBuf>> {
+    // Only what is needed: a changed document may have megabytes.
+    let fields = doc! {"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1}};
+    let collection = mongo.collection(namespace).clone_with_type::<Document>();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut watch = collection
+            .watch()
+            .pipeline([fields.clone()])
+            .show_expanded_events(true)
+            .read_concern(mongodb::options::ReadConcern::majority())
+            .max_await_time(WAIT);
+        watch = match from {
+            Position::Time(time) => watch.start_at_operation_time(*time),
+            Position::Token(token) => watch.start_after(read_token(token)?),
+        };
+        match watch.await {
+            Ok(stream) => return Ok(stream.with_type()),
+            Err(error) if is_lost(&error) => {
+                return Err(Error::refused(format!(
+                    "the oplog no longer holds the changes of {namespace} since the last run"
+                ))
+                .hint("copy anew with --restart; a larger oplog bridges longer pauses"));
+            }
+            Err(error) if is_transient(&error) && Instant::now() < deadline => {
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(error).during(format!("opening the change stream of {namespace}")),
+        }
+    }
+}
+
+fn read_token(token: &Bson) -> Result<ResumeToken> {
+    bson::deserialize_from_bson(token.clone())
+        .map_err(|error| Error::stopped(format!("the stored resume token can't be read: {error}")))
+}
+
+fn is_lost(error: &DriverError) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(command) if LOST.contains(&command.code))
+}
+
+impl Feed {
+    /// The next changes: at most so many, fewer or none where there are no more
+    /// for half a second.
+    ///
+    /// # Errors
+    /// A refusal where the oplog no longer holds what comes next.
+    pub async fn next(&mut self, most: usize) -> Result<Changes> {
+        let mut changes = Changes::default();
+        while changes.touched.len() < most && changes.ended_by.is_none() {
+            match self.stream.next_if_any().await {
+                Ok(Some(event)) => take(&event, &mut changes),
+                Ok(None) => break,
+                Err(error) if is_lost(&error) || is_transient(&error) => {
+                    // The driver has tried to go on by itself already.
+                    self.stream = open(&self.mongo, &self.namespace, &self.position).await?;
+                    return Ok(Changes::default());
+                }
+                Err(error) => return Err(error).during(format!("following {}", self.namespace)),
+            }
+        }
+        if let Some(token) = self.stream.resume_token() {
+            let token = bson::serialize_to_bson(&token)
+                .map_err(|error| Error::stopped(format!("a resume token can't be stored: {error}")))?;
+            self.position = Position::Token(token);
+        }
+        Ok(changes)
+    }
+
+    /// Where one has to go on to miss nothing after what was read.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Whether everything up to that moment was read.
+    pub fn has_reached(&self, time: Timestamp) -> bool {
+        self.position
+            .time()
+            .is_some_and(|reached| (reached.time, reached.increment) >= (time.time, time.increment))
+    }
+}
+
+impl std::fmt::Debug for Feed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Feed").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+fn take(event: &RawDocumentBuf, changes: &mut Changes) {
+    let kind = event.get_str("operationType").unwrap_or("unknown");
+    match kind {
+        "insert" | "update" | "replace" | "delete" => {
+            let key = event.get_document("documentKey").ok();
+            let id = key.and_then(|key| key.get("_id").ok().flatten());
+            changes.touched.extend(id.map(RawBson::from));
+            changes.time = event.get_timestamp("clusterTime").ok().or(changes.time);
+        }
+        // They leave the documents as they are.
+        "create" | "createIndexes" | "dropIndexes" => {}
+        other => changes.ended_by = Some(other.to_owned()),
+    }
+}
+
+/// Waits until a write of ours is in the feed's past: without any, a feed of an
+/// idle server would never reach the present.
+///
+/// # Errors
+/// A stop where the server can't be written.
+pub async fn nudge(mongo: &Mongo) -> Result<()> {
+    let collection = mongo.state::<Document>("pulse");
+    retrying("writing a pulse", || {
+        let update = collection.update_one(doc! {"_id": 1}, doc! {"$inc": {"n": 1_i64}}).upsert(true);
+        async move { update.await }
+    })
+    .await
+    .map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::rawdoc;
+
+    #[test]
+    fn a_token_tells_its_moment() {
+        let token = doc! {"_data": "8263754A3E000000022B0229296E04"};
+        let time = Timestamp { time: 0x6375_4A3E, increment: 2 };
+        assert_eq!(Position::Token(token.clone().into()).time(), Some(time));
+        assert_eq!(token_time(&doc! {"_data": "nonsense"}.into()), None);
+        for position in [Position::Token(token.into()), Position::Time(time)] {
+            assert_eq!(Position::from_document(&position.to_document()), Some(position));
+        }
+    }
+
+    #[test]
+    fn touched_documents_are_told_from_what_ends_a_collection() {
+        let mut changes = Changes::default();
+        let time = Timestamp { time: 5, increment: 1 };
+        take(
+            &rawdoc! {"operationType": "update", "documentKey": {"_id": 7}, "clusterTime": time},
+            &mut changes,
+        );
+        take(&rawdoc! {"operationType": "createIndexes"}, &mut changes);
+        assert_eq!((changes.touched.len(), changes.time, changes.ended_by.clone()), (1, Some(time), None));
+        take(&rawdoc! {"operationType": "rename"}, &mut changes);
+        assert_eq!(changes.ended_by.as_deref(), Some("rename"));
+    }
+}

@@ -119,6 +119,12 @@ async fn phases(
         events: &context.events,
     };
     let mut position = stored_position(job);
+    if phase == Phase::Done {
+        context.events.note(format!(
+            "{} is complete already: what was written since is caught up with; --restart copies anew",
+            plan.target
+        ));
+    }
     if phase == Phase::Clear {
         clear(mongo, plan, job, &ranges).await?;
         phase = Phase::Create;

@@ -35,17 +35,22 @@ pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
     if options.dry_run {
         return context.unless_interrupted(dry_run(&plan)).await;
     }
+    let mut canary = None;
     if let Some(documents) = options.canary {
         canary::check_question(options)?;
         let (report, started) = canary_run(context, &plan, documents).await?;
         if !canary::goes_on(context, options, &report).await? {
             return finish(context, &plan, report, started).await;
         }
+        canary = Some((report, started));
     }
     let (mut report, mut started) = all_workers(context, &plan, options).await?;
     if report.was_left_alone && report.state == JobState::Completed && !context.stop.is_cancelled() {
         // Nobody is left to join: now the job is ours.
         (report, started) = all_workers(context, &plan, &Options { join: false, ..options.clone() }).await?;
+    }
+    if let Some((first, begun)) = canary {
+        (report, started) = (first.followed_by(report), begun);
     }
     finish(context, &plan, report, started).await
 }

@@ -58,6 +58,17 @@ impl Report {
         self.recorded.extend(other.recorded);
     }
 
+    /// This run and the one that followed it, which has tried again what failed
+    /// here and seen what was left.
+    #[must_use]
+    pub fn followed_by(mut self, rest: Self) -> Self {
+        self.documents.forget_failures_since(&Documents::default());
+        self.documents.candidates_left = u64::MAX;
+        self.state = rest.state;
+        self.merge(rest);
+        self
+    }
+
     /// The JSON result.
     pub fn json(&self, job: &str, elapsed: f64) -> Value {
         let limits: serde_json::Map<String, Value> =
@@ -137,6 +148,19 @@ mod tests {
             recorded: Vec::new(),
             was_left_alone: false,
         }
+    }
+
+    #[test]
+    fn a_canary_and_the_rest_are_one_run_whose_end_counts() {
+        let mut canary = report(JobState::Incomplete, 4, vec![]);
+        canary.documents.fail("timeout");
+        canary.documents.candidates_left = 5;
+        let mut rest = report(JobState::Completed, 6, vec![]);
+        rest.documents.candidates_left = 7;
+        let both = canary.followed_by(rest);
+        assert_eq!((both.state, both.documents.filled, both.documents.failed), (JobState::Completed, 10, 0));
+        assert_eq!((both.documents.candidates_left, both.api.calls), (7, 10));
+        assert!(both.documents.failed_by.is_empty());
     }
 
     #[test]

@@ -219,9 +219,9 @@ impl Worker {
         news.all_done || (news.is_known && !news.shared && is_left_alone)
     }
 
-    /// Documents that may still be settled.
+    /// Documents that may still be settled; those whose flag is held back will be.
     fn left(&self) -> u64 {
-        self.limit.saturating_sub(self.engine.documents().settled())
+        self.limit.saturating_sub(self.engine.documents().settled() + self.engine.held_everywhere())
     }
 
     async fn all_targets(&mut self) -> Result<()> {

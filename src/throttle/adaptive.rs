@@ -16,6 +16,9 @@ const WINDOW: usize = 200;
 const FIRST_LATENCY_VERDICT: usize = 100;
 /// With fewer the share of failures is an accident.
 const FIRST_ERROR_VERDICT: usize = 40;
+/// So many calls must have shown that the rate is borne before it rises: at a
+/// low rate it would be back at the ceiling before the next verdict otherwise.
+const CALLS_TO_RISE: usize = 20;
 /// More failures than this slow down.
 const MOST_FAILURES: f64 = 0.3;
 /// The limit is exceeded when it is by this factor: calls that take as long as
@@ -75,7 +78,7 @@ impl AdaptiveShare {
             self.reason = reason;
             // The calls at the old rate say nothing about the new one.
             self.recent.clear();
-        } else if self.share < 1.0 {
+        } else if self.share < 1.0 && self.bears_more() {
             self.share = (self.share + INCREASE).min(1.0);
             if self.share > ALL {
                 self.share = 1.0;
@@ -89,12 +92,23 @@ impl AdaptiveShare {
 
     fn complaint(&self) -> Option<Waiting> {
         let calls = self.recent.len();
-        let failed = self.recent.iter().filter(|call| call.failed).count();
-        if calls >= FIRST_ERROR_VERDICT && failed as f64 > MOST_FAILURES * calls as f64 {
+        if calls >= FIRST_ERROR_VERDICT && self.fails_too_often() {
             return Some(Waiting::ApiErrors);
         }
-        let slow = calls >= FIRST_LATENCY_VERDICT && self.percentile_95() > self.limit.mul_f64(CLEARLY);
-        slow.then_some(Waiting::ApiLatency)
+        (calls >= FIRST_LATENCY_VERDICT && self.is_slow()).then_some(Waiting::ApiLatency)
+    }
+
+    fn bears_more(&self) -> bool {
+        self.recent.len() >= CALLS_TO_RISE && !self.fails_too_often() && !self.is_slow()
+    }
+
+    fn fails_too_often(&self) -> bool {
+        let failed = self.recent.iter().filter(|call| call.failed).count();
+        failed as f64 > MOST_FAILURES * self.recent.len() as f64
+    }
+
+    fn is_slow(&self) -> bool {
+        self.percentile_95() > self.limit.mul_f64(CLEARLY)
     }
 
     /// The latency that 95 of 100 calls do not exceed.
@@ -139,8 +153,22 @@ mod tests {
             record(&mut share, 10, 0, 0);
             share.adjust().0 >= 1.0
         });
-        assert_eq!(steps, Some(4));
+        // The first ten calls are too few to go by.
+        assert_eq!(steps, Some(5));
         assert_eq!(share.adjust(), (1.0, Waiting::Rate));
+    }
+
+    #[test]
+    fn at_a_low_rate_the_share_stays_low_while_calls_are_slow() {
+        let mut share = AdaptiveShare::new(LIMIT);
+        let shares: Vec<f64> = (0..60)
+            .map(|_| {
+                record(&mut share, 10, 1, 0);
+                share.adjust().0
+            })
+            .collect();
+        assert!(shares.is_sorted_by(|before, after| after <= before), "{shares:?}");
+        assert!(shares[59] < 0.2, "{shares:?}");
     }
 
     #[test]

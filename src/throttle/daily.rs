@@ -45,6 +45,12 @@ impl DailyBudget {
         (self.limit > 0).then(|| self.today(now))
     }
 
+    /// The same with calls that may leave before the next snapshot, of which
+    /// there are no more than the limit leaves.
+    pub fn calls_of_day_with(&self, now: Timestamp, ahead: u64) -> Option<(Date, u64)> {
+        self.calls_of_day(now).map(|(day, used)| (day, used.saturating_add(ahead).min(used.max(self.limit))))
+    }
+
     /// The day that a call now belongs to, and the calls it has seen.
     fn today(&self, now: Timestamp) -> (Date, u64) {
         let today = now.to_zoned(self.zone.clone()).date();
@@ -124,6 +130,17 @@ mod tests {
         assert!(DailyBudget::new(1, &zone("UTC"), budget.calls_of_day(noon)).take(noon).is_err());
         let mut later = DailyBudget::new(3, &zone("UTC"), Some((date("2026-11-01"), 3)));
         assert_eq!(later.take(noon), Ok(()));
+    }
+
+    #[test]
+    fn a_snapshot_counts_ahead_but_never_beyond_the_limit() {
+        let noon = time("2026-11-22T12:00:00Z");
+        let stored = |used, ahead| {
+            let budget = DailyBudget::new(30, &zone("UTC"), Some((date("2026-11-22"), used)));
+            budget.calls_of_day_with(noon, ahead).map(|(_, calls)| calls)
+        };
+        assert_eq!((stored(5, 20), stored(5, 800), stored(40, 800)), (Some(25), Some(30), Some(40)));
+        assert_eq!(DailyBudget::new(0, &zone("UTC"), None).calls_of_day_with(noon, 5), None);
     }
 
     #[test]

@@ -246,9 +246,12 @@ impl Pacer {
         Self { daily: std::sync::Mutex::new(daily), ..self }
     }
 
-    /// Today and the calls it has seen, where they are limited.
-    pub fn calls_of_day(&self) -> Option<(Date, u64)> {
-        self.daily().calls_of_day((self.clock)())
+    /// Today and the calls it has seen, where they are limited, with those that
+    /// may leave within so many seconds.
+    pub fn calls_of_day(&self, seconds_ahead: u64) -> Option<(Date, u64)> {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is above zero")]
+        let ahead = (self.tps().per_second() * seconds_ahead as f64).ceil() as u64;
+        self.daily().calls_of_day_with((self.clock)(), ahead)
     }
 
     fn with_clock(
@@ -614,7 +617,7 @@ mod tests {
         let times = run(&pacer, 15).await;
         let before_midnight = times.iter().filter(|time| **time - origin < Duration::from_secs(10)).count();
         assert_eq!((before_midnight, times.len()), (3, 13));
-        assert_eq!(pacer.calls_of_day(), Some(("2026-03-02".parse().expect("a date"), 10)));
+        assert_eq!(pacer.calls_of_day(0), Some(("2026-03-02".parse().expect("a date"), 10)));
     }
 
     #[tokio::test(start_paused = true)]

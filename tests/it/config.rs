@@ -7,6 +7,7 @@ pub struct Config {
     key_api: Vec<String>,
     backfill: Vec<String>,
     targets: Vec<String>,
+    batch: Option<usize>,
 }
 
 impl Config {
@@ -17,6 +18,7 @@ impl Config {
             key_api: vec![format!("url = '{url}'")],
             backfill: Vec::new(),
             targets: Vec::new(),
+            batch: None,
         }
     }
 
@@ -36,6 +38,13 @@ impl Config {
     pub fn backfill(mut self, line: &str) -> Self {
         self.backfill.push(line.to_owned());
         self
+    }
+
+    /// Asks for so many keys at once; each answer must repeat its key.
+    pub fn batch(mut self, size: usize) -> Self {
+        self.batch = Some(size);
+        self.key_api("echo_pointer = '/legacyKey'")
+            .key_api("not_found_when = [{ pointer = '/code', equals = 'NO_KEY' }]")
     }
 
     /// One more target: its name, its collection and the paths of legacy, key and flag field.
@@ -62,8 +71,14 @@ impl Config {
     }
 
     pub fn text(&self) -> String {
+        let batch = self.batch.map_or(String::new(), |size| {
+            format!(
+                "[key_api.batch]\nsize = {size}\nbody = '{{\"keys\": {{keys_json}}}}'\n\
+                 items_pointer = '/items'\n"
+            )
+        });
         format!(
-            "[mongodb]\n{}\n\n[key_api]\n{}\n\n[backfill]\n{}\n\n{}",
+            "[mongodb]\n{}\n\n[key_api]\n{}\n\n{batch}\n[backfill]\n{}\n\n{}",
             self.mongodb.join("\n"),
             self.key_api.join("\n"),
             self.backfill.join("\n"),

@@ -113,6 +113,28 @@ async fn a_stop_saves_everything_and_does_not_hold_for_the_next_run() {
 }
 
 #[tokio::test]
+async fn a_stop_ends_all_workers_of_a_job() {
+    let (bench, api, run) = started(600, "--tps 60 --workers 3").await;
+    let joined = bench.program("backfill --job j --tps 60 --join").spawn();
+    wait_for("calls of all", async || api.count() > 150).await;
+    bench.run("control j stop").await.expect_exit(0);
+    let asked = Instant::now();
+    for run in [run, joined] {
+        let ended = run.finish().await.expect_exit(143);
+        assert_eq!(ended.text("/status"), "interrupted");
+    }
+    assert!(asked.elapsed() < IN_TIME + Duration::from_secs(1), "{:?}", asked.elapsed());
+    let called = api.count();
+    assert!(called < 600);
+    assert_eq!(bench.filled().await, u64::try_from(called).expect("small"), "an answer was lost");
+    let job = bench.job("j").await.expect("a job");
+    assert_eq!(job.get_str("state").ok(), Some("interrupted"));
+    assert!(job.get_document("workers").is_ok_and(Document::is_empty), "{job}");
+    bench.run("backfill --job j --tps 1000 --workers 3").await.expect_exit(0);
+    assert_eq!((bench.filled().await, api.count()), (600, 600));
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_refused() {
     let bench = Bench::with_docs(5).await;
     let api = KeyApi::finding();

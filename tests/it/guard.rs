@@ -193,3 +193,20 @@ async fn runs_that_end_early_do_not_add_up_to_a_false_alarm() {
     assert_eq!((bench.filled().await, bench.flagged().await), (1350, 150));
     assert_eq!(api.count(), 1500, "no key is asked for twice");
 }
+
+#[tokio::test]
+async fn a_limit_counts_documents_whose_flag_is_held_back() {
+    let bench = Bench::with_docs(40).await;
+    bench
+        .docs()
+        .update_many(doc! {"_id": {"$in": [3, 4]}}, doc! {"$unset": {"legacyKey": 1}})
+        .await
+        .expect("set");
+    let api = KeyApi::start(|call| if call.key == "K2" { Reply::not_found() } else { Reply::found(call) });
+    bench.configure(&bench.config(&api));
+    for settled in [6, 12] {
+        bench.run("backfill --tps 1000 --limit 6").await.expect_exit(0);
+        assert_eq!(bench.filled().await + bench.flagged().await, settled);
+    }
+    assert_eq!((bench.flagged().await, api.count()), (3, 10));
+}

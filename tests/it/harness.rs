@@ -122,6 +122,22 @@ impl Bench {
         self.program(arguments).run().await
     }
 
+    /// The result for people of a command that succeeds.
+    pub async fn text(&self, arguments: &str) -> String {
+        Program::new(&self.folder).arguments(arguments).run().await.expect_exit(0).stdout
+    }
+
+    /// What the status of a running job says about its speed; empty where it does not run.
+    pub async fn limited_by(&self, job: &str) -> String {
+        let status = self.run(&format!("status {job}")).await;
+        let job = &status.json["jobs"][0];
+        if job["running_now"] == true {
+            job["limited_by"].as_str().unwrap_or_default().into()
+        } else {
+            String::new()
+        }
+    }
+
     /// Creates the index of the collection `docs` through the program.
     pub async fn create_index(&self) {
         self.configure(&self.config_for_url("http://127.0.0.1:9/{key}"));

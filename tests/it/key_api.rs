@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
+use hyper::http::request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
@@ -29,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Where single keys are asked for; the key follows, percent-encoded.
 const PATH: &str = "/v1/keys/";
+/// Where many keys at once are asked for, by `{"keys": […]}`.
+const BATCH_PATH: &str = "/v1/keys";
 
 /// A sleep of a millisecond that takes longer than this is a stall.
 const LONGEST_SLEEP: Duration = Duration::from_millis(8);
@@ -40,8 +43,10 @@ pub struct Call {
     pub number: usize,
     /// Calls for the same key before this one.
     pub attempt: usize,
-    /// The key, decoded.
+    /// The key, decoded; of a batch the first one.
     pub key: String,
+    /// All keys that are asked for, in their order.
+    pub keys: Vec<String>,
     /// Path and query as they came over the wire.
     pub target: String,
     pub headers: HashMap<String, String>,
@@ -97,6 +102,22 @@ impl Reply {
 
     pub fn key(call: &Call, new_key: &str) -> Self {
         Self::json(200, json!({"legacyKey": call.key, "newKey": new_key}))
+    }
+
+    /// Every key of a batch has the new key `N-<key>`.
+    pub fn found_all(call: &Call) -> Self {
+        Self::items(call.keys.iter().map(|key| Self::item(key)))
+    }
+
+    /// What says that a key of a batch has the new key `N-<key>`.
+    pub fn item(key: &str) -> Value {
+        json!({"legacyKey": key, "newKey": format!("N-{key}")})
+    }
+
+    /// The answer to a batch.
+    pub fn items(items: impl IntoIterator<Item = Value>) -> Self {
+        let items: Vec<Value> = items.into_iter().collect();
+        Self::json(200, json!({ "items": items }))
     }
 
     pub fn not_found() -> Self {
@@ -221,6 +242,11 @@ impl KeyApi {
         format!("http://{}{PATH}{{key}}", self.address)
     }
 
+    /// The same for a config with batches.
+    pub fn batch_url(&self) -> String {
+        format!("http://{}{BATCH_PATH}", self.address)
+    }
+
     /// All calls that arrived so far, in their order.
     pub fn calls(&self) -> Vec<Call> {
         locked(&self.shared.calls).clone()
@@ -333,7 +359,10 @@ type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
 type Parts = Pin<Box<dyn Stream<Item = io::Result<Frame<Bytes>>> + Send>>;
 
 async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, ResetConnection> {
-    let call = shared.note(&request);
+    let at = Instant::now();
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(|_| ResetConnection)?.to_bytes();
+    let call = shared.note(&head, &body, at);
     let _open = Open::enter(shared);
     let behaviour = Arc::clone(&locked(&shared.behaviour));
     let reply = behaviour(&call);
@@ -374,27 +403,35 @@ fn padding(bytes: usize, shared: Arc<Shared>) -> impl Stream<Item = io::Result<F
 }
 
 impl Shared {
-    fn note(&self, request: &Request<Incoming>) -> Call {
-        let at = Instant::now();
-        let target = request.uri().to_string();
-        let segment = request.uri().path().strip_prefix(PATH).unwrap_or_default();
-        let key = percent_decode_str(segment).decode_utf8().expect("a key in UTF-8").into_owned();
+    fn note(&self, request: &request::Parts, body: &[u8], at: Instant) -> Call {
+        let target = request.uri.to_string();
+        let keys = asked_for(request, body);
         let headers = request
-            .headers()
+            .headers
             .iter()
             .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
             .collect();
+        let key = keys.first().cloned().unwrap_or_default();
         let attempt = {
             let mut attempts = locked(&self.attempts);
-            let count = attempts.entry(key.clone()).or_default();
-            *count += 1;
-            *count - 1
+            let before = attempts.get(&key).copied().unwrap_or_default();
+            keys.iter().for_each(|key| *attempts.entry(key.clone()).or_default() += 1);
+            before
         };
         let mut calls = locked(&self.calls);
-        let call = Call { number: calls.len(), attempt, key, target, headers, at };
+        let call = Call { number: calls.len(), attempt, key, keys, target, headers, at };
         calls.push(call.clone());
         call
     }
+}
+
+fn asked_for(request: &request::Parts, body: &[u8]) -> Vec<String> {
+    if request.method == Method::POST && request.uri.path() == BATCH_PATH {
+        let body: Value = serde_json::from_slice(body).expect("a batch is JSON");
+        return serde_json::from_value(body["keys"].clone()).expect("an array of texts");
+    }
+    let segment = request.uri.path().strip_prefix(PATH).unwrap_or_default();
+    vec![percent_decode_str(segment).decode_utf8().expect("a key in UTF-8").into_owned()]
 }
 
 /// Counts a call for as long as it is under way, however it ends.

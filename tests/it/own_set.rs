@@ -128,10 +128,15 @@ impl Member {
         })
     }
 
-    /// Sets a fail point for as long as the set lives.
+    /// Sets a fail point, until it is ended or the set is gone.
     pub async fn fail_point(&self, name: &str, data: Document) {
         let command = doc! {"configureFailPoint": name, "mode": "alwaysOn", "data": data};
         self.admin().run_command(command).await.expect("the fail point is set");
+    }
+
+    pub async fn end_fail_point(&self, name: &str) {
+        let command = doc! {"configureFailPoint": name, "mode": "off"};
+        self.admin().run_command(command).await.expect("the fail point is off");
     }
 
     /// `kill -9`.

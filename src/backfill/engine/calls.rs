@@ -134,12 +134,18 @@ impl Engine {
     fn can_call(&self) -> bool {
         let asker = &self.parts.asker;
         let is_open = asker.breaker.is_open();
-        let has_batch = self.work.len() >= self.batch_size() || !(self.reading && self.wants_chunk());
+        let has_batch = self.work.len() >= self.batch_size() || !self.awaits_more_keys();
         let has_keys = !self.halves.is_empty()
             || (!self.work.is_empty() && (has_batch || is_open))
             || (is_open && !self.retries.is_empty());
         let most = calls_within(QUEUE, asker.pacer.tps().per_second());
         has_keys && self.slots.available_permits() > 0 && asker.queued.load(Ordering::Relaxed) < most
+    }
+
+    /// Whether further keys will come to fill a batch: from the next chunk, or
+    /// from one after it, once what is under way has made room for it.
+    fn awaits_more_keys(&self) -> bool {
+        self.reading && (self.wants_chunk() || !self.calls.is_empty() || !self.writes.is_empty())
     }
 
     /// Keys that one call asks for.

@@ -20,6 +20,9 @@ use crate::mongo::source::Candidate;
 /// Documents that may wait for an answer or a write at once: a key that stands
 /// in a million documents must not gather them all in memory.
 const MOST_WAITING: usize = 5_000;
+/// The same where the API takes batches: what is not read can't fill one, and
+/// calls are what there is the least of.
+const MOST_WAITING_FOR_BATCHES: usize = 40_000;
 
 /// Documents of a chunk with the same key.
 #[derive(Debug)]
@@ -36,7 +39,11 @@ impl Engine {
         !self.is_draining()
             && self.parts.asker.pacer.paused_by().is_none()
             && self.work.len() < self.slot_count * self.batch_size()
-            && self.outbox.updates.len() + self.keys.waiting() < MOST_WAITING
+            && self.outbox.updates.len() + self.keys.waiting() < self.most_waiting()
+    }
+
+    fn most_waiting(&self) -> usize {
+        if self.batch_size() > 1 { MOST_WAITING_FOR_BATCHES } else { MOST_WAITING }
     }
 
     pub(super) async fn take_chunk(&mut self, chunk: Chunk) -> Result<()> {

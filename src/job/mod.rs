@@ -11,6 +11,7 @@ pub mod holder;
 pub mod lease;
 pub mod ownership;
 pub mod running;
+mod start;
 pub mod store;
 
 pub use lease::Lease;

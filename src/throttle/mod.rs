@@ -7,4 +7,6 @@ pub mod deadline;
 pub mod health;
 pub mod limits;
 pub mod pacer;
+mod reserved;
+pub mod waiting;
 pub mod window;

@@ -7,7 +7,6 @@
 //! single schedule answers all of that, and time lost to a late timer is won
 //! back within a fraction of the allowed burst.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -16,13 +15,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use tokio::sync::{Mutex, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::daily::DailyBudget;
+use super::reserved::Reserved;
+pub use super::waiting::Waiting;
 use super::window::{Schedule as Windows, TimeZoneName};
 use crate::config::values::Tps;
-use crate::error::{Result, joined};
 use crate::job::budget::Budget;
 
 /// The share of the allowed burst that the schedule uses to win back late
@@ -33,60 +32,11 @@ const BURST_SHARE_USED: f64 = 0.75;
 const MOST_MADE_UP: Duration = Duration::from_millis(3);
 /// The share of the allowed burst by which a reserved moment may be used late.
 /// A moment that passes is lost as a whole, hence more than for our own schedule.
-const LATE_SHARE: f64 = 0.6;
+const LATE_SHARE: f64 = 0.4;
 /// How soon a reservation that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// No sleep is longer: the clock of the machine may be set meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-
-/// What keeps the next call from leaving right now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Waiting {
-    /// An operator paused the job.
-    Paused,
-    /// The secondaries lag behind.
-    ReplicationLag,
-    /// The server slows writes down by itself.
-    FlowControl,
-    /// What the database does can't be found out.
-    LostSignal,
-    /// No window is open.
-    Window,
-    /// The day's calls are used up.
-    DailyLimit,
-    /// The API asked for a pause by `Retry-After`.
-    RetryAfter,
-    /// The rate is lowered because the API got slow.
-    ApiLatency,
-    /// The rate is lowered because the API fails too often.
-    ApiErrors,
-    /// The rate.
-    Rate,
-}
-
-impl Waiting {
-    /// The word for it in results and on the status line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Paused => "paused",
-            Self::ReplicationLag => "replication lag",
-            Self::FlowControl => "flow control",
-            Self::LostSignal => "lost signal",
-            Self::Window => "window",
-            Self::DailyLimit => "daily limit",
-            Self::RetryAfter => "retry-after",
-            Self::ApiLatency => "api latency",
-            Self::ApiErrors => "api errors",
-            Self::Rate => "tps",
-        }
-    }
-}
-
-impl fmt::Display for Waiting {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
 
 /// What may change while calls are made.
 #[derive(Debug, Clone)]
@@ -145,63 +95,6 @@ impl Schedule {
     fn take(&mut self, now: Instant, controls: &Controls) {
         self.last = self.earliest(now, controls);
     }
-}
-
-/// Moments of the common timetable that are ours.
-#[derive(Debug, Default)]
-struct Reserved {
-    moments: VecDeque<Instant>,
-    /// How many came with the last reservation.
-    block: usize,
-    /// The rate at which they were reserved.
-    period: Duration,
-    /// More of them, on their way. A task of its own, because a reservation
-    /// that was begun must be heard out even when its caller is gone.
-    coming: Option<JoinHandle<Result<Vec<Instant>>>>,
-}
-
-impl Reserved {
-    /// The next moment; waits for a reservation where there is none.
-    ///
-    /// Losing the future loses nothing.
-    async fn next(&mut self, budget: &Budget, controls: &Controls) -> Result<Instant> {
-        let period = controls.period();
-        if self.period != period {
-            // Reserved at another rate.
-            self.moments.clear();
-            self.coming = None;
-            self.period = period;
-        }
-        loop {
-            let oldest = Instant::now().checked_sub(controls.lateness());
-            while self.moments.front().is_some_and(|moment| Some(*moment) < oldest) {
-                // Too late: by now the moment may be another worker's.
-                self.moments.pop_front();
-            }
-            if let Some(moment) = self.moments.front() {
-                return Ok(*moment);
-            }
-            let coming = self.coming.get_or_insert_with(|| order(budget, period));
-            let more = joined(coming.await).flatten();
-            self.coming = None;
-            let more = more?;
-            self.block = more.len();
-            self.moments.extend(more);
-        }
-    }
-
-    /// Uses the next moment, and orders more before the last is used.
-    fn take(&mut self, budget: &Budget) {
-        self.moments.pop_front();
-        if self.coming.is_none() && 2 * self.moments.len() <= self.block {
-            self.coming = Some(order(budget, self.period));
-        }
-    }
-}
-
-fn order(budget: &Budget, period: Duration) -> JoinHandle<Result<Vec<Instant>>> {
-    let budget = budget.clone();
-    tokio::spawn(async move { budget.reserve(period).await })
 }
 
 /// Tells the time of day; tests bind it to tokio's paused clock.
@@ -298,7 +191,7 @@ impl Pacer {
                 None => schedule.earliest(now, &controls).max(open),
                 Some(_) if open > now => open,
                 Some(budget) => tokio::select! {
-                    moment = schedule.reserved.next(budget, &controls) => match moment {
+                    moment = schedule.reserved.next(budget, controls.period(), controls.lateness()) => match moment {
                         Ok(moment) => moment,
                         Err(error) => {
                             tracing::warn!(%error, "no call could be reserved");

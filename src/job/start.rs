@@ -1,0 +1,291 @@
+//! Taking a job: starting, resuming and joining it, and who may.
+
+use std::time::Duration;
+
+use bson::{Bson, DateTime, Document, doc};
+use mongodb::Collection;
+use mongodb::options::ReturnDocument;
+
+use super::holder::Holder;
+use super::lease::times;
+use super::store::{COLLECTION, Job, JobState, Role, holder_of, is_running, list};
+use crate::error::{Error, Result};
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+
+/// Version of the document's layout.
+const VERSION: i32 = 1;
+/// How often a lease that may be dead is looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+impl Job {
+    /// Takes the lease of the job of that name for something else than before.
+    /// `mark` is stored together with the new identity: whoever starts next must
+    /// see that what the former identity had made is still to be cleared away.
+    ///
+    /// # Errors
+    /// A refusal where another process runs the job.
+    pub async fn restart(
+        mongo: &Mongo,
+        name: &str,
+        command: &str,
+        identity: &Document,
+        mark: Document,
+    ) -> Result<Self> {
+        let mut job = Self::acquire(mongo, name, command, identity, false).await?;
+        let mut fields = mark;
+        fields.insert("identity", identity.clone());
+        job.save(fields.clone()).await?;
+        job.remember(fields);
+        Ok(job)
+    }
+
+    /// Starts or resumes the job of that name and takes its lease.
+    ///
+    /// # Errors
+    /// A refusal where the job does something else or another process runs it.
+    pub async fn start(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Self> {
+        Self::acquire(mongo, name, command, identity, true).await
+    }
+
+    async fn acquire(
+        mongo: &Mongo,
+        name: &str,
+        command: &str,
+        identity: &Document,
+        same_identity: bool,
+    ) -> Result<Self> {
+        let collection: Collection<Document> = mongo.state(COLLECTION);
+        let holder = Holder::current();
+        let mut first_seen_renewal = None;
+        let mut taken_over = false;
+        loop {
+            let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else {
+                create(&collection, name, command, identity).await?;
+                continue;
+            };
+            let expected =
+                if same_identity { identity } else { stored.get_document("identity").unwrap_or(identity) };
+            check_identity(name, &stored, command, expected)?;
+            let lease = stored.get_document("lease").ok();
+            if lease.and_then(holder_of).as_ref() == Some(&holder) {
+                // We took it and did not hear of it: the answer was lost or late.
+                return Ok(Self::held(stored, name, collection, Role::Runner, taken_over));
+            }
+            if let Some(lease) = lease
+                && !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)?
+            {
+                tokio::time::sleep(POLL).await;
+                continue;
+            }
+            let fence = stored.get_i64("fence").unwrap_or(0);
+            taken_over = lease.is_some();
+            if let Some(document) = take(&collection, name, fence, &holder).await? {
+                return Ok(Self::held(document, name, collection, Role::Runner, taken_over));
+            }
+        }
+    }
+
+    /// Joins those who run the job; `None` where nobody does.
+    ///
+    /// # Errors
+    /// A refusal where the job does something else.
+    pub async fn join(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Option<Self>> {
+        let collection: Collection<Document> = mongo.state(COLLECTION);
+        let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else { return Ok(None) };
+        check_identity(name, &stored, command, identity)?;
+        if !is_running(&stored) {
+            return Ok(None);
+        }
+        let worker = format!("w{:016x}", rand::random::<u64>());
+        let path = format!("workers.{worker}");
+        let mut fields = times(&path);
+        fields.insert(format!("{path}.holder"), doc! {"$literal": encode(&Holder::current())?});
+        fields.insert(format!("{path}.joined_at"), "$$NOW");
+        let filter = doc! {"_id": name, "fence": stored.get_i64("fence").unwrap_or(0)};
+        let joined = retrying(format!("joining the job {name}"), || {
+            let update = collection
+                .find_one_and_update(filter.clone(), vec![doc! {"$set": fields.clone()}])
+                .return_document(ReturnDocument::After);
+            async move { update.await }
+        })
+        .await?;
+        Ok(joined.map(|document| Self::held(document, name, collection, Role::Joined(worker), false)))
+    }
+}
+
+async fn create(
+    collection: &Collection<Document>,
+    name: &str,
+    command: &str,
+    identity: &Document,
+) -> Result<()> {
+    let filter = doc! {"_id": name};
+    let insert = doc! {"$setOnInsert": {
+        "v": VERSION,
+        "command": command,
+        "identity": identity.clone(),
+        "fence": 0_i64,
+        "created_at": DateTime::now(),
+        "updated_at": DateTime::now(),
+    }};
+    retrying(format!("creating the job {name}"), || {
+        let update = collection.update_one(filter.clone(), insert.clone()).upsert(true);
+        async move { update.await }
+    })
+    .await
+    .map(|_| ())
+}
+
+/// Takes the lease if nobody was faster; `None` if somebody was.
+async fn take(
+    collection: &Collection<Document>,
+    name: &str,
+    fence: i64,
+    holder: &Holder,
+) -> Result<Option<Document>> {
+    let filter = doc! {"_id": name, "fence": fence};
+    // A pipeline, because only the server's clock counts.
+    let mut fields = times("lease");
+    fields.extend(doc! {
+        "lease.holder": {"$literal": encode(holder)?},
+        "state": JobState::Running.as_str(),
+        "fence": fence + 1,
+        "started_at": "$$NOW",
+        "updated_at": "$$NOW",
+        "workers": living_workers(),
+    });
+    let update = vec![doc! {"$set": fields}, doc! {"$set": freed_buckets()}, doc! {"$unset": ["budget"]}];
+    retrying(format!("taking the lease of the job {name}"), || {
+        let update = collection
+            .find_one_and_update(filter.clone(), update.clone())
+            .return_document(ReturnDocument::After);
+        async move { update.await }
+    })
+    .await
+}
+
+fn encode(holder: &Holder) -> Result<Document> {
+    bson::serialize_to_document(holder)
+        .map_err(|error| Error::stopped(format!("the lease could not be encoded: {error}")))
+}
+
+/// Those who joined an earlier runner and are still alive go on with the new one.
+fn living_workers() -> Document {
+    doc! {"$arrayToObject": {"$filter": {
+        "input": {"$objectToArray": {"$ifNull": ["$workers", {}]}},
+        "cond": {"$gt": ["$$this.v.expires_at", "$$NOW"]},
+    }}}
+}
+
+/// Without anybody who joined the runner owns everything, which needs no list.
+/// Otherwise whatever is not in the hands of the living is free.
+fn freed_buckets() -> Document {
+    let living = doc! {"$map": {"input": {"$objectToArray": "$workers"}, "in": "$$this.k"}};
+    let freed = doc! {"$arrayToObject": {"$map": {
+        "input": {"$objectToArray": {"$ifNull": ["$buckets", {}]}},
+        "in": {"k": "$$this.k", "v": {"$cond": [{"$in": ["$$this.v", living]}, "$$this.v", ""]}},
+    }}};
+    let is_alone = doc! {"$eq": ["$workers", {}]};
+    doc! {
+        "buckets": {"$cond": [is_alone.clone(), "$$REMOVE", freed]},
+        "shared": {"$and": [{"$not": [is_alone]}, {"$ifNull": ["$shared", false]}]},
+    }
+}
+
+/// Whether a held lease may be taken now; false: look again later.
+fn may_take(
+    name: &str,
+    lease: &Document,
+    stored: &Document,
+    observer: &Holder,
+    first_seen_renewal: &mut Option<Bson>,
+) -> Result<bool> {
+    let holder = holder_of(lease);
+    let valid = stored.get_bool("lease_valid").unwrap_or(false);
+    if !valid || holder.as_ref().is_some_and(|holder| holder.is_gone(observer)) {
+        return Ok(true);
+    }
+    let renewed = lease.get("renewed_at").cloned();
+    let first = first_seen_renewal.get_or_insert_with(|| renewed.clone().unwrap_or(Bson::Null));
+    let alive = holder.as_ref().is_some_and(|holder| holder.is_alive(observer));
+    if alive || renewed.as_ref() != Some(first) {
+        let who = holder.map_or("another process".into(), |holder| holder.to_string());
+        return Err(Error::refused(format!("the job {name} is being run by {who}"))
+            .hint("stop that process first, or look at it with `mongorekey status`"));
+    }
+    Ok(false)
+}
+
+fn check_identity(name: &str, stored: &Document, command: &str, identity: &Document) -> Result<()> {
+    let version = stored.get_i32("v").unwrap_or(0);
+    if version > VERSION {
+        return Err(Error::refused(format!(
+            "the job {name} was written by a newer version of mongorekey (layout {version}, known {VERSION})"
+        ))
+        .hint("run that version, or choose another name with --job"));
+    }
+    let mut differences = Vec::new();
+    if stored.get_str("command").ok() != Some(command) {
+        differences
+            .push(format!("command: was {}, is {command}", stored.get_str("command").unwrap_or("unknown")));
+    }
+    let empty = Document::new();
+    let old = stored.get_document("identity").unwrap_or(&empty);
+    differences.extend(identity_differences(old, identity));
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(format!("the job {name} exists and does something else: {}", differences.join("; ")))
+        .hint("choose another name with --job, or change the config back"))
+}
+
+fn identity_differences(old: &Document, new: &Document) -> Vec<String> {
+    let names = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
+    names
+        .filter(|name| old.get(*name) != new.get(*name))
+        .map(|name| {
+            let shown =
+                |document: &Document| document.get(name).map_or("nothing".into(), ToString::to_string);
+            format!("{name}: was {}, is {}", shown(old), shown(new))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_of_identity_are_shown() {
+        let old = doc! {"targets": "a", "api": "x"};
+        assert!(identity_differences(&old, &old).is_empty());
+        let differences = identity_differences(&old, &doc! {"targets": "a", "api": "y"});
+        assert_eq!(differences, ["api: was \"x\", is \"y\""]);
+    }
+
+    #[test]
+    fn a_lease_of_a_living_neighbour_is_refused_at_once() {
+        let current = Holder::current();
+        let holder = bson::serialize_to_document(&current).expect("a document");
+        let lease = doc! {"holder": holder, "renewed_at": 1};
+        let stored = doc! {"lease_valid": true};
+        let refusal = may_take("j", &lease, &stored, &current, &mut None).expect_err("refused");
+        assert_eq!(refusal.class(), crate::error::Class::Refused);
+    }
+
+    #[test]
+    fn a_lease_from_elsewhere_is_waited_for_and_refused_once_renewed() {
+        let current = Holder::current();
+        let elsewhere = Holder { boot_id: Some("other".into()), ..current.clone() };
+        let holder = bson::serialize_to_document(&elsewhere).expect("a document");
+        let stored = doc! {"lease_valid": true};
+        let mut seen = None;
+        let lease = doc! {"holder": holder.clone(), "renewed_at": 1};
+        assert!(!may_take("j", &lease, &stored, &current, &mut seen).expect("waits"));
+        assert!(!may_take("j", &lease, &stored, &current, &mut seen).expect("waits"));
+        let renewed = doc! {"holder": holder, "renewed_at": 2};
+        assert!(may_take("j", &renewed, &stored, &current, &mut seen).is_err());
+        assert!(may_take("j", &lease, &doc! {"lease_valid": false}, &current, &mut None).expect("expired"));
+    }
+}

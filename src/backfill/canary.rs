@@ -16,7 +16,8 @@ pub(super) fn check_question(options: &Options) -> Result<()> {
     terminal::check_terminal(options.yes)
 }
 
-/// Shows what became of the documents and asks whether to go on.
+/// Shows what became of the documents and asks whether to go on; a signal is a
+/// no.
 ///
 /// # Errors
 /// A stop where the answer can't be read.
@@ -32,7 +33,7 @@ pub(super) async fn goes_on(context: &Context, options: &Options, report: &Repor
     if matches!(report.state, JobState::Stopped | JobState::Interrupted) {
         return Ok(false);
     }
-    if options.yes {
+    if options.yes || report.documents.candidates_left == 0 {
         return Ok(true);
     }
     // The lines above must be seen before the question.
@@ -42,5 +43,8 @@ pub(super) async fn goes_on(context: &Context, options: &Options, report: &Repor
         "{} filled, {} flagged, {} failed. Go on with the {left} candidates left?",
         documents.filled, documents.flagged, documents.failed
     );
-    context.unless_interrupted(terminal::ask(question)).await
+    tokio::select! {
+        answer = terminal::ask(question) => answer,
+        () = context.stop.cancelled() => Ok(false),
+    }
 }

@@ -38,8 +38,11 @@ pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
     let mut canary = None;
     if let Some(documents) = options.canary {
         canary::check_question(options)?;
-        let (report, started) = canary_run(context, &plan, documents).await?;
+        let (mut report, started) = canary_run(context, &plan, documents).await?;
         if !canary::goes_on(context, options, &report).await? {
+            if context.stop.is_cancelled() {
+                report.state = JobState::Interrupted;
+            }
             return finish(context, &plan, report, started).await;
         }
         canary = Some((report, started));

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use bson::{Bson, Document, doc};
 use mongodb::Collection;
+use mongodb::options::UpdateModifications;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Budget;
 use super::ownership::{BUCKETS, Owner, Ownership, Step, next_step};
-use super::store::{Job, Role, runner_name};
+use super::store::{Job, Role, leaving, runner_name};
 use crate::error::Result;
 use crate::mongo::command::retrying;
 
@@ -129,6 +130,7 @@ impl Trader {
         shares: &mut Option<(Budget, impl FnOnce(Budget) + Send)>,
     ) -> Result<()> {
         let living = living(document);
+        self.bury_the_dead(document, &living).await?;
         let others = living.iter().filter(|name| **name != self.us).count();
         let has_runner = living.contains(&runner_name(document.get_i64("fence").unwrap_or(0)));
         let is_shared = document.get_bool("shared").unwrap_or(false);
@@ -142,7 +144,7 @@ impl Trader {
         if !is_shared {
             self.share().await?;
         }
-        let owners = self.owners(document, &living);
+        let owners = self.owners(document, &present(document));
         let all_done = owners.iter().all(|owner| *owner == Owner::Done);
         self.news.send_replace(News { is_known: true, shared: is_shared, has_runner, all_done, others });
         self.trade(&owners, active(document, &living)).await
@@ -153,7 +155,7 @@ impl Trader {
         let buckets: Document =
             (0..BUCKETS).map(|bucket| (bucket.to_string(), self.us.as_str().into())).collect();
         let filter = doc! {"_id": &self.job, "shared": {"$ne": true}, "fence": self.fence()};
-        self.update(filter, doc! {"$set": {"shared": true, "buckets": buckets}}).await.map(|_| ())
+        self.update(filter, doc! {"$set": {"shared": true, "buckets": buckets}}.into()).await.map(|_| ())
     }
 
     async fn trade(&self, owners: &[Owner], workers: usize) -> Result<()> {
@@ -189,7 +191,7 @@ impl Trader {
             }
         }
         // Somebody was faster with one of them: the next look shows what is left.
-        if self.update(filter, doc! {"$set": claims}).await? {
+        if self.update(filter, doc! {"$set": claims}.into()).await? {
             self.ownership.gain(buckets);
         }
         Ok(())
@@ -198,7 +200,7 @@ impl Trader {
     async fn hand_over(&self, buckets: &[usize], to: &str) -> Result<()> {
         let fields: Document =
             buckets.iter().map(|bucket| (format!("buckets.{bucket}"), to.into())).collect();
-        if self.update(self.ours(), doc! {"$set": fields}).await? {
+        if self.update(self.ours(), doc! {"$set": fields}.into()).await? {
             self.ownership.lose(buckets);
         }
         Ok(())
@@ -216,7 +218,7 @@ impl Trader {
         self.us.trim_start_matches('r').parse().unwrap_or(-1)
     }
 
-    async fn update(&self, filter: Document, update: Document) -> Result<bool> {
+    async fn update(&self, filter: Document, update: UpdateModifications) -> Result<bool> {
         let result = retrying(format!("sharing the job {}", self.job), || {
             let update = self.collection.update_one(filter.clone(), update.clone());
             async move { update.await }
@@ -225,7 +227,27 @@ impl Trader {
         Ok(result.matched_count == 1)
     }
 
-    fn owners(&self, document: &Document, living: &BTreeSet<String>) -> Vec<Owner> {
+    /// Takes those off the job whose lease has run out. Only then their keys are
+    /// anybody's: a process that was merely asleep finds its lease gone and
+    /// stops. One that has renewed it meanwhile is left alone.
+    async fn bury_the_dead(&self, document: &Document, living: &BTreeSet<String>) -> Result<()> {
+        for (name, lease) in leases(document) {
+            let Some(expired) = lease.get("expires_at").filter(|_| !living.contains(&name)) else { continue };
+            if name == runner_name(document.get_i64("fence").unwrap_or(0)) {
+                let fence = document.get_i64("fence").unwrap_or(0);
+                let filter = doc! {"_id": &self.job, "fence": fence, "lease.expires_at": expired.clone()};
+                // The next fence, so that the runner can't renew what it has lost.
+                self.update(filter, doc! {"$inc": {"fence": 1_i64}, "$unset": {"lease": ""}}.into()).await?;
+            } else {
+                let filter = doc! {"_id": &self.job, format!("workers.{name}.expires_at"): expired.clone()};
+                let totals = lease.get_document("totals").cloned().unwrap_or_default();
+                self.update(filter, leaving(&name, &totals).into()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn owners(&self, document: &Document, present: &BTreeSet<String>) -> Vec<Owner> {
         let buckets = document.get_document("buckets").ok();
         (0..BUCKETS)
             .map(|bucket| {
@@ -235,7 +257,7 @@ impl Trader {
                     _ if self.ownership.owned().contains(&bucket) => Owner::Us,
                     Some(DONE) => Owner::Done,
                     Some(owner) if owner == self.us => Owner::Other,
-                    Some(owner) if living.contains(owner) => Owner::Other,
+                    Some(owner) if present.contains(owner) => Owner::Other,
                     other => Owner::Free(other.unwrap_or_default().into()),
                 }
             })
@@ -243,18 +265,26 @@ impl Trader {
     }
 }
 
-/// The living workers of a job, by the clock of the server that the latest of
-/// the leases shows.
-fn living(document: &Document) -> BTreeSet<String> {
+/// Everybody with a lease on a job, by name.
+fn leases(document: &Document) -> Vec<(String, &Document)> {
     let runner = document.get_document("lease").ok().map(|lease| {
         let name = runner_name(document.get_i64("fence").unwrap_or(0));
         (name, lease)
     });
     let joined = document.get_document("workers").into_iter().flatten();
-    let workers: Vec<(String, &Document)> = runner
-        .into_iter()
-        .chain(joined.filter_map(|(name, worker)| Some((name.clone(), worker.as_document()?))))
-        .collect();
+    let joined = joined.filter_map(|(name, worker)| Some((name.clone(), worker.as_document()?)));
+    runner.into_iter().chain(joined).collect()
+}
+
+/// The workers on a job, those included whose lease has run out.
+fn present(document: &Document) -> BTreeSet<String> {
+    leases(document).into_iter().map(|(name, _)| name).collect()
+}
+
+/// The living workers of a job, by the clock of the server that the latest of
+/// the leases shows.
+fn living(document: &Document) -> BTreeSet<String> {
+    let workers = leases(document);
     let time = |worker: &Document, name: &str| worker.get_datetime(name).ok().copied();
     let now = workers.iter().filter_map(|(_, worker)| time(worker, "renewed_at")).max();
     workers.into_iter().filter(|(_, worker)| time(worker, "expires_at") > now).map(|(name, _)| name).collect()

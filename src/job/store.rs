@@ -191,10 +191,28 @@ impl Job {
             Role::Joined(worker) => {
                 let totals = fields.get_document("totals").cloned().unwrap_or_default();
                 self.update(leaving(worker, &totals).into()).await?;
+                self.close_after_the_runner(state).await?;
             }
         }
         self.lease.release();
         Ok(())
+    }
+
+    /// The last one to leave says how the job ended where its runner can't.
+    async fn close_after_the_runner(&self, state: JobState) -> Result<()> {
+        let filter = doc! {
+            "_id": &self.name,
+            "lease": {"$exists": false},
+            "workers": {},
+            "state": JobState::Running.as_str(),
+        };
+        let update = doc! {"$set": {"state": state.as_str(), "updated_at": DateTime::now()}};
+        retrying(format!("saving the job {}", self.name), || {
+            let update = self.collection.update_one(filter.clone(), update.clone());
+            async move { update.await }
+        })
+        .await
+        .map(|_| ())
     }
 
     async fn update(&self, update: UpdateModifications) -> Result<()> {
@@ -225,7 +243,7 @@ pub(super) fn runner_name(fence: i64) -> String {
 }
 
 /// Removes a joined worker and adds what it has done to the job.
-fn leaving(worker: &str, totals: &Document) -> Vec<Document> {
+pub(super) fn leaving(worker: &str, totals: &Document) -> Vec<Document> {
     let sums: Document = totals
         .iter()
         .map(|(name, value)| {

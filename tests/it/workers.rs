@@ -129,6 +129,47 @@ async fn a_killed_runner_leaves_the_job_to_who_joined() {
     assert!(api.asked().into_values().all(|times| times <= 2));
 }
 
+/// Puts one of two to sleep until its share is taken; the other does everything.
+async fn slept_through_its_lease(is_runner: bool) {
+    let (bench, api) = bench(2400, 2400).await;
+    let runner = bench.program("backfill --tps 120 --chunk 50").spawn();
+    wait_for("calls of the runner", async || api.count() > 20).await;
+    let joined = bench.program("backfill --tps 120 --chunk 50 --join").spawn();
+    wait_for("calls of both", async || api.count() > 700).await;
+    let (asleep, awake, prefix) = if is_runner { (runner, joined, 'r') } else { (joined, runner, 'w') };
+    let signal = |name: &str| {
+        let pid = asleep.pid().to_string();
+        let sent = std::process::Command::new("kill").args([name, &pid]).status().expect("kill exists");
+        assert!(sent.success());
+    };
+    signal("-STOP");
+    let name = format!("backfill-{}", bench.namespace("docs"));
+    wait_for("its share with the other", async || {
+        let job = bench.job(&name).await.expect("a job");
+        let owners = job.get_document("buckets").cloned().unwrap_or_default();
+        owners.values().all(|owner| owner.as_str().is_some_and(|owner| !owner.starts_with(prefix)))
+    })
+    .await;
+    signal("-CONT");
+    let ended = asleep.finish().await.expect_exit(4);
+    assert!(ended.text("/error/message").contains("lease"), "{}", ended.stdout);
+    awake.finish().await.expect_exit(0);
+    expect_all_settled(&bench, 2400, 2400).await;
+    assert!(api.asked().into_values().all(|times| times <= 2));
+    let job = bench.job(&name).await.expect("a job");
+    assert_eq!(job.get_str("state").ok(), Some("completed"), "{job}");
+}
+
+#[tokio::test]
+async fn a_worker_that_slept_through_its_lease_stops_before_it_writes() {
+    slept_through_its_lease(false).await;
+}
+
+#[tokio::test]
+async fn a_runner_that_slept_through_its_lease_stops_before_it_writes() {
+    slept_through_its_lease(true).await;
+}
+
 #[tokio::test]
 async fn a_worker_that_is_interrupted_hands_its_share_over() {
     let (bench, api) = bench(1500, 1500).await;

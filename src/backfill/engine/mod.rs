@@ -331,6 +331,7 @@ impl Engine {
         self.release_unusable();
         self.release_answers().await?;
         while !self.outbox.updates.is_empty() || !self.writes.is_empty() {
+            self.parts.asker.lease.valid().await?;
             self.start_writes();
             if let Some(done) = self.writes.join_next().await {
                 self.take_written(joined(done)?).await?;

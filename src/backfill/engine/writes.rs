@@ -53,7 +53,9 @@ pub(super) struct Destination {
 impl Engine {
     pub(super) fn start_writes(&mut self) {
         let empty = self.outbox.updates.is_empty() && self.outbox.answers.is_empty();
-        if empty || self.writes.len() >= WRITES_IN_FLIGHT {
+        // Without the lease these keys may be another worker's by now; the next
+        // tick waits for it, or ends the run.
+        if empty || self.writes.len() >= WRITES_IN_FLIGHT || !self.parts.asker.lease.is_valid() {
             return;
         }
         let outbox = std::mem::take(&mut self.outbox);

@@ -5,3 +5,5 @@ pub mod backfill;
 pub mod check;
 pub mod compare;
 pub mod run;
+
+mod value;

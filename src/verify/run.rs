@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::backfill;
 use super::check::Check;
-use super::compare::compare;
+use super::compare::{self, FieldDifference};
 use crate::Context;
 use crate::backfill::default_job as backfill_job;
 use crate::cleanse::count;
@@ -260,15 +260,32 @@ fn difference(
             let kind = if direction == Direction::Forward { "missing" } else { "extra" };
             Some(json!({"_id": extended(id), "kind": kind}))
         }
-        Some(other) => compare(document, other).map(|difference| {
-            json!({
-                "_id": extended(id),
-                "kind": "different",
-                "difference": difference.kind.as_str(),
-                "fields": difference.fields,
-            })
-        }),
+        Some(other) => {
+            let differences = match direction {
+                Direction::Forward => compare::difference(document, other),
+                Direction::Backward => compare::difference(other, document),
+            };
+            different(extended(id), &differences)
+        }
     }
+}
+
+/// How a document differs, as an entry of the result; `None` where it does not.
+pub(super) fn different(id: Value, differences: &[FieldDifference]) -> Option<Value> {
+    let paths: Vec<&str> = differences.iter().map(|field| field.path.as_str()).collect();
+    let details: Vec<Value> = differences
+        .iter()
+        .map(|field| json!({"path": field.path, "kind": field.kind.as_str(), "detail": field.detail}))
+        .collect();
+    compare::gravest(differences).map(|gravest| {
+        json!({
+            "_id": id,
+            "kind": "different",
+            "difference": gravest.as_str(),
+            "fields": paths,
+            "details": details,
+        })
+    })
 }
 
 /// What a sample proves: with no difference among n, the share of differing

@@ -42,5 +42,7 @@ mod secrets;
 mod surroundings;
 mod targets;
 mod verify;
+mod verify_full;
+mod verify_full_job;
 mod wire;
 mod workers;

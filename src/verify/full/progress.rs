@@ -91,7 +91,7 @@ impl Ranges {
     pub async fn create(&self, ranges: &[Range]) -> Result<()> {
         let all = doc! {"_id.job": &self.job};
         retrying(format!("forgetting the ranges of {}", self.job), || {
-            let delete = self.collection.delete_many(all.clone());
+            let delete = self.collection.delete_many(all.clone()).write_concern(acknowledged());
             async move { delete.await }
         })
         .await?;
@@ -114,15 +114,18 @@ impl Ranges {
         document
     }
 
-    /// Replaces, so that it can be sent again.
+    /// Sent again, it replaces what was stored the first time.
     async fn insert(&self, batch: &[Document]) -> Result<()> {
         let ids: Vec<Bson> = batch.iter().filter_map(|document| document.get("_id").cloned()).collect();
         let known = doc! {"_id": {"$in": ids}};
+        let mut is_first = true;
         retrying(format!("storing the ranges of {}", self.job), || {
-            let delete = self.collection.delete_many(known.clone());
-            let insert = self.collection.insert_many(batch);
+            let delete = (!std::mem::take(&mut is_first)).then(|| self.collection.delete_many(known.clone()));
+            let insert = self.collection.insert_many(batch).write_concern(acknowledged());
             async move {
-                delete.await?;
+                if let Some(delete) = delete {
+                    delete.await?;
+                }
                 insert.await
             }
         })
@@ -160,13 +163,9 @@ impl Ranges {
             "at": DateTime::now(),
         }};
         let filter = doc! {"_id": self.id(number)};
-        // What a failover takes back is only compared again.
-        let acknowledged = WriteConcern::builder().w(Acknowledgment::Nodes(1)).build();
         retrying(format!("storing a range of {}", self.job), || {
-            let update = self
-                .collection
-                .update_one(filter.clone(), update.clone())
-                .write_concern(acknowledged.clone());
+            let update =
+                self.collection.update_one(filter.clone(), update.clone()).write_concern(acknowledged());
             async move { update.await }
         })
         .await
@@ -176,6 +175,11 @@ impl Ranges {
     fn id(&self, number: i32) -> Document {
         doc! {"job": &self.job, "layout": self.layout, "number": number}
     }
+}
+
+/// Not on a majority: what a failover takes back is only compared again.
+fn acknowledged() -> WriteConcern {
+    WriteConcern::builder().w(Acknowledgment::Nodes(1)).build()
 }
 
 fn stored(tally: &Tally) -> Document {

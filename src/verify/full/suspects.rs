@@ -246,13 +246,12 @@ mod tests {
     #[test]
     fn those_beyond_the_bound_are_counted_by_range_and_kind() {
         let mut suspects = Suspects::default();
-        let all = 200_000;
-        for id in 0..all {
-            let (source, target) = [(Some(1), None), (None, Some(1)), (Some(1), Some(2))][id as usize % 3];
+        let kinds = [(Some(1), None), (None, Some(1)), (Some(1), Some(2))];
+        for (id, (source, target)) in (0..200_000).zip(kinds.into_iter().cycle()) {
             suspects.add(suspect(id, Pair { source, target }));
         }
         let beyond = suspects.beyond()[&3];
-        assert_eq!(suspects.kept().len() as u64 + beyond.total(), all as u64);
+        assert_eq!(suspects.kept().len() as u64 + beyond.total(), 200_000);
         assert!((20_000..100_000).contains(&suspects.kept().len()));
         assert!(beyond.missing.abs_diff(beyond.extra) < 2 && beyond.extra.abs_diff(beyond.different) < 2);
         let mut others = Suspects::default();

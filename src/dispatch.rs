@@ -99,6 +99,7 @@ async fn run_command(context: &Context, command: &Command, format: Format) -> Re
     match command {
         Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
         Command::Cleanse(args) => cleanse::run::run(context, args).await,
+        Command::Verify(args) => verify::run::run(context, args).await,
         // These keep nothing that would have to be saved.
         other => context.unless_interrupted(look(context, other, format)).await,
     }
@@ -121,10 +122,11 @@ async fn look(context: &Context, command: &Command, format: Format) -> Result<Ou
         Command::Control(args) => command::control::run(context, args).await,
         Command::KeyMap(args) => command::key_map::run(context, args, format).await,
         Command::Retry(args) => command::retry::run(context, args).await,
-        Command::Verify(args) => verify::run::run(context, args).await,
         // Handled elsewhere: the first two without a connection, the others as jobs.
-        Command::Init(_) | Command::MockApi(_) | Command::Backfill(_) | Command::Cleanse(_) => {
-            Err(Error::stopped("this command was to be handled elsewhere"))
-        }
+        Command::Init(_)
+        | Command::MockApi(_)
+        | Command::Backfill(_)
+        | Command::Cleanse(_)
+        | Command::Verify(_) => Err(Error::stopped("this command was to be handled elsewhere")),
     }
 }

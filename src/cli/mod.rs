@@ -134,8 +134,9 @@ pub enum Command {
     /// Checks what the jobs of this config left behind: candidates and flags of a
     /// backfill, counts and samples of a cleanse in both directions.
     ///
-    /// Without --counts and --sample everything that applies is checked. Exits with
-    /// 1 on any difference; an empty or missing side is a difference.
+    /// Without --counts, --sample and --full everything that applies is checked, the
+    /// copy by counts and samples. Exits with 1 on any difference; an empty or
+    /// missing side is a difference.
     Verify(verify::VerifyArgs),
     /// Show jobs: what they do, how far they are, who runs them.
     Status(status::StatusArgs),

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::BackfillTargetArgs;
-use crate::config::values::Namespace;
+use crate::config::values::{HumanDuration, Namespace};
 
 /// Options of `verify`.
 #[derive(Debug, Args)]
@@ -14,6 +14,22 @@ pub struct VerifyArgs {
     /// Compare so many random documents of each side with the other side.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub sample: Option<u32>,
+    /// Compare every document of both sides byte for byte, and indexes and options.
+    ///
+    /// Reads on the primary what a majority has. What differs is read again for a
+    /// while, so that writers may be live. An interrupted comparison goes on
+    /// where it was.
+    #[arg(long)]
+    pub full: bool,
+    /// Ranges that --full compares at once.
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "full", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub parallel: u8,
+    /// How long --full reads differing documents again before it reports them.
+    #[arg(long, value_name = "DURATION", default_value = "10s", requires = "full")]
+    pub settle: HumanDuration,
+    /// Do not go on with an interrupted --full: start over.
+    #[arg(long, requires = "full")]
+    pub restart: bool,
     /// Collection to compare from, as database.collection [default: as configured].
     #[arg(long, value_name = "NAMESPACE")]
     pub source: Option<Namespace>,

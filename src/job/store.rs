@@ -99,7 +99,9 @@ impl Job {
             Role::Runner => "lease".into(),
             Role::Joined(worker) => format!("workers.{worker}"),
         };
-        let filter = filter(name, fence, &role);
+        let mut filter = filter(name, fence, &role);
+        // A renewal that is late must not bring a lease back that was given up.
+        filter.insert(format!("{path}.holder"), doc! {"$exists": true});
         let renewal = Renewal { collection: collection.clone(), filter, path };
         let lease = Lease::keep(renewal, name.into(), document.clone());
         Self { name: name.into(), role, fence, document, taken_over, collection, lease }

@@ -14,6 +14,7 @@ pub mod index;
 pub mod operation;
 pub mod preflight;
 pub mod range;
+pub mod scan;
 pub mod sink;
 pub mod source;
 

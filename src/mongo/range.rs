@@ -87,16 +87,40 @@ impl Mongo {
     /// # Errors
     /// A stop where the server can't be read.
     pub async fn ranges(&self, namespace: &Namespace, ranges: usize) -> Result<Vec<Range>> {
+        self.ranges_with(namespace, None, ranges).await
+    }
+
+    /// The same for two collections of one database: ranges that are of similar
+    /// size where both are put together.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn ranges_of_both(
+        &self,
+        namespace: &Namespace,
+        other: &Namespace,
+        ranges: usize,
+    ) -> Result<Vec<Range>> {
+        self.ranges_with(namespace, Some(other), ranges).await
+    }
+
+    async fn ranges_with(
+        &self,
+        namespace: &Namespace,
+        other: Option<&Namespace>,
+        ranges: usize,
+    ) -> Result<Vec<Range>> {
         if ranges < 2 {
             return Ok(vec![Range::all()]);
         }
         let samples = i64::try_from((ranges * SAMPLES_PER_RANGE).min(MOST_SAMPLES)).unwrap_or(i64::MAX);
+        let draw = [doc! {"$sample": {"size": samples}}, doc! {"$project": {"_id": 1}}];
+        let mut pipeline = draw.to_vec();
+        if let Some(other) = other {
+            pipeline.push(doc! {"$unionWith": {"coll": &other.collection, "pipeline": draw.to_vec()}});
+        }
         // The server sorts, because only it knows the order of mixed types and of a collation.
-        let pipeline = vec![
-            doc! {"$sample": {"size": samples}},
-            doc! {"$project": {"_id": 1}},
-            doc! {"$sort": {"_id": 1}},
-        ];
+        pipeline.push(doc! {"$sort": {"_id": 1}});
         let collection = self.collection(namespace).clone_with_type::<Document>();
         let sampled: Vec<Document> = retrying(format!("sampling `_id`s of {namespace}"), || {
             let cursor = collection.aggregate(pipeline.clone()).allow_disk_use(true);

@@ -63,7 +63,28 @@ impl Check {
         let remark = self.remark.as_ref().map_or(String::new(), |remark| format!(" ({remark})"));
         let mut lines =
             vec![format!("{mark}   {}: expected {}, found {}{remark}", self.name, self.expected, self.found)];
-        lines.extend(self.differences.iter().map(|difference| format!("         {difference}")));
+        lines.extend(self.differences.iter().map(|difference| format!("         {}", text(difference))));
         lines.join("\n")
+    }
+}
+
+/// A difference as a line for people.
+fn text(difference: &Value) -> String {
+    let (Some(id), Some(kind)) = (difference.get("_id"), difference["kind"].as_str()) else {
+        return difference.to_string();
+    };
+    let fields = difference["details"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let told: Vec<String> = fields
+        .iter()
+        .map(|field| {
+            let word = |name: &str| field[name].as_str().unwrap_or_default();
+            format!("{}: {}", word("path"), word("detail"))
+        })
+        .collect();
+    let age = difference["age_seconds"].as_f64().map_or(String::new(), |age| format!(" (for {age:.1} s)"));
+    if told.is_empty() {
+        format!("{kind} {id}{age}")
+    } else {
+        format!("{kind} {id}{age}: {}", told.join("; "))
     }
 }

@@ -1,19 +1,30 @@
 //! How two versions of a document differ. Pure.
+//!
+//! Whether they differ is decided by their bytes alone; this module only says
+//! where and how, so that the reader knows what to look for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use bson::{RawBsonRef, RawDocument};
+use bson::{RawArray, RawBsonRef, RawDocument};
 
-/// How deep and how many differing paths are told; a hint, not a full diff.
-const MOST_PATHS: usize = 20;
+use super::value;
 
-/// What sets two documents with the same `_id` apart.
+/// So many differing fields are told; a hint, not a full diff.
+const MOST_FIELDS: usize = 20;
+/// The path of the document itself.
+const TOP_LEVEL: &str = "(top level)";
+
+/// One field in which two documents differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// `order`, `numeric_type` or `value`: the gravest that was found.
+pub struct FieldDifference {
+    /// Dotted path, elements of arrays by their index; `(top level)` for the
+    /// document as a whole.
+    pub path: String,
+    /// How grave it is.
     pub kind: Kind,
-    /// Paths of the fields that differ.
-    pub fields: Vec<String>,
+    /// What was found instead of what, without the values themselves: they may
+    /// be nobody's business.
+    pub detail: String,
 }
 
 /// Kinds of difference, from harmless to grave.
@@ -21,7 +32,7 @@ pub struct Difference {
 pub enum Kind {
     /// The same fields in another order.
     Order,
-    /// Numbers that compare as equal but have another type.
+    /// Numbers that are equal but have another type.
     NumericType,
     /// Something else.
     Value,
@@ -38,110 +49,130 @@ impl Kind {
     }
 }
 
-/// Compares byte for byte; `None` where there is no difference.
-pub fn compare(left: &RawDocument, right: &RawDocument) -> Option<Difference> {
-    if left.as_bytes() == right.as_bytes() {
-        return None;
-    }
-    let mut difference = Difference { kind: Kind::Order, fields: Vec::new() };
-    compare_fields(left, right, "", &mut difference);
-    Some(difference)
+/// The gravest kind among differences; `None` where there are none.
+pub fn gravest(differences: &[FieldDifference]) -> Option<Kind> {
+    differences.iter().map(|difference| difference.kind).max()
 }
 
-fn compare_fields(left: &RawDocument, right: &RawDocument, prefix: &str, difference: &mut Difference) {
-    let (Some(left_fields), Some(right_fields)) = (fields(left), fields(right)) else {
-        return note(difference, Kind::Value, prefix);
+/// The fields in which `found` differs from `expected`, at most 20 and the
+/// gravest kind always among them. Empty only where the bytes are equal.
+pub fn difference(expected: &RawDocument, found: &RawDocument) -> Vec<FieldDifference> {
+    let mut noted = Noted(Vec::new());
+    if expected.as_bytes() != found.as_bytes() {
+        compare_documents(expected, found, "", &mut noted);
+    }
+    noted.0
+}
+
+struct Noted(Vec<FieldDifference>);
+
+impl Noted {
+    fn add(&mut self, path: &str, kind: Kind, detail: impl Into<String>) {
+        let path = if path.is_empty() { TOP_LEVEL } else { path }.to_owned();
+        let difference = FieldDifference { path, kind, detail: detail.into() };
+        if self.0.len() < MOST_FIELDS {
+            self.0.push(difference);
+        } else if gravest(&self.0).is_some_and(|gravest| gravest < kind) {
+            self.0.pop();
+            self.0.push(difference);
+        }
+    }
+}
+
+/// Wants documents whose bytes differ, and notes something in any case.
+fn compare_documents(expected: &RawDocument, found: &RawDocument, path: &str, noted: &mut Noted) {
+    let (Some(expected), Some(found)) = (fields(expected), fields(found)) else {
+        return noted.add(path, Kind::Value, "invalid BSON");
     };
-    let by_name: HashMap<&str, RawBsonRef<'_>> = right_fields.iter().copied().collect();
-    for (name, value) in &left_fields {
-        let path = join(prefix, name);
+    let by_name: HashMap<&str, RawBsonRef<'_>> = found.iter().copied().collect();
+    let known: HashSet<&str> = expected.iter().map(|(name, _)| *name).collect();
+    if by_name.len() < found.len() || known.len() < expected.len() {
+        // The same name twice: there is no telling which belongs to which.
+        return noted.add(path, Kind::Value, "other bytes, with a field name that stands there twice");
+    }
+    for (name, value) in &expected {
+        let path = join(path, name);
         match by_name.get(name) {
-            None => note(difference, Kind::Value, &path),
-            Some(other) => compare_values(*value, *other, &path, difference),
+            None => noted.add(&path, Kind::Value, "missing"),
+            Some(other) => compare_values(*value, *other, &path, noted),
         }
     }
-    let known: HashMap<&str, ()> = left_fields.iter().map(|(name, _)| (*name, ())).collect();
-    for (name, _) in right_fields.iter().filter(|(name, _)| !known.contains_key(name)) {
-        note(difference, Kind::Value, &join(prefix, name));
+    for (name, _) in found.iter().filter(|(name, _)| !known.contains(name)) {
+        noted.add(&join(path, name), Kind::Value, "not in the source");
     }
-    let same_order = left_fields.iter().map(|(name, _)| name).eq(right_fields.iter().map(|(name, _)| name));
-    if !same_order && left_fields.len() == right_fields.len() {
-        note(difference, Kind::Order, if prefix.is_empty() { "(top level)" } else { prefix });
+    let common = expected.iter().map(|(name, _)| name).filter(|name| by_name.contains_key(*name));
+    if !common.eq(found.iter().map(|(name, _)| name).filter(|name| known.contains(*name))) {
+        noted.add(path, Kind::Order, "the same fields in another order");
     }
 }
 
-fn compare_values(left: RawBsonRef<'_>, right: RawBsonRef<'_>, path: &str, difference: &mut Difference) {
-    match (left, right) {
-        (RawBsonRef::Document(left), RawBsonRef::Document(right)) => {
-            if left.as_bytes() != right.as_bytes() {
-                compare_fields(left, right, path, difference);
+fn compare_values(expected: RawBsonRef<'_>, found: RawBsonRef<'_>, path: &str, noted: &mut Noted) {
+    match (expected, found) {
+        (RawBsonRef::Document(expected), RawBsonRef::Document(found)) => {
+            if expected.as_bytes() != found.as_bytes() {
+                compare_documents(expected, found, path, noted);
             }
         }
-        (RawBsonRef::Array(left), RawBsonRef::Array(right)) => {
-            if left.as_bytes() != right.as_bytes() {
-                note(difference, Kind::Value, path);
+        (RawBsonRef::Array(expected), RawBsonRef::Array(found)) => {
+            if expected.as_bytes() != found.as_bytes() {
+                compare_arrays(expected, found, path, noted);
             }
         }
-        (left, right) => {
-            if bytes(left) != bytes(right) {
-                let kind = if equal_numbers(left, right) { Kind::NumericType } else { Kind::Value };
-                note(difference, kind, path);
+        _ => {
+            if let Some((kind, detail)) = value::difference(expected, found) {
+                noted.add(path, kind, detail);
             }
         }
     }
 }
 
-fn equal_numbers(left: RawBsonRef<'_>, right: RawBsonRef<'_>) -> bool {
-    let same_type = left.element_type() == right.element_type();
-    match (number(left), number(right)) {
-        #[expect(clippy::float_cmp, reason = "equal or not is the question")]
-        (Some(left), Some(right)) => !same_type && left == right,
-        _ => false,
+fn compare_arrays(expected: &RawArray, found: &RawArray, path: &str, noted: &mut Noted) {
+    let (Some(expected), Some(found)) = (elements(expected), elements(found)) else {
+        return noted.add(path, Kind::Value, "invalid BSON");
+    };
+    if expected.len() != found.len() {
+        let detail = format!("{} elements instead of {}", found.len(), expected.len());
+        return noted.add(path, Kind::Value, detail);
+    }
+    if sorted(&expected) == sorted(&found) {
+        return noted.add(path, Kind::Value, "the same elements in another order");
+    }
+    for (index, (expected, found)) in expected.iter().zip(&found).enumerate() {
+        compare_values(*expected, *found, &join(path, &index.to_string()), noted);
     }
 }
 
-fn number(value: RawBsonRef<'_>) -> Option<f64> {
-    match value {
-        RawBsonRef::Int32(number) => Some(f64::from(number)),
-        RawBsonRef::Int64(number) => Some(number as f64),
-        RawBsonRef::Double(number) => Some(number),
-        RawBsonRef::Decimal128(number) => number.to_string().parse().ok(),
-        _ => None,
-    }
-}
-
-fn bytes(value: RawBsonRef<'_>) -> Vec<u8> {
-    crate::mongo::sink::value_bytes(value)
+fn sorted(elements: &[RawBsonRef<'_>]) -> Vec<Vec<u8>> {
+    let mut sorted: Vec<Vec<u8>> = elements.iter().map(|element| value::bytes(*element)).collect();
+    sorted.sort_unstable();
+    sorted
 }
 
 fn fields(document: &RawDocument) -> Option<Vec<(&str, RawBsonRef<'_>)>> {
     document.iter().map(|field| field.ok().map(|(name, value)| (name.as_str(), value))).collect()
 }
 
-fn join(prefix: &str, name: &str) -> String {
-    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+fn elements(array: &RawArray) -> Option<Vec<RawBsonRef<'_>>> {
+    array.into_iter().map(Result::ok).collect()
 }
 
-fn note(difference: &mut Difference, kind: Kind, path: &str) {
-    difference.kind = difference.kind.max(kind);
-    if difference.fields.len() < MOST_PATHS {
-        difference.fields.push(path.to_owned());
-    }
+fn join(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{RawDocumentBuf, rawdoc};
+    use bson::{DateTime, RawDocumentBuf, cstr, rawdoc};
 
-    fn difference(left: &RawDocumentBuf, right: &RawDocumentBuf) -> Option<(Kind, Vec<String>)> {
-        compare(left, right).map(|difference| (difference.kind, difference.fields))
+    fn told(left: &RawDocumentBuf, right: &RawDocumentBuf) -> Vec<(String, Kind)> {
+        difference(left, right).into_iter().map(|field| (field.path, field.kind)).collect()
     }
 
     #[test]
     fn equal_bytes_do_not_differ() {
-        let document = rawdoc! {"_id": 1, "a": {"b": [1, 2.5, "x"]}};
-        assert_eq!(difference(&document, &document.clone()), None);
+        let document = rawdoc! {"_id": 1, "a": {"b": [1, 2.5, "x"]}, "n": f64::NAN};
+        assert_eq!(difference(&document, &document.clone()), []);
     }
 
     #[test]
@@ -158,13 +189,59 @@ mod tests {
             (rawdoc! {"_id": 1, "a": 1, "b": 5}, Kind::Value, "b"),
         ];
         for (right, kind, path) in cases {
-            assert_eq!(difference(&left, &right), Some((kind, vec![path.to_owned()])), "{right:?}");
+            assert_eq!(told(&left, &right), [(path.to_owned(), kind)], "{right:?}");
         }
     }
 
     #[test]
-    fn zero_has_two_signs_and_that_is_a_value() {
-        let (left, right) = (rawdoc! {"a": 0.0}, rawdoc! {"a": -0.0});
-        assert_eq!(difference(&left, &right), Some((Kind::Value, vec!["a".into()])));
+    fn a_missing_field_does_not_hide_another_order_of_the_rest() {
+        let found = told(&rawdoc! {"a": 1, "b": 2, "c": 3}, &rawdoc! {"c": 3, "b": 2});
+        assert_eq!(found, [("a".into(), Kind::Value), (TOP_LEVEL.into(), Kind::Order)]);
+        let renamed = told(&rawdoc! {"a": 1, "b": 2}, &rawdoc! {"a": 1, "c": 2});
+        assert_eq!(renamed, [("b".into(), Kind::Value), ("c".into(), Kind::Value)]);
+    }
+
+    #[test]
+    fn arrays_are_compared_by_their_elements() {
+        let of = |array: bson::RawArrayBuf| rawdoc! {"a": {"b": array}};
+        let left = of(bson::rawbson!([1, {"c": [true, "x"]}, 3]).as_array().expect("an array").to_owned());
+        for (right, path, kind) in [
+            (bson::rawbson!([1, {"c": [true, "y"]}, 3]), "a.b.1.c.1", Kind::Value),
+            (bson::rawbson!([1, {"c": [true, "x"]}, 3_i64]), "a.b.2", Kind::NumericType),
+            (bson::rawbson!([3, {"c": [true, "x"]}, 1]), "a.b", Kind::Value),
+            (bson::rawbson!([1, {"c": [true, "x"]}]), "a.b", Kind::Value),
+            (bson::rawbson!([1, {"c": ["x", true]}, 3]), "a.b.1.c", Kind::Value),
+        ] {
+            let right = of(right.as_array().expect("an array").to_owned());
+            assert_eq!(told(&left, &right), [(path.to_owned(), kind)], "{right:?}");
+        }
+        let swapped = difference(&rawdoc! {"a": [1, 2]}, &rawdoc! {"a": [2, 1]});
+        assert_eq!(swapped[0].detail, "the same elements in another order");
+    }
+
+    #[test]
+    fn a_field_that_stands_there_twice_is_not_overlooked() {
+        let mut left = rawdoc! {"a": 1};
+        left.append(cstr!("a"), 2);
+        let mut right = rawdoc! {"a": 3};
+        right.append(cstr!("a"), 2);
+        assert_eq!(told(&left, &right), [(TOP_LEVEL.into(), Kind::Value)]);
+        assert_eq!(told(&rawdoc! {"n": left}, &rawdoc! {"n": right}), [("n".into(), Kind::Value)]);
+    }
+
+    #[test]
+    fn the_gravest_difference_is_told_however_many_there_are() {
+        let (mut left, mut right) = (RawDocumentBuf::new(), RawDocumentBuf::new());
+        for number in 0..50 {
+            let name: bson::raw::CString = format!("f{number}").try_into().expect("a name");
+            left.append(&name, number);
+            right.append(&name, i64::from(number));
+        }
+        left.append(cstr!("last"), DateTime::from_millis(1));
+        right.append(cstr!("last"), DateTime::from_millis(2));
+        let found = difference(&left, &right);
+        assert_eq!(found.len(), MOST_FIELDS);
+        assert_eq!(gravest(&found), Some(Kind::Value));
+        assert_eq!(found[MOST_FIELDS - 1].path, "last");
     }
 }

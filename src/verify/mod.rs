@@ -4,4 +4,8 @@
 pub mod backfill;
 pub mod check;
 pub mod compare;
+pub mod full;
 pub mod run;
+pub mod structure;
+
+mod value;

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::backfill;
 use super::check::Check;
-use super::compare::compare;
+use super::compare::{self, FieldDifference};
+use super::{full, structure};
 use crate::Context;
 use crate::backfill::default_job as backfill_job;
 use crate::cleanse::count;
@@ -44,7 +45,34 @@ struct Sides {
 /// A refusal where there is nothing to verify; a stop where the server goes away.
 pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
     let sides = sides(context, args)?;
-    let named = args.counts || args.sample.is_some();
+    if args.full && sides.is_none() {
+        return Err(Error::usage("--full compares two collections, and none are named")
+            .hint("add `[cleanse]` with `source` and `to`, or give --source and --to"));
+    }
+    // These keep nothing that would have to be saved.
+    let (mut jobs, mut checks) =
+        context.unless_interrupted(quick_checks(context, args, sides.as_ref())).await?;
+    let mut full = None;
+    if let Some(sides) = sides.as_ref().filter(|_| args.full) {
+        let result = full::run(context, &order(args, sides)).await?;
+        jobs.push(result.job.clone());
+        checks.insert(0, result.check.clone());
+        full = Some(result);
+    }
+    if checks.is_empty() {
+        return Err(Error::refused("there is nothing to verify: no job of this config has run yet")
+            .hint("run `backfill` or `cleanse` first, or name two collections with --source and --to"));
+    }
+    Ok(report(&jobs, &checks, full))
+}
+
+/// All checks but the full comparison, with the names of the jobs they are about.
+async fn quick_checks(
+    context: &Context,
+    args: &VerifyArgs,
+    sides: Option<&Sides>,
+) -> Result<(Vec<String>, Vec<Check>)> {
+    let named = args.counts || args.sample.is_some() || args.full;
     let explicit = args.source.is_some() || args.to.is_some();
     let mut checks = Vec::new();
     let mut jobs = Vec::new();
@@ -57,8 +85,8 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
             checks.extend(backfill::check(&context.mongo, &target).await?);
         }
     }
-    if let Some(sides) = &sides {
-        let job = args.job.clone().unwrap_or_else(|| cleanse_job(&sides.source, &sides.target));
+    if let Some(sides) = sides {
+        let job = copy_job(args, sides);
         let exists = !store::list(&context.mongo, Some(&job)).await?.is_empty();
         if named || explicit || exists {
             if exists {
@@ -67,11 +95,28 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
             checks.extend(compare_sides(context, sides, args, !named).await?);
         }
     }
-    if checks.is_empty() {
-        return Err(Error::refused("there is nothing to verify: no job of this config has run yet")
-            .hint("run `backfill` or `cleanse` first, or name two collections with --source and --to"));
+    Ok((jobs, checks))
+}
+
+/// Name of the job that has made the copy.
+fn copy_job(args: &VerifyArgs, sides: &Sides) -> String {
+    args.job.clone().unwrap_or_else(|| cleanse_job(&sides.source, &sides.target))
+}
+
+fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {
+    let copy = copy_job(args, sides);
+    full::Order {
+        source: &sides.source,
+        target: &sides.target,
+        valid: sides.predicate.valid(),
+        rules: sides.predicate.identity(),
+        // A name of its own beside that of the copy.
+        job: format!("verify-{}", copy.strip_prefix("cleanse-").unwrap_or(&copy)),
+        parallel: usize::from(args.parallel),
+        settle: args.settle.0,
+        restart: args.restart,
+        most: args.max_differences,
     }
-    Ok(report(&jobs, &checks))
 }
 
 /// The sides of the configured or named copy; `None` where there is none.
@@ -93,6 +138,9 @@ fn sides(context: &Context, args: &VerifyArgs) -> Result<Option<Sides>> {
     };
     let source = rules.source.clone();
     let target = target_of(&source, &to)?;
+    if target == source {
+        return Err(Error::usage(format!("source and target are both {source}: that would prove nothing")));
+    }
     Ok(Some(Sides { predicate: compile(settings, &rules)?, source, target }))
 }
 
@@ -107,9 +155,15 @@ async fn existing_backfill(context: &Context, args: &VerifyArgs) -> Result<Optio
 
 async fn compare_sides(context: &Context, sides: &Sides, args: &VerifyArgs, all: bool) -> Result<Vec<Check>> {
     let mongo = &context.mongo;
+    let mut checks = Vec::new();
+    if args.full || all {
+        checks.extend(structure::check(mongo, &sides.source, &sides.target).await?);
+    }
+    if !(args.counts || args.sample.is_some() || all) {
+        return Ok(checks);
+    }
     let expected = count::exactly(mongo, &sides.source, &sides.predicate.valid()).await?;
     let found = count::exactly(mongo, &sides.target, &Document::new()).await?;
-    let mut checks = Vec::new();
     if args.counts || all {
         checks.push(counts(sides, expected, found));
     }
@@ -260,15 +314,32 @@ fn difference(
             let kind = if direction == Direction::Forward { "missing" } else { "extra" };
             Some(json!({"_id": extended(id), "kind": kind}))
         }
-        Some(other) => compare(document, other).map(|difference| {
-            json!({
-                "_id": extended(id),
-                "kind": "different",
-                "difference": difference.kind.as_str(),
-                "fields": difference.fields,
-            })
-        }),
+        Some(other) => {
+            let differences = match direction {
+                Direction::Forward => compare::difference(document, other),
+                Direction::Backward => compare::difference(other, document),
+            };
+            different(extended(id), &differences)
+        }
     }
+}
+
+/// How a document differs, as an entry of the result; `None` where it does not.
+pub(super) fn different(id: Value, differences: &[FieldDifference]) -> Option<Value> {
+    let paths: Vec<&str> = differences.iter().map(|field| field.path.as_str()).collect();
+    let details: Vec<Value> = differences
+        .iter()
+        .map(|field| json!({"path": field.path, "kind": field.kind.as_str(), "detail": field.detail}))
+        .collect();
+    compare::gravest(differences).map(|gravest| {
+        json!({
+            "_id": id,
+            "kind": "different",
+            "difference": gravest.as_str(),
+            "fields": paths,
+            "details": details,
+        })
+    })
 }
 
 /// What a sample proves: with no difference among n, the share of differing
@@ -295,9 +366,10 @@ fn show(events: &Events, phase: &str, done: u64, total: u64) {
     });
 }
 
-fn report(jobs: &[String], checks: &[Check]) -> Outcome {
-    let passed = checks.iter().all(|check| check.passed);
-    let json = json!({
+fn report(jobs: &[String], checks: &[Check], full: Option<full::Full>) -> Outcome {
+    let (summary, error) = full.map_or((None, None), |full| (Some(full.summary), full.error));
+    let passed = error.is_none() && checks.iter().all(|check| check.passed);
+    let mut json = json!({
         "schema": 1,
         "command": "verify",
         "job": if let [job] = jobs { json!(job) } else { Value::Null },
@@ -305,10 +377,21 @@ fn report(jobs: &[String], checks: &[Check]) -> Outcome {
         "passed": passed,
         "checks": checks.iter().map(Check::json).collect::<Vec<_>>(),
     });
+    if let Some(summary) = summary {
+        json["full"] = summary;
+    }
     let mut lines: Vec<String> = checks.iter().map(Check::text).collect();
-    lines.push(if passed { "verification passed".into() } else { "verification FAILED".into() });
+    lines.push(match (passed, &error) {
+        (true, _) => "verification passed".into(),
+        (false, None) => "verification FAILED".into(),
+        (false, Some(_)) => "verification NOT DONE".into(),
+    });
     let text = lines.join("\n");
-    if passed { Outcome::reached(json, text) } else { Outcome::not_reached(json, text) }
+    match error {
+        Some(error) => Outcome::failed(json, text, error),
+        None if passed => Outcome::reached(json, text),
+        None => Outcome::not_reached(json, text),
+    }
 }
 
 #[cfg(test)]

@@ -51,6 +51,8 @@ mod surroundings;
 mod targets;
 mod unique_keys;
 mod verify;
+mod verify_full;
+mod verify_full_job;
 mod windows;
 mod wire;
 mod workers;

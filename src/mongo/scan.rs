@@ -1,0 +1,63 @@
+//! Reading documents in bulk, as the bytes that are stored.
+//!
+//! A reply of the server is walked where it lies: nothing is copied or decoded
+//! per document.
+
+use bson::{Document, RawDocument};
+use futures_util::StreamExt;
+use mongodb::options::{Hint, ReadConcern};
+use tokio_util::sync::CancellationToken;
+
+use super::Mongo;
+use crate::config::values::Namespace;
+
+/// What to read.
+#[derive(Debug, Clone)]
+pub struct Scan {
+    /// The collection.
+    pub namespace: Namespace,
+    /// Which documents.
+    pub filter: Document,
+    /// Whether to follow the `_id` index, whatever else the filter asks for.
+    pub by_id: bool,
+    /// Documents per reply.
+    pub batch: u32,
+}
+
+impl Mongo {
+    /// Hands over every document that a majority has, reply after reply, until
+    /// `each` is false; whether it was read to its end. Once `stop` is
+    /// cancelled no further reply is asked for.
+    ///
+    /// # Errors
+    /// The driver's error, for the caller to decide: what was handed over until
+    /// then comes again where this is repeated.
+    pub async fn scan(
+        &self,
+        scan: &Scan,
+        stop: &CancellationToken,
+        mut each: impl FnMut(&[&RawDocument]) -> bool,
+    ) -> mongodb::error::Result<bool> {
+        let collection = self.collection(&scan.namespace);
+        let mut find =
+            collection.find(scan.filter.clone()).batch_size(scan.batch).read_concern(ReadConcern::majority());
+        if scan.by_id {
+            find = find.hint(Hint::Keys(bson::doc! {"_id": 1}));
+        }
+        let mut cursor = find.batch().await?;
+        while !stop.is_cancelled() {
+            let Some(reply) = cursor.next().await else { return Ok(true) };
+            let reply = reply?;
+            let documents: Vec<&RawDocument> = reply
+                .doc_slices()?
+                .into_iter()
+                .map(|document| document.map(|document| document.as_document()))
+                .collect::<Result<Option<_>, _>>()?
+                .ok_or_else(|| mongodb::error::Error::custom("a reply that holds no documents"))?;
+            if !each(&documents) {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+}

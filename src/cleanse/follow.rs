@@ -157,7 +157,8 @@ impl Follower<'_> {
             }
             self.show(&changes, feed.position(), followed);
         }
-        Ok(feed.has_reached(goal))
+        // Stopped: marks may be left, however far the stream was read.
+        Ok(false)
     }
 
     /// A session for the writes, stored before the first one, after what still

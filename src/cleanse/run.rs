@@ -138,49 +138,79 @@ async fn phases(
             .hint("copy anew with --restart")
     })?;
     if phase == Phase::Copy {
-        let copied = CancellationToken::new();
-        let copying = async {
-            let result = copy.clone().run(plan.parallel).await;
-            copied.cancel();
-            result
-        };
-        let marking = async {
-            // Without the marks the copy would be worth nothing.
-            follower.mark(position.clone(), &copied).await.inspect_err(|_| halt.cancel())
-        };
-        let (result, marked) = tokio::join!(copying, marking);
-        position = marked?;
-        if result? == Copied::Interrupted {
+        let copied = copy_and_mark(&copy, plan.parallel, &follower, &mut position, &halt).await?;
+        if copied == Copied::Interrupted {
             figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
             return Ok(Copied::Interrupted);
         }
         job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
         phase = Phase::Finish;
     }
-    let followed = &mut figures.followed;
-    let mut catch_up = follower.catch_up().await?;
-    if phase == Phase::Finish {
-        build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
-        build::indexes(mongo, &plan.target, &plan.description, When::Copied, &context.events).await?;
-        follower.work_off_marks(&mut catch_up, position.time(), &context.stop, followed).await?;
-    }
-    let is_up_to_date = follower.drain(&mut catch_up, &mut position, false, &context.stop, followed).await?;
-    if phase == Phase::Finish && is_up_to_date {
-        build::indexes(mongo, &plan.target, &plan.description, When::CaughtUp, &context.events).await?;
-        figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
-        build::indexes(mongo, &plan.target, &plan.description, When::Last, &context.events).await?;
-        job.save(doc! {"phase": Phase::Done.as_str()}).await?;
-    }
-    if args.follow && is_up_to_date {
-        context.events.note(format!("{} is up to date and follows {}", plan.target, plan.source));
-        follower.drain(&mut catch_up, &mut position, true, &context.stop, &mut figures.followed).await?;
-    }
-    if !is_up_to_date || args.follow {
+    if !catch_up(context, plan, args, &follower, position, phase == Phase::Finish, figures).await? {
         figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
         return Ok(Copied::Interrupted);
     }
     count_all(mongo, plan, args.count_rules, figures).await?;
     Ok(Copied::All)
+}
+
+/// Copies, and marks meanwhile what is touched; moves the position on.
+async fn copy_and_mark(
+    copy: &Arc<Copy>,
+    parallel: usize,
+    follower: &Follower<'_>,
+    position: &mut Position,
+    halt: &CancellationToken,
+) -> Result<Copied> {
+    let copied = CancellationToken::new();
+    let copying = async {
+        let result = copy.clone().run(parallel).await;
+        copied.cancel();
+        result
+    };
+    let marking = async {
+        // Without the marks the copy would be worth nothing.
+        follower.mark(position.clone(), &copied).await.inspect_err(|_| halt.cancel())
+    };
+    let (result, marked) = tokio::join!(copying, marking);
+    *position = marked?;
+    result
+}
+
+/// Brings the target up to date, finishes it where that is still to be done, and
+/// follows on where that is asked for; false where a signal came first.
+async fn catch_up(
+    context: &Context,
+    plan: &Plan,
+    args: &CleanseArgs,
+    follower: &Follower<'_>,
+    mut position: Position,
+    is_to_finish: bool,
+    figures: &mut Figures,
+) -> Result<bool> {
+    let (mongo, events, stop) = (&context.mongo, &context.events, &context.stop);
+    let followed = &mut figures.followed;
+    let mut catch_up = follower.catch_up().await?;
+    if is_to_finish {
+        build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
+        build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
+        follower.work_off_marks(&mut catch_up, position.time(), stop, followed).await?;
+    }
+    if !follower.drain(&mut catch_up, &mut position, false, stop, followed).await? {
+        return Ok(false);
+    }
+    if is_to_finish {
+        build::indexes(mongo, &plan.target, &plan.description, When::CaughtUp, events).await?;
+        figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
+        build::indexes(mongo, &plan.target, &plan.description, When::Last, events).await?;
+        follower.job.save(doc! {"phase": Phase::Done.as_str()}).await?;
+    }
+    if args.follow {
+        events.note(format!("{} is up to date and follows {}", plan.target, plan.source));
+        follower.drain(&mut catch_up, &mut position, true, stop, followed).await?;
+        return Ok(false);
+    }
+    Ok(true)
 }
 
 /// How far a job is, as stored.

@@ -15,6 +15,8 @@ use crate::mongo::command::retrying;
 
 /// Version of the document's layout.
 const VERSION: i32 = 1;
+/// What a run leaves behind that means nothing to the next one.
+const OF_ONE_RUN: [&str; 4] = ["budget", "documents", "limited_by", "limited_by_seconds"];
 /// How often a lease that may be dead is looked at.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -155,7 +157,8 @@ async fn take(
         "updated_at": "$$NOW",
         "workers": living_workers(),
     });
-    let update = vec![doc! {"$set": fields}, doc! {"$set": freed_buckets()}, doc! {"$unset": ["budget"]}];
+    let update =
+        vec![doc! {"$set": fields}, doc! {"$set": freed_buckets()}, doc! {"$unset": OF_ONE_RUN.to_vec()}];
     retrying(format!("taking the lease of the job {name}"), || {
         let update = collection
             .find_one_and_update(filter.clone(), update.clone())

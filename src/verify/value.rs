@@ -1,10 +1,11 @@
 //! How two values differ that are no documents and no arrays. Pure.
 
 use bson::RawBsonRef;
-use bson::spec::ElementType;
+
 use unicode_normalization::UnicodeNormalization;
 
 use super::compare::Kind;
+use crate::legacy_key;
 
 /// The bytes of a value with its type.
 pub(super) fn bytes(value: RawBsonRef<'_>) -> Vec<u8> {
@@ -100,31 +101,8 @@ fn parse(text: &str) -> Option<Number> {
     Some(Number { is_negative, digits, exponent })
 }
 
-/// The name by which `$type` knows it.
 fn type_name(value: RawBsonRef<'_>) -> &'static str {
-    match value.element_type() {
-        ElementType::Double => "double",
-        ElementType::String => "string",
-        ElementType::EmbeddedDocument => "object",
-        ElementType::Array => "array",
-        ElementType::Binary => "binData",
-        ElementType::Undefined => "undefined",
-        ElementType::ObjectId => "objectId",
-        ElementType::Boolean => "bool",
-        ElementType::DateTime => "date",
-        ElementType::Null => "null",
-        ElementType::RegularExpression => "regex",
-        ElementType::DbPointer => "dbPointer",
-        ElementType::JavaScriptCode => "javascript",
-        ElementType::Symbol => "symbol",
-        ElementType::JavaScriptCodeWithScope => "javascriptWithScope",
-        ElementType::Int32 => "int",
-        ElementType::Timestamp => "timestamp",
-        ElementType::Int64 => "long",
-        ElementType::Decimal128 => "decimal",
-        ElementType::MinKey => "minKey",
-        ElementType::MaxKey => "maxKey",
-    }
+    legacy_key::type_name(value.element_type())
 }
 
 #[cfg(test)]

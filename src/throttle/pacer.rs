@@ -33,6 +33,9 @@ const MOST_MADE_UP: Duration = Duration::from_millis(3);
 /// The share of the allowed burst by which a reserved moment may be used late.
 /// A moment that passes is lost as a whole, hence more than for our own schedule.
 const LATE_SHARE: f64 = 0.4;
+/// Moments of several workers are so much further apart than the ceiling asks
+/// for: each has delays of its own on the way to the API, and they add up.
+const APART: f64 = 1.006;
 /// How soon a reservation that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// No sleep is longer: the clock of the machine may be set meanwhile.
@@ -57,6 +60,11 @@ struct Controls {
 impl Controls {
     fn period(&self) -> Duration {
         Duration::from_secs_f64(1.0 / (self.tps.per_second() * self.share))
+    }
+
+    /// The distance of moments that several workers share.
+    fn shared_period(&self) -> Duration {
+        self.period().mul_f64(APART)
     }
 
     /// How far a late call may be made up for.
@@ -191,7 +199,7 @@ impl Pacer {
                 None => schedule.earliest(now, &controls).max(open),
                 Some(_) if open > now => open,
                 Some(budget) => tokio::select! {
-                    moment = schedule.reserved.next(budget, controls.period(), controls.lateness()) => match moment {
+                    moment = schedule.reserved.next(budget, controls.shared_period(), controls.lateness()) => match moment {
                         Ok(moment) => moment,
                         Err(error) => {
                             tracing::warn!(%error, "no call could be reserved");

@@ -87,7 +87,8 @@ async fn timing_three_workers_keep_one_ceiling_and_use_it() {
     // From when all three had their share until nothing was left.
     let span = calls[2900].at - calls[600].at;
     let used = 2300.0 / (200.0 * span.as_secs_f64());
-    let least = if idle > ENOUGH_IDLE { 0.98 } else { 0.5 };
+    // Moments of several workers are a little further apart, and a debug build misses some.
+    let least = if idle > ENOUGH_IDLE { 0.97 } else { 0.5 };
     assert!(used >= least, "{used:.3} of the ceiling, idle {idle:.2}; all in {:?}", begun.elapsed());
 }
 

@@ -62,9 +62,9 @@ impl Marks {
     /// # Errors
     /// A stop where they can't be read.
     pub async fn some(&self, most: i64) -> Result<Vec<Mark>> {
-        let filter = doc! {"_id.job": &self.job};
+        let filter = self.all();
         let documents: Vec<Document> = retrying("reading the marks", || {
-            let find = self.collection.find(self.range(&filter)).limit(most);
+            let find = self.collection.find(filter.clone()).limit(most);
             async move { find.await?.try_collect().await }
         })
         .await?;
@@ -94,7 +94,7 @@ impl Marks {
     /// # Errors
     /// A stop where they can't be counted.
     pub async fn count(&self) -> Result<u64> {
-        let filter = self.range(&doc! {"_id.job": &self.job});
+        let filter = self.all();
         retrying("counting the marks", || {
             let count = self.collection.count_documents(filter.clone());
             async move { count.await }
@@ -107,7 +107,7 @@ impl Marks {
     /// # Errors
     /// A stop where they can't be removed.
     pub async fn clear(&self) -> Result<()> {
-        let filter = self.range(&doc! {"_id.job": &self.job});
+        let filter = self.all();
         retrying("forgetting the marks", || {
             let delete = self.collection.delete_many(filter.clone());
             async move { delete.await }
@@ -116,15 +116,11 @@ impl Marks {
         .map(|_| ())
     }
 
-    /// The condition with bounds on `_id`, which an index follows: all of a job's
-    /// keys begin with its name.
-    fn range(&self, filter: &Document) -> Document {
-        let mut filter = filter.clone();
-        filter.insert(
-            "_id",
-            doc! {"$gte": {"job": &self.job, "id": Bson::MinKey}, "$lte": {"job": &self.job, "id": Bson::MaxKey}},
-        );
-        filter
+    /// The condition for all marks of this job, as bounds on `_id`, which an index
+    /// follows: a key begins with the name of its job.
+    fn all(&self) -> Document {
+        let bound = |id: Bson| doc! {"job": &self.job, "id": id};
+        doc! {"_id": {"$gte": bound(Bson::MinKey), "$lte": bound(Bson::MaxKey)}}
     }
 
     fn key(&self, id: &RawBson) -> Result<Document> {

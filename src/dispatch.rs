@@ -16,7 +16,7 @@ use crate::event::Events;
 use crate::mongo::Mongo;
 use crate::report::outcome::{Format, Outcome};
 use crate::report::progress::{self, Style};
-use crate::{Context, backfill, cleanse, command, signals, verify};
+use crate::{Context, backfill, cleanse, command, cutover, signals, verify};
 
 /// How long closing the connections may take.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -83,11 +83,16 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
     match &cli.command {
         Command::Init(args) => return command::init::run(cli.global.config.as_deref(), args.force),
         Command::MockApi(args) => return command::mock_api::run(args, &events, stop).await,
+        Command::FenceWatchdog => return cutover::watchdog::serve().await,
         _ => {}
     }
     let overrides = cli.overrides();
     let settings = Settings::load(&overrides)?;
     let mongo = Mongo::connect(&settings.uri, &settings.state_database).await?;
+    // An abort is about just that, and reports it.
+    if !matches!(&cli.command, Command::Cutover(args) if args.abort) {
+        cutover::recover::lift_orphans(&mongo, &events).await?;
+    }
     let context = Context { mongo, settings: Arc::new(settings), events, stop, signal };
     let outcome = run_command(&context, &cli.command, cli.global.output).await;
     // Connections that a stuck server keeps busy must not keep the result from the operator.
@@ -99,6 +104,7 @@ async fn run_command(context: &Context, command: &Command, format: Format) -> Re
     match command {
         Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
         Command::Cleanse(args) => cleanse::run::run(context, args).await,
+        Command::Cutover(args) => cutover::run::run(context, args).await,
         Command::Verify(args) => verify::run::run(context, args).await,
         // These keep nothing that would have to be saved.
         other => context.unless_interrupted(look(context, other, format)).await,
@@ -127,6 +133,8 @@ async fn look(context: &Context, command: &Command, format: Format) -> Result<Ou
         | Command::MockApi(_)
         | Command::Backfill(_)
         | Command::Cleanse(_)
+        | Command::Cutover(_)
+        | Command::FenceWatchdog
         | Command::Verify(_) => Err(Error::stopped("this command was to be handled elsewhere")),
     }
 }

@@ -15,6 +15,8 @@ pub enum Class {
     Refused,
     /// Look at the cause, then start again: all state is kept.
     Stopped,
+    /// Look yourself: what has become of a cutover could not be established.
+    Unknown,
     /// The process was interrupted by a signal of this number; all state is saved.
     Interrupted(u8),
 }
@@ -26,6 +28,7 @@ impl Class {
             Self::Usage => 2,
             Self::Refused => 3,
             Self::Stopped => 4,
+            Self::Unknown => 5,
             Self::Interrupted(signal) => 128 + signal,
         }
     }
@@ -36,6 +39,7 @@ impl Class {
             Self::Usage => "usage",
             Self::Refused => "refused",
             Self::Stopped => "stopped",
+            Self::Unknown => "unknown",
             Self::Interrupted(_) => "interrupted",
         }
     }
@@ -170,10 +174,16 @@ mod tests {
 
     #[test]
     fn exit_codes_are_the_documented_ones() {
-        let codes: Vec<u8> =
-            [Class::Usage, Class::Refused, Class::Stopped, Class::Interrupted(2), Class::Interrupted(15)]
-                .map(Class::exit_code)
-                .to_vec();
-        assert_eq!(codes, [2, 3, 4, 130, 143]);
+        let codes: Vec<u8> = [
+            Class::Usage,
+            Class::Refused,
+            Class::Stopped,
+            Class::Unknown,
+            Class::Interrupted(2),
+            Class::Interrupted(15),
+        ]
+        .map(Class::exit_code)
+        .to_vec();
+        assert_eq!(codes, [2, 3, 4, 5, 130, 143]);
     }
 }

@@ -12,6 +12,7 @@ pub mod cleanse;
 pub mod cli;
 pub mod command;
 pub mod config;
+pub mod cutover;
 pub mod error;
 pub mod event;
 pub mod job;

@@ -14,6 +14,7 @@ use crate::event::{Events, Progress};
 use crate::job::Job;
 use crate::mongo::Mongo;
 use crate::mongo::catch_up::{Applied, CatchUp};
+use crate::mongo::exchange::Validation;
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
 
 /// Changes that are worked on at once.
@@ -21,10 +22,32 @@ const BATCH: usize = 1_000;
 /// The position is stored this often where nothing changes, or the oplog would
 /// outrun it.
 const IDLE_SAVE: Duration = Duration::from_secs(10);
-/// The field of the job document with the position in the change stream.
-pub const POSITION: &str = "feed";
-/// The field with the session of the writes.
-const SESSION: &str = "catch_up_session";
+/// Where a job document keeps how far something is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the source of the cleanse to its target.
+    Forward,
+    /// After a cutover, from the new collection to the old one.
+    Back,
+}
+
+impl Direction {
+    /// The field with the position in the change stream.
+    pub fn position(self) -> &'static str {
+        match self {
+            Self::Forward => "feed",
+            Self::Back => "feed_back",
+        }
+    }
+
+    /// The field with the session of the writes.
+    fn session(self) -> &'static str {
+        match self {
+            Self::Forward => "catch_up_session",
+            Self::Back => "feed_back_session",
+        }
+    }
+}
 
 /// What was followed so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,6 +71,10 @@ pub struct Follower<'a> {
     pub target: &'a Namespace,
     /// The condition for valid documents.
     pub valid: Document,
+    /// Where the job keeps the position.
+    pub direction: Direction,
+    /// The options that the source must keep; `None` where they are not known.
+    pub options: Option<Document>,
     /// Where progress goes.
     pub events: &'a Events,
 }
@@ -167,11 +194,11 @@ impl Follower<'_> {
     /// # Errors
     /// A stop where that can't be made sure.
     pub async fn catch_up(&self) -> Result<CatchUp> {
-        if let Some(Bson::Document(session)) = self.job.stored(SESSION) {
+        if let Some(Bson::Document(session)) = self.job.stored(self.direction.session()) {
             self.mongo.end_operations(std::slice::from_ref(session)).await?;
         }
         let catch_up = CatchUp::new(self.mongo, self.source, self.target, self.valid.clone()).await?;
-        self.job.save(doc! {SESSION: catch_up.session()}).await?;
+        self.job.save(doc! {self.direction.session(): catch_up.session()}).await?;
         Ok(catch_up)
     }
 
@@ -182,18 +209,45 @@ impl Follower<'_> {
     async fn next(&self, feed: &mut Feed) -> Result<Changes> {
         // What was possible at the start and no longer is, is no refusal any more.
         let changes = feed.next(BATCH).await.map_err(|error| error.with_class(Class::Stopped))?;
+        self.check(&changes).await?;
+        Ok(changes)
+    }
+
+    /// Makes sure that the source is still what it was.
+    ///
+    /// # Errors
+    /// A stop where it is not.
+    pub async fn check(&self, changes: &Changes) -> Result<()> {
         match &changes.ended_by {
-            Some(event) => Err(Error::stopped(format!(
-                "{} is no longer what it was: {event}. The target is as of the moment before",
-                self.source
-            ))
-            .hint("look at what was done to the source; copy anew with --restart")),
-            None => Ok(changes),
+            Some(ended) => Err(self.no_longer(&ended.event)),
+            None if changes.modified && !self.has_kept_its_options().await? => Err(self.no_longer("modify")),
+            None => Ok(()),
         }
     }
 
-    async fn save_position(&self, position: &Position) -> Result<()> {
-        self.job.save(doc! {POSITION: position.to_document()}).await
+    fn no_longer(&self, event: &str) -> Error {
+        Error::stopped(format!(
+            "{} is no longer what it was: {event}. The target is as of the moment before",
+            self.source
+        ))
+        .hint("look at what was done to the source; copy anew with --restart")
+    }
+
+    /// A cutover holds writes off by changing them, and changes them back.
+    async fn has_kept_its_options(&self) -> Result<bool> {
+        let Some(expected) = &self.options else { return Ok(false) };
+        let found = self.mongo.describe(self.source).await?;
+        Ok(found.is_some_and(|found| {
+            Validation::of(&found.options) == Validation::refusing() || same_options(expected, &found.options)
+        }))
+    }
+
+    /// Stores how far the source is followed.
+    ///
+    /// # Errors
+    /// A stop where the lease is lost or the job can't be written.
+    pub async fn save_position(&self, position: &Position) -> Result<()> {
+        self.job.save(doc! {self.direction.position(): position.to_document()}).await
     }
 
     fn show(&self, changes: &Changes, position: &Position, followed: &Followed) {
@@ -218,7 +272,38 @@ impl Follower<'_> {
     }
 }
 
+/// Whether two collections with these options treat documents alike. Pure.
+fn same_options(left: &Document, right: &Document) -> bool {
+    let others = |options: &Document| {
+        let mut others = options.clone();
+        for name in ["validator", "validationLevel", "validationAction", "uuid"] {
+            others.remove(name);
+        }
+        others
+    };
+    Validation::of(left) == Validation::of(right) && others(left) == others(right)
+}
+
 /// The position that a job has stored; `None` for a job without.
-pub fn stored_position(job: &Job) -> Option<Position> {
-    job.stored(POSITION).and_then(Bson::as_document).and_then(Position::from_document)
+pub fn stored_position(job: &Job, direction: Direction) -> Option<Position> {
+    job.stored(direction.position()).and_then(Bson::as_document).and_then(Position::from_document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_validator_that_was_restored_is_the_same() {
+        let before = doc! {"collation": {"locale": "en"}, "uuid": 1};
+        let after =
+            doc! {"validationLevel": "strict", "validationAction": "error", "collation": {"locale": "en"}};
+        assert!(same_options(&before, &after));
+        assert!(!same_options(&before, &doc! {}));
+        assert!(!same_options(&doc! {}, &doc! {"validator": {"a": 1}}));
+        assert!(!same_options(
+            &doc! {"validator": {"a": 1}},
+            &doc! {"validator": {"a": 1}, "validationLevel": "moderate"}
+        ));
+    }
 }

@@ -12,18 +12,23 @@ use super::build::{self, When};
 use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
 use super::dry_run;
-use super::follow::{Followed, Follower, stored_position};
+use super::follow::{Direction, Followed, Follower, stored_position};
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
-use crate::config::values::Namespace;
+use crate::config::values::{ExtendedJson, Namespace};
+use crate::cutover::gates::CHANGED_AT;
+use crate::cutover::record::Record;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
+
+/// The field of the job document with the options of the source.
+const SOURCE_OPTIONS: &str = "source_options";
 
 /// What a finished or interrupted copy has done.
 #[derive(Debug, Default)]
@@ -69,6 +74,15 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
     let exists = mongo.describe(&plan.target).await?;
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
     let phase = stored("phase").and_then(Bson::as_str);
+    if job.map(Record::of).transpose()?.flatten().is_some_and(|record| record.is_done()) {
+        return Err(Error::refused(format!(
+            "{} was cut over already: it is the clean collection",
+            plan.source
+        ))
+        .hint(
+            "`rollback` takes that back; `cleanup` forgets the job, after which another cleanse may begin",
+        ));
+    }
     let begins_anew = restart || phase == Some(Phase::Clear.as_str());
     let is_same_source =
         stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
@@ -116,9 +130,11 @@ async fn phases(
         source: &plan.source,
         target: &plan.target,
         valid: plan.predicate.valid(),
+        direction: Direction::Forward,
+        options: Some(source_options(plan, job)),
         events: &context.events,
     };
-    let mut position = stored_position(job);
+    let mut position = stored_position(job, Direction::Forward);
     if phase == Phase::Done {
         context.events.note(format!(
             "{} is complete already: what was written since is caught up with; --restart copies anew",
@@ -152,6 +168,18 @@ async fn phases(
     }
     count_all(mongo, plan, args.count_rules, figures).await?;
     Ok(Copied::All)
+}
+
+/// Whether the copy of a job is finished.
+pub fn is_copied(job: &Job) -> bool {
+    Phase::stored(job) == Phase::Done
+}
+
+/// The options of the source when the copy was begun.
+pub fn source_options(plan: &Plan, job: &Job) -> Document {
+    // As text: a validator may hold what no stored field name may.
+    let stored = job.stored(SOURCE_OPTIONS).and_then(Bson::as_str).and_then(|text| text.parse().ok());
+    stored.map_or_else(|| plan.description.options.clone(), |options: ExtendedJson| options.0)
 }
 
 /// Copies, and marks meanwhile what is touched; moves the position on.
@@ -203,7 +231,8 @@ async fn catch_up(
         build::indexes(mongo, &plan.target, &plan.description, When::CaughtUp, events).await?;
         figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
         build::indexes(mongo, &plan.target, &plan.description, When::Last, events).await?;
-        follower.job.save(doc! {"phase": Phase::Done.as_str()}).await?;
+        let done = doc! {"phase": Phase::Done.as_str(), CHANGED_AT: bson::DateTime::now()};
+        follower.job.save(done).await?;
     }
     if args.follow {
         events.note(format!("{} is up to date and follows {}", plan.target, plan.source));
@@ -297,7 +326,8 @@ async fn create(
         None => build::create(mongo, &plan.target, &plan.description).await?,
     };
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
-    job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
+    let options = Bson::Document(plan.description.options.clone()).into_canonical_extjson().to_string();
+    job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid, SOURCE_OPTIONS: options}).await?;
     build::index_pending(mongo, &plan.target).await?;
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;

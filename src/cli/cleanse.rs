@@ -32,3 +32,19 @@ pub struct CleanseArgs {
     #[arg(long, value_name = "NAME")]
     pub job: Option<String>,
 }
+
+impl CleanseArgs {
+    /// The options that name a copy, and nothing else.
+    pub fn of_copy(source: Option<Namespace>, to: Option<String>, job: Option<String>) -> Self {
+        Self {
+            to,
+            source,
+            dry_run: false,
+            follow: false,
+            parallel: 2,
+            count_rules: false,
+            restart: false,
+            job,
+        }
+    }
+}

@@ -3,6 +3,7 @@
 pub mod backfill;
 pub mod cleanse;
 pub mod control;
+pub mod cutover;
 pub mod index;
 pub mod key_map;
 pub mod mock_api;
@@ -129,6 +130,20 @@ pub enum Command {
     /// the source was a moment ago. Started again, the same command catches up
     /// with what was written since; with --follow it keeps doing so.
     Cleanse(cleanse::CleanseArgs),
+    /// Let the copy take the place of the collection, on a live database.
+    ///
+    /// Brings the copy up to date, verifies it where that was not done since, and
+    /// lets it take the place of the live collection without losing a write.
+    ///
+    /// switch: the application is deployed to the new collection, which is kept in
+    /// step meanwhile. swap: the new collection gets the name, the old one is
+    /// dropped. keep: the old one is kept under another name, and `rollback` can
+    /// bring it back. For swap and keep writes are held off for a moment, which
+    /// is measured and printed. Asks first.
+    Cutover(cutover::CutoverArgs),
+    /// Let writes through again when a cutover has died.
+    #[command(name = "fence-watchdog", hide = true)]
+    FenceWatchdog,
     /// Check that what should be there is there.
     ///
     /// Checks what the jobs of this config left behind: candidates and flags of a
@@ -164,6 +179,8 @@ impl Command {
             Self::Retry(_) => "retry",
             Self::KeyMap(_) => "key-map",
             Self::Cleanse(_) => "cleanse",
+            Self::Cutover(_) => "cutover",
+            Self::FenceWatchdog => "fence-watchdog",
             Self::Verify(_) => "verify",
             Self::Status(_) => "status",
             Self::Control(_) => "control",
@@ -287,6 +304,8 @@ mod tests {
             "backfill --tps 10 --chunk 1000 --concurrency auto --window 01:00-06:00 --window 12:00-13:00",
             "backfill --collection app.users --legacy-field a.b --api-url http://h/{key} --output json",
             "--output json cleanse --to users_v2 --dry-run",
+            "cutover --mode keep --fence apply-ops --max-pause 200ms --yes",
+            "cutover --abort",
             "verify --counts --sample 1000",
             "retry --reason not_found --job j --target users --yes",
             "key-map import - --format jsonl --rejects bad.jsonl --dry-run",
@@ -314,6 +333,8 @@ mod tests {
             "backfill --collection app.users --key-field $x",
             "backfill --target a --collection app.b",
             "index",
+            "cutover --mode move",
+            "cutover --abort --feed-back",
             "verify --sample 0",
             "control some-job",
             "control some-job set",

@@ -283,7 +283,7 @@ impl CatchUp {
 
 /// The whole document as it is, whatever its field names and values: neither a
 /// replacement nor an insert keeps them all.
-fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
+pub(super) fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
     let id = document.get("_id").ok().flatten().ok_or_else(|| Error::stopped("a document has no `_id`"))?;
     let mut pipeline = RawArrayBuf::new();
     pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});

@@ -16,6 +16,8 @@ use crate::error::{Context, Error, Result};
 
 /// How long the server waits for a change before it answers that there is none.
 const WAIT: Duration = Duration::from_millis(500);
+/// The same where somebody waits for the answer.
+const SHORT_WAIT: Duration = Duration::from_millis(10);
 /// The server's codes for a token that its oplog no longer holds.
 const LOST: [i32; 4] = [136, 222, 280, 286];
 /// How long to try to open a feed again, through elections.
@@ -75,10 +77,30 @@ pub struct Changes {
     /// The `_id`s of touched documents, in order, repeated where they were
     /// touched again.
     pub touched: Vec<RawBson>,
+    /// Those of them that were written, not deleted.
+    pub written: Vec<RawBson>,
     /// The moment of the last of them.
     pub time: Option<Timestamp>,
+    /// Whether the options of the collection were changed.
+    pub modified: bool,
     /// What ended the collection as we know it, such as `drop`.
-    pub ended_by: Option<String>,
+    pub ended_by: Option<Ended>,
+}
+
+impl Changes {
+    /// Whether nothing after this may be read at once with it.
+    fn is_turn(&self) -> bool {
+        self.modified || self.ended_by.is_some()
+    }
+}
+
+/// What ended a collection as it was known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// The type of the event.
+    pub event: String,
+    /// When it happened.
+    pub at: Option<Timestamp>,
 }
 
 /// An open feed.
@@ -87,6 +109,7 @@ pub struct Feed {
     namespace: Namespace,
     stream: ChangeStream<RawDocumentBuf>,
     position: Position,
+    wait: Duration,
 }
 
 impl Mongo {
@@ -126,12 +149,30 @@ impl Mongo {
     /// A refusal where the oplog no longer reaches back that far, a stop where
     /// the server can't be read.
     pub async fn feed(&self, namespace: &Namespace, from: Position) -> Result<Feed> {
-        let stream = open(self, namespace, &from).await?;
-        Ok(Feed { mongo: self.clone(), namespace: namespace.clone(), stream, position: from })
+        self.feed_waiting(namespace, from, WAIT).await
+    }
+
+    /// Opens a feed that answers at once: in small portions, with the price of
+    /// asking the server many times a second.
+    ///
+    /// # Errors
+    /// As [`Mongo::feed`].
+    pub async fn prompt_feed(&self, namespace: &Namespace, from: Position) -> Result<Feed> {
+        self.feed_waiting(namespace, from, SHORT_WAIT).await
+    }
+
+    async fn feed_waiting(&self, namespace: &Namespace, from: Position, wait: Duration) -> Result<Feed> {
+        let stream = open(self, namespace, &from, wait).await?;
+        Ok(Feed { mongo: self.clone(), namespace: namespace.clone(), stream, position: from, wait })
     }
 }
 
-async fn open(mongo: &Mongo, namespace: &Namespace, from: &Position) -> Result<ChangeStream<RawDocumentBuf>> {
+async fn open(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    from: &Position,
+    wait: Duration,
+) -> Result<ChangeStream<RawDocumentBuf>> {
     // Only what is needed: a changed document may have megabytes.
     let fields = doc! {"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1}};
     let collection = mongo.collection(namespace).clone_with_type::<Document>();
@@ -142,7 +183,7 @@ async fn open(mongo: &Mongo, namespace: &Namespace, from: &Position) -> Result<C
             .pipeline([fields.clone()])
             .show_expanded_events(true)
             .read_concern(mongodb::options::ReadConcern::majority())
-            .max_await_time(WAIT);
+            .max_await_time(wait);
         watch = match from {
             Position::Time(time) => watch.start_at_operation_time(*time),
             Position::Token(token) => watch.start_after(read_token(token)?),
@@ -174,19 +215,20 @@ fn is_lost(error: &DriverError) -> bool {
 
 impl Feed {
     /// The next changes: at most so many, fewer or none where there are no more
-    /// for half a second.
+    /// for half a second, or have been coming for that long.
     ///
     /// # Errors
     /// A refusal where the oplog no longer holds what comes next.
     pub async fn next(&mut self, most: usize) -> Result<Changes> {
         let mut changes = Changes::default();
-        while changes.touched.len() < most && changes.ended_by.is_none() {
+        let begun = Instant::now();
+        while changes.touched.len() < most && !changes.is_turn() && begun.elapsed() < self.wait {
             match self.stream.next_if_any().await {
                 Ok(Some(event)) => take(&event, &mut changes),
                 Ok(None) => break,
                 Err(error) if is_lost(&error) || is_transient(&error) => {
                     // The driver has tried to go on by itself already.
-                    self.stream = open(&self.mongo, &self.namespace, &self.position).await?;
+                    self.stream = open(&self.mongo, &self.namespace, &self.position, self.wait).await?;
                     return Ok(Changes::default());
                 }
                 Err(error) => return Err(error).during(format!("following {}", self.namespace)),
@@ -225,12 +267,20 @@ fn take(event: &RawDocumentBuf, changes: &mut Changes) {
         "insert" | "update" | "replace" | "delete" => {
             let key = event.get_document("documentKey").ok();
             let id = key.and_then(|key| key.get("_id").ok().flatten());
-            changes.touched.extend(id.map(RawBson::from));
+            let id = id.map(RawBson::from);
+            if kind != "delete" {
+                changes.written.extend(id.clone());
+            }
+            changes.touched.extend(id);
             changes.time = event.get_timestamp("clusterTime").ok().or(changes.time);
         }
         // They leave the documents as they are.
         "create" | "createIndexes" | "dropIndexes" => {}
-        other => changes.ended_by = Some(other.to_owned()),
+        "modify" => changes.modified = true,
+        other => {
+            let at = event.get_timestamp("clusterTime").ok();
+            changes.ended_by = Some(Ended { event: other.to_owned(), at });
+        }
     }
 }
 
@@ -274,8 +324,13 @@ mod tests {
             &mut changes,
         );
         take(&rawdoc! {"operationType": "createIndexes"}, &mut changes);
-        assert_eq!((changes.touched.len(), changes.time, changes.ended_by.clone()), (1, Some(time), None));
-        take(&rawdoc! {"operationType": "rename"}, &mut changes);
-        assert_eq!(changes.ended_by.as_deref(), Some("rename"));
+        assert_eq!((changes.touched.len(), changes.time), (1, Some(time)));
+        assert!(!changes.is_turn());
+        take(&rawdoc! {"operationType": "delete", "documentKey": {"_id": 8}}, &mut changes);
+        assert_eq!((changes.touched.len(), changes.written.len()), (2, 1));
+        take(&rawdoc! {"operationType": "modify"}, &mut changes);
+        assert!(changes.is_turn() && changes.ended_by.is_none());
+        take(&rawdoc! {"operationType": "rename", "clusterTime": time}, &mut changes);
+        assert_eq!(changes.ended_by, Some(Ended { event: "rename".into(), at: Some(time) }));
     }
 }

@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod catch_up;
 pub mod command;
+pub mod exchange;
 pub mod feed;
 pub mod fill;
 pub mod flags;

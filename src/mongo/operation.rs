@@ -33,6 +33,11 @@ impl Operation {
     pub fn id(&self) -> Document {
         self.session.id().clone()
     }
+
+    /// To run something on it.
+    pub(super) fn session(&mut self) -> &mut ClientSession {
+        &mut self.session
+    }
 }
 
 impl Mongo {

@@ -48,3 +48,10 @@ pub async fn confirm(question: String, yes: bool) -> Result<()> {
 pub fn data_output() -> impl Write {
     std::io::BufWriter::new(std::io::stdout())
 }
+
+/// A line for the process that started this one.
+pub fn answer(line: &str) {
+    let mut stdout = std::io::stdout().lock();
+    // Who does not listen any more needs no answer.
+    let _closed = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}

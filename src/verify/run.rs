@@ -110,8 +110,7 @@ fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {
         target: &sides.target,
         valid: sides.predicate.valid(),
         rules: sides.predicate.identity(),
-        // A name of its own beside that of the copy.
-        job: format!("verify-{}", copy.strip_prefix("cleanse-").unwrap_or(&copy)),
+        job: full::job_name(&copy),
         parallel: usize::from(args.parallel),
         settle: args.settle.0,
         restart: args.restart,

@@ -23,6 +23,11 @@ pub struct Identity {
     pub uuids: Document,
 }
 
+/// The name of the comparison that belongs to a copy, beside that of the copy.
+pub fn name_beside(copy: &str) -> String {
+    format!("verify-{}", copy.strip_prefix("cleanse-").unwrap_or(copy))
+}
+
 /// Takes the job, to go on with it or to start over.
 ///
 /// # Errors

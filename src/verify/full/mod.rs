@@ -13,5 +13,6 @@ pub mod sides;
 pub mod suspects;
 pub mod workers;
 
+pub use job::name_beside as job_name;
 pub use outcome::Full;
 pub use run::{Order, run};

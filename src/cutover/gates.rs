@@ -1,0 +1,201 @@
+//! What must hold before writes are held off.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, doc};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::in_step::InStep;
+use crate::Context;
+use crate::cleanse::plan::Plan;
+use crate::error::{Error, Result};
+use crate::job::store;
+use crate::mongo::Mongo;
+use crate::verify::full;
+
+/// The job field that tells when what is verified was last made anew.
+pub const CHANGED_AT: &str = "caught_up_at";
+/// The new collection must not be further behind than this.
+const LONGEST_LAG: Duration = Duration::from_secs(2);
+/// How often drawing level is measured.
+const REHEARSALS: u32 = 5;
+/// Commands during the pause that wait for a majority: the fence, the record, the renames.
+const MAJORITY_WRITES: u32 = 4;
+/// How long differences are read again before they count.
+const SETTLE: Duration = Duration::from_secs(10);
+/// Ranges that are verified at once.
+const PARALLEL: usize = 2;
+/// Differences that are listed.
+const MOST_DIFFERENCES: usize = 10;
+
+/// A condition and whether it holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// `verify`, `lag` or `predicted pause`.
+    pub name: &'static str,
+    /// Whether it holds.
+    pub passed: bool,
+    /// What was found.
+    pub found: String,
+}
+
+impl Gate {
+    /// As an entry of the JSON result.
+    pub fn json(&self) -> Value {
+        json!({"name": self.name, "passed": self.passed, "found": self.found})
+    }
+
+    /// As a line for people.
+    pub fn text(&self) -> String {
+        format!("{} gate {}: {}", if self.passed { "ok  " } else { "FAIL" }, self.name, self.found)
+    }
+}
+
+/// Whether everything was compared since it was last made anew, and agreed;
+/// compares it now where that was not done.
+///
+/// # Errors
+/// A stop where keeping step or comparing fails.
+pub async fn verified(
+    context: &Context,
+    plan: &Plan,
+    changed_at: Option<&Bson>,
+    in_step: &mut InStep<'_>,
+) -> Result<Gate> {
+    let order = order(plan);
+    let gate = |passed, found: String| Gate { name: "verify", passed, found };
+    if let Some(at) = earlier_pass(&context.mongo, plan, &order.job, changed_at).await? {
+        return Ok(gate(true, format!("passed at {at}")));
+    }
+    context.events.note(format!("comparing {} with {} before the cutover", plan.source, plan.target));
+    let halt = CancellationToken::new();
+    let verify = async {
+        let result = full::run(context, &order).await;
+        halt.cancel();
+        result
+    };
+    let (full, kept) = tokio::join!(verify, in_step.keep(&halt));
+    kept?;
+    let full = full?;
+    if let Some(error) = full.error {
+        return Err(error);
+    }
+    Ok(gate(full.check.passed, full.check.remark.clone().unwrap_or_default()))
+}
+
+fn order(plan: &Plan) -> full::Order<'_> {
+    full::Order {
+        source: &plan.source,
+        target: &plan.target,
+        valid: plan.predicate.valid(),
+        rules: plan.predicate.identity(),
+        job: full::job_name(&plan.job),
+        parallel: PARALLEL,
+        settle: SETTLE,
+        restart: false,
+        most: MOST_DIFFERENCES,
+    }
+}
+
+/// When a comparison of these very collections passed, if that counts still.
+async fn earlier_pass(
+    mongo: &Mongo,
+    plan: &Plan,
+    job: &str,
+    changed_at: Option<&Bson>,
+) -> Result<Option<Bson>> {
+    let Some(stored) = store::list(mongo, Some(job)).await?.into_iter().next() else { return Ok(None) };
+    let uuids = doc! {
+        "source": mongo.bearer(&plan.source).await?.unwrap_or(Bson::Null),
+        "target": mongo.bearer(&plan.target).await?.unwrap_or(Bson::Null),
+    };
+    Ok(counts(&stored, &uuids, &plan.predicate.identity(), changed_at))
+}
+
+/// When a stored verdict was given, if it is about these collections and rules
+/// and newer than what it is about. Pure.
+fn counts(stored: &Document, uuids: &Document, rules: &Document, changed_at: Option<&Bson>) -> Option<Bson> {
+    let verdict = stored.get_document("verdict").ok()?;
+    let is_same = stored.get_document("uuids").ok()? == uuids
+        && stored.get_document("identity").ok()?.get_document("rules").ok()? == rules;
+    let at = verdict.get_datetime("at").ok()?;
+    let is_newer = changed_at.and_then(|changed| changed.as_datetime()).is_some_and(|changed| at > changed);
+    (is_same && is_newer && verdict.get_bool("passed").unwrap_or(false)).then(|| Bson::DateTime(*at))
+}
+
+/// How far behind the new collection is, and how long writes would be held off.
+///
+/// # Errors
+/// A stop where keeping step fails; an interruption.
+pub async fn rehearsed(
+    context: &Context,
+    in_step: &mut InStep<'_>,
+    max_pause: Duration,
+) -> Result<[Gate; 2]> {
+    let mut longest = Duration::ZERO;
+    for _ in 0..REHEARSALS {
+        let taken = in_step.draw_level(&context.stop).await?;
+        longest =
+            longest.max(taken.ok_or_else(|| context.interrupted("interrupted before writes were held off"))?);
+    }
+    let begun = std::time::Instant::now();
+    crate::mongo::feed::nudge(&context.mongo).await?;
+    let predicted = longest + begun.elapsed() * MAJORITY_WRITES;
+    let lag = Gate { name: "lag", passed: longest <= LONGEST_LAG, found: format!("{longest:.0?}") };
+    let pause = Gate {
+        name: "predicted pause",
+        passed: predicted <= max_pause,
+        found: format!("{predicted:.0?}, allowed {max_pause:.0?}"),
+    };
+    Ok([lag, pause])
+}
+
+/// The refusal of gates that do not hold; `None` where all do.
+pub fn refusal(gates: &[Gate]) -> Option<Error> {
+    let failed: Vec<String> = gates
+        .iter()
+        .filter(|gate| !gate.passed)
+        .map(|gate| format!("{} ({})", gate.name, gate.found))
+        .collect();
+    (!failed.is_empty()).then(|| {
+        Error::refused(format!("not cut over, a gate does not hold: {}", failed.join("; "))).hint(
+            "a mismatch: see `mongorekey verify --full`; a pause that is too long: try again when there is \
+             less to write, or allow more with --max-pause",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::DateTime;
+
+    #[test]
+    fn only_a_fresh_verdict_about_these_collections_counts() {
+        let (uuids, rules) = (doc! {"source": 1, "target": 2}, doc! {"keep": "{}"});
+        let stored = doc! {
+            "uuids": uuids.clone(),
+            "identity": {"rules": rules.clone()},
+            "verdict": {"passed": true, "at": DateTime::from_millis(2_000)},
+        };
+        let changed = Bson::DateTime(DateTime::from_millis(1_000));
+        assert!(counts(&stored, &uuids, &rules, Some(&changed)).is_some());
+        let later = Bson::DateTime(DateTime::from_millis(3_000));
+        assert_eq!(counts(&stored, &uuids, &rules, Some(&later)), None);
+        assert_eq!(counts(&stored, &uuids, &rules, None), None);
+        assert_eq!(counts(&stored, &doc! {"source": 1, "target": 3}, &rules, Some(&changed)), None);
+        assert_eq!(counts(&stored, &uuids, &doc! {"keep": "{\"a\":1}"}, Some(&changed)), None);
+        let mut failed = stored;
+        failed.insert("verdict", doc! {"passed": false, "at": DateTime::from_millis(2_000)});
+        assert_eq!(counts(&failed, &uuids, &rules, Some(&changed)), None);
+    }
+
+    #[test]
+    fn a_failed_gate_is_named() {
+        let gate = |passed| Gate { name: "lag", passed, found: "9s".into() };
+        assert!(refusal(&[gate(true)]).is_none());
+        let refusal = refusal(&[gate(true), gate(false)]).expect("refused");
+        assert!(refusal.message().contains("lag (9s)"), "{refusal}");
+    }
+}

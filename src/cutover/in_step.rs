@@ -1,0 +1,149 @@
+//! A collection kept in step with another one, closely: what is left to do when
+//! writes are held off must be little.
+
+use std::time::Duration;
+
+use bson::{RawBson, Timestamp};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::cleanse::follow::{Followed, Follower};
+use crate::error::{Class, Error, Result};
+use crate::mongo::catch_up::CatchUp;
+use crate::mongo::feed::{Ended, Feed, Position};
+
+/// Changes that are worked on at once.
+const BATCH: usize = 500;
+/// Stored this often on the way: a crash repeats no more than that.
+const SAVE: Duration = Duration::from_secs(1);
+
+/// Keeps step.
+pub struct InStep<'a> {
+    /// Knows both collections.
+    pub follower: &'a Follower<'a>,
+    catch_up: CatchUp,
+    feed: Feed,
+    saved: Instant,
+    /// What was done so far.
+    pub followed: Followed,
+}
+
+/// What came after everything was brought along, until the names were exchanged.
+#[derive(Debug, Default)]
+pub struct LastMoment {
+    /// `_id`s of touched documents.
+    pub touched: Vec<RawBson>,
+    /// Those that were written, not deleted.
+    pub written: Vec<RawBson>,
+    /// What ended the collection under its name.
+    pub ended: Option<Ended>,
+}
+
+impl<'a> InStep<'a> {
+    /// Goes on from a position.
+    ///
+    /// # Errors
+    /// A refusal where the oplog no longer holds what comes next.
+    pub async fn from(follower: &'a Follower<'a>, position: Position, followed: Followed) -> Result<Self> {
+        let catch_up = follower.catch_up().await?;
+        let feed = follower.mongo.prompt_feed(follower.source, position).await?;
+        Ok(Self { follower, catch_up, feed, saved: Instant::now(), followed })
+    }
+
+    /// Brings along everything up to that moment; false where `stop` or the
+    /// deadline came first.
+    ///
+    /// # Errors
+    /// A stop where a document can't be brought up to date or the source is no
+    /// longer what it was.
+    pub async fn reach(
+        &mut self,
+        goal: Timestamp,
+        deadline: Option<Instant>,
+        stop: &CancellationToken,
+    ) -> Result<bool> {
+        while !self.feed.has_reached(goal) {
+            if stop.is_cancelled() || deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                return Ok(false);
+            }
+            self.step().await?;
+        }
+        Ok(true)
+    }
+
+    /// Brings along everything that was written before this call; returns how
+    /// long that took, or nothing where `stop` came first.
+    ///
+    /// # Errors
+    /// As [`InStep::reach`].
+    pub async fn draw_level(&mut self, stop: &CancellationToken) -> Result<Option<Duration>> {
+        let begun = Instant::now();
+        let goal = self.follower.mongo.last_write_time().await?;
+        // An idle source says nothing: its feed moves on with other writes only.
+        crate::mongo::feed::nudge(self.follower.mongo).await?;
+        Ok(self.reach(goal, None, stop).await?.then(|| begun.elapsed()))
+    }
+
+    /// Keeps step until `halt`.
+    ///
+    /// # Errors
+    /// As [`InStep::reach`].
+    pub async fn keep(&mut self, halt: &CancellationToken) -> Result<()> {
+        while !halt.is_cancelled() {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self) -> Result<()> {
+        self.follower.job.lease().valid().await?;
+        let changes = self.feed.next(BATCH).await.map_err(|error| error.with_class(Class::Stopped))?;
+        self.follower.check(&changes).await?;
+        self.followed.applied.add(self.catch_up.apply(&changes.touched, changes.time).await?);
+        self.followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
+        if self.saved.elapsed() >= SAVE {
+            self.follower.save_position(self.feed.position()).await?;
+            self.saved = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// From where one has to go on.
+    pub fn position(&self) -> &Position {
+        self.feed.position()
+    }
+
+    /// What came until the end of the collection under its name.
+    ///
+    /// # Errors
+    /// A stop where that end does not come.
+    pub async fn last_moment(&mut self) -> Result<LastMoment> {
+        last_moment(&mut self.feed).await
+    }
+}
+
+/// Reads a feed up to the end of its collection.
+///
+/// # Errors
+/// A stop where that end does not come.
+pub async fn last_moment(feed: &mut Feed) -> Result<LastMoment> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut last = LastMoment::default();
+    while last.ended.is_none() {
+        if Instant::now() > deadline {
+            return Err(Error::stopped("the change stream does not tell of the rename")
+                .hint("start `cutover` again to finish"));
+        }
+        let changes = feed.next(BATCH).await?;
+        last.touched.extend(changes.touched);
+        last.written.extend(changes.written);
+        last.ended = changes.ended_by;
+    }
+    Ok(last)
+}
+
+impl std::fmt::Debug for InStep<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("InStep").field("followed", &self.followed).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,19 @@
+//! Cutting over: the clean collection takes the place of the old one, and back.
+//!
+//! `run` lists the steps of a cutover, `rollback` those of the way back; both go
+//! by an exchange of names (`exchange`) under a `fence`. What is on its way is
+//! in the job document (`record`) before it happens, so that whoever comes after
+//! a crash (`recover`: the `watchdog`, or any later command) finds out by the
+//! identities of the collections what has become of it, and lifts the fence.
+
+pub mod exchange;
+pub mod fence;
+pub mod gap;
+pub mod gates;
+pub mod in_step;
+pub mod order;
+pub mod record;
+pub mod recover;
+pub mod residual;
+pub mod run;
+pub mod watchdog;

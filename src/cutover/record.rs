@@ -1,0 +1,279 @@
+//! What a job document says of its cutover: written before anything happens,
+//! so that whoever comes later knows what to look for.
+
+use bson::{Bson, Document, Timestamp, doc};
+use mongodb::Collection;
+
+use super::order::Renames;
+use crate::cli::cutover::Mode;
+use crate::config::values::Namespace;
+use crate::error::{Error, Result};
+use crate::mongo::Mongo;
+use crate::mongo::exchange::Validation;
+
+/// The field of the job document.
+pub const FIELD: &str = "cutover";
+/// Version of the layout.
+const VERSION: i32 = 1;
+
+/// How far an exchange of names is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Writes may be held off; everything written before was or is being brought along.
+    Fenced,
+    /// Everything written before is brought along; names may be exchanged.
+    Renaming,
+    /// Names are exchanged; what came at the last moment may still have to be looked at.
+    Renamed,
+    /// All is done.
+    Finished,
+    /// Nothing was exchanged.
+    GivenUp,
+    /// A finished cutover was taken back.
+    RolledBack,
+    /// The application is being deployed to the new collection.
+    Switching,
+}
+
+impl State {
+    const ALL: [Self; 7] = [
+        Self::Fenced,
+        Self::Renaming,
+        Self::Renamed,
+        Self::Finished,
+        Self::GivenUp,
+        Self::RolledBack,
+        Self::Switching,
+    ];
+
+    /// The word that is stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fenced => "fenced",
+            Self::Renaming => "renaming",
+            Self::Renamed => "renamed",
+            Self::Finished => "finished",
+            Self::GivenUp => "given_up",
+            Self::RolledBack => "rolled_back",
+            Self::Switching => "switching",
+        }
+    }
+}
+
+/// A fence that may be up.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fence {
+    /// A validator instead of this one, on the collection that was live.
+    Validator(Validation),
+    /// The block of all writes.
+    WriteBlock,
+}
+
+impl Fence {
+    fn to_document(&self) -> Document {
+        match self {
+            Self::Validator(original) => doc! {"kind": "validator", "original": original.to_document()},
+            Self::WriteBlock => doc! {"kind": "write-block"},
+        }
+    }
+
+    fn from_document(document: &Document) -> Option<Self> {
+        match document.get_str("kind").ok()? {
+            "validator" => {
+                let original = document.get_document("original").ok()?;
+                Some(Self::Validator(Validation::from_document(original)?))
+            }
+            "write-block" => Some(Self::WriteBlock),
+            _ => None,
+        }
+    }
+}
+
+/// The record of one exchange of names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Tells this attempt from others.
+    pub id: String,
+    /// What was asked for.
+    pub mode: Mode,
+    /// Whether this is the way back.
+    pub is_rollback: bool,
+    /// How far it is.
+    pub state: State,
+    /// What is exchanged.
+    pub renames: Renames,
+    /// The fence that may be up.
+    pub fence: Option<Fence>,
+    /// The session that the renames run on.
+    pub session: Option<Document>,
+    /// Since when writes were held off, where that is known.
+    pub fenced_at: Option<Timestamp>,
+}
+
+impl Record {
+    /// As it is stored.
+    pub fn to_document(&self) -> Document {
+        let renames = &self.renames;
+        doc! {
+            "v": VERSION,
+            "id": &self.id,
+            "mode": mode_word(self.mode),
+            "is_rollback": self.is_rollback,
+            "state": self.state.as_str(),
+            "live": renames.live.to_string(),
+            "live_uuid": renames.live_uuid.clone(),
+            "incoming": renames.incoming.to_string(),
+            "incoming_uuid": renames.incoming_uuid.clone(),
+            "retired": renames.retired.as_ref().map(ToString::to_string),
+            "fence": self.fence.as_ref().map(Fence::to_document),
+            "session": self.session.clone(),
+            "fenced_at": self.fenced_at,
+        }
+    }
+
+    /// Reads the record of a job document; `None` where there is none.
+    ///
+    /// # Errors
+    /// A stop where it can't be understood: it may be of a newer version.
+    pub fn of(job: &Document) -> Result<Option<Self>> {
+        let Ok(stored) = job.get_document(FIELD) else { return Ok(None) };
+        Self::from_document(stored).map(Some).ok_or_else(|| {
+            Error::stopped(format!(
+                "the record of the cutover of {} can't be understood",
+                job.get_str("_id").unwrap_or("a job")
+            ))
+            .hint("was it written by a newer version of mongorekey? Use that one")
+        })
+    }
+
+    fn from_document(stored: &Document) -> Option<Self> {
+        let namespace =
+            |name: &str| stored.get_str(name).ok().and_then(|text| text.parse::<Namespace>().ok());
+        (stored.get_i32("v").ok()? == VERSION).then_some(())?;
+        let state = stored.get_str("state").ok()?;
+        let mode = stored.get_str("mode").ok()?;
+        Some(Self {
+            id: stored.get_str("id").ok()?.to_owned(),
+            mode: [Mode::Switch, Mode::Swap, Mode::Keep].into_iter().find(|word| mode_word(*word) == mode)?,
+            is_rollback: stored.get_bool("is_rollback").ok()?,
+            state: State::ALL.into_iter().find(|known| known.as_str() == state)?,
+            renames: Renames {
+                live: namespace("live")?,
+                live_uuid: stored.get("live_uuid")?.clone(),
+                incoming: namespace("incoming")?,
+                incoming_uuid: stored.get("incoming_uuid")?.clone(),
+                retired: namespace("retired"),
+            },
+            fence: match stored.get("fence") {
+                Some(Bson::Document(fence)) => Some(Fence::from_document(fence)?),
+                _ => None,
+            },
+            session: stored.get_document("session").ok().cloned(),
+            fenced_at: stored.get_timestamp("fenced_at").ok(),
+        })
+    }
+
+    /// Whether the new collection bears the live name.
+    pub fn is_done(&self) -> bool {
+        matches!(self.state, State::Renamed | State::Finished) && !self.is_rollback
+    }
+
+    /// Where a job of ours may have left writes held off.
+    pub fn with_a_fence() -> Document {
+        doc! {format!("{FIELD}.fence"): {"$type": "object"}}
+    }
+}
+
+/// The word of a mode, as it is typed and stored.
+pub fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Switch => "switch",
+        Mode::Swap => "swap",
+        Mode::Keep => "keep",
+    }
+}
+
+/// Claims the lifting of a fence; false where somebody else is at it.
+///
+/// # Errors
+/// A stop where the job can't be written.
+pub async fn claim(mongo: &Mongo, job: &str, id: &str) -> Result<bool> {
+    let jobs: Collection<Document> = mongo.state("jobs");
+    // Who claimed it long ago is gone.
+    let filter = doc! {
+        "_id": job,
+        format!("{FIELD}.id"): id,
+        format!("{FIELD}.fence"): {"$type": "object"},
+        "$expr": {"$lt": [{"$ifNull": [format!("${FIELD}.claimed_at"), 0]}, {"$subtract": ["$$NOW", CLAIM_MILLISECONDS]}]},
+    };
+    let update = vec![doc! {"$set": {format!("{FIELD}.claimed_at"): "$$NOW"}}];
+    let claimed = crate::mongo::command::retrying(format!("claiming the fence of {job}"), || {
+        let update = jobs.update_one(filter.clone(), update.clone());
+        async move { update.await }
+    })
+    .await?;
+    Ok(claimed.matched_count > 0)
+}
+
+/// How long lifting a fence may take.
+const CLAIM_MILLISECONDS: i64 = 20_000;
+
+/// Stores what an exchange of names came to; the fence is down.
+///
+/// # Errors
+/// A stop where the job can't be written.
+pub async fn close(mongo: &Mongo, job: &str, id: &str, state: State) -> Result<()> {
+    let jobs: Collection<Document> = mongo.state("jobs");
+    let filter = doc! {"_id": job, format!("{FIELD}.id"): id};
+    let update = doc! {"$set": {
+        format!("{FIELD}.state"): state.as_str(),
+        format!("{FIELD}.fence"): Bson::Null,
+        format!("{FIELD}.claimed_at"): Bson::Null,
+    }};
+    crate::mongo::command::retrying(format!("storing what became of the cutover of {job}"), || {
+        let update = jobs.update_one(filter.clone(), update.clone());
+        async move { update.await }
+    })
+    .await
+    .map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_what_is_read() {
+        let validation = Validation::of(&doc! {"validator": {"$expr": {"$gt": ["$a", 1]}}});
+        let record = Record {
+            id: "x1".into(),
+            mode: Mode::Keep,
+            is_rollback: true,
+            state: State::Renaming,
+            renames: Renames {
+                live: "app.users".parse().expect("valid"),
+                live_uuid: 1.into(),
+                incoming: "app.users_v2".parse().expect("valid"),
+                incoming_uuid: 2.into(),
+                retired: Some("app.users_before_j".parse().expect("valid")),
+            },
+            fence: Some(Fence::Validator(validation)),
+            session: Some(doc! {"id": 5}),
+            fenced_at: Some(Timestamp { time: 1, increment: 2 }),
+        };
+        let swap = Record {
+            mode: Mode::Swap,
+            renames: Renames { retired: None, ..record.renames.clone() },
+            fence: None,
+            session: None,
+            fenced_at: None,
+            ..record.clone()
+        };
+        for record in [record, swap] {
+            let job = doc! {"_id": "j", FIELD: record.to_document()};
+            assert_eq!(Record::of(&job).expect("understood"), Some(record));
+        }
+        assert_eq!(Record::of(&doc! {}).expect("none"), None);
+        assert!(Record::of(&doc! {FIELD: {"v": 99}}).is_err());
+    }
+}

@@ -1,0 +1,164 @@
+//! After a crash or an answer that was lost: what has become of an exchange of
+//! names, told by the identities of the collections, and the fence lifted.
+
+use std::time::Duration;
+
+use bson::{Bson, Document};
+
+use super::exchange::take_name;
+use super::fence;
+use super::order::Renames;
+use super::record::{self, Record, State};
+use crate::error::{Class, Error, Result};
+use crate::event::Events;
+use crate::job::store;
+use crate::mongo::Mongo;
+
+/// What a dead process has sent may still be on its way to the server.
+const ON_THE_WAY: Duration = Duration::from_millis(250);
+
+/// Where the collections are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// The incoming collection bears the live name.
+    Exchanged,
+    /// Everything is as it was.
+    AsBefore,
+    /// The former collection has its new name, the live one is free or somebody
+    /// else's.
+    Between,
+    /// None of these.
+    Unknown,
+}
+
+/// Looks which collection bears which name.
+///
+/// # Errors
+/// A stop where the server can't be asked.
+pub async fn look(mongo: &Mongo, renames: &Renames) -> Result<Found> {
+    let live = mongo.bearer(&renames.live).await?;
+    let incoming = mongo.bearer(&renames.incoming).await?;
+    let retired = match &renames.retired {
+        Some(retired) => mongo.bearer(retired).await?,
+        None => None,
+    };
+    Ok(judge(renames, live.as_ref(), incoming.as_ref(), retired.as_ref()))
+}
+
+/// What the bearers of the three names tell. Pure.
+fn judge(renames: &Renames, live: Option<&Bson>, incoming: Option<&Bson>, retired: Option<&Bson>) -> Found {
+    let is = |found: Option<&Bson>, wanted: &Bson| found == Some(wanted);
+    if is(live, &renames.incoming_uuid) {
+        Found::Exchanged
+    } else if is(live, &renames.live_uuid) {
+        Found::AsBefore
+    } else if is(retired, &renames.live_uuid) && is(incoming, &renames.incoming_uuid) {
+        Found::Between
+    } else {
+        Found::Unknown
+    }
+}
+
+/// The error where nobody can tell what happened.
+pub fn unknown(renames: &Renames) -> Error {
+    let retired = renames.retired.as_ref().map_or("(dropped)".into(), ToString::to_string);
+    Error::new(
+        Class::Unknown,
+        format!(
+            "the outcome of the cutover can't be established: {} is neither the collection from before nor the new one",
+            renames.live
+        ),
+    )
+    .hint(format!(
+        "a person must look: compare the UUIDs (db.getCollectionInfos()) of {}, {} and {retired} with those in the job document",
+        renames.live, renames.incoming
+    ))
+}
+
+/// Ends what a crash has left of the exchange of that record, and lifts its
+/// fence; returns what became of it. `None` where somebody else is at it.
+///
+/// # Errors
+/// An unknown outcome, or a stop where the server does not do as asked.
+pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option<State>> {
+    if !record::claim(mongo, job, &record.id).await? {
+        return Ok(None);
+    }
+    tokio::time::sleep(ON_THE_WAY).await;
+    if let Some(session) = &record.session {
+        mongo.end_operations(std::slice::from_ref(session)).await?;
+    }
+    let renames = &record.renames;
+    let found = match look(mongo, renames).await? {
+        Found::Between => {
+            // Back: nothing is lost either way, and this way nothing is new.
+            let retired = renames.retired.as_ref().ok_or_else(|| unknown(renames))?;
+            take_name(mongo, job, retired, &renames.live_uuid, &renames.live).await?;
+            look(mongo, renames).await?
+        }
+        found => found,
+    };
+    if let Some(fence) = &record.fence {
+        fence::lift(mongo, fence, renames).await?;
+    }
+    let state = match found {
+        Found::Exchanged => State::Renamed,
+        Found::AsBefore => State::GivenUp,
+        Found::Between | Found::Unknown => return Err(unknown(renames)),
+    };
+    record::close(mongo, job, &record.id, state).await?;
+    Ok(Some(state))
+}
+
+/// Lifts every fence that a process has left which is gone.
+///
+/// # Errors
+/// As [`recover`].
+pub async fn lift_orphans(mongo: &Mongo, events: &Events) -> Result<()> {
+    let jobs = mongo.state::<Document>("jobs");
+    // Most often there is none, and then this is one question to a small collection.
+    let found = jobs.find_one(Record::with_a_fence()).await;
+    let Ok(Some(job)) = found else { return Ok(()) };
+    let name = job.get_str("_id").unwrap_or_default().to_owned();
+    let Some(job) = store::list(mongo, Some(&name)).await?.into_iter().next() else { return Ok(()) };
+    let Some(record) = Record::of(&job)? else { return Ok(()) };
+    if store::is_running(&job) || record.fence.is_none() {
+        return Ok(());
+    }
+    if let Some(state) = recover(mongo, &name, &record).await? {
+        events.warn(format!(
+            "a cutover of {} was cut short and had left its writes held off: they are let through again; {}",
+            record.renames.live,
+            match state {
+                State::Renamed => "the new collection is live: start `cutover` again to finish",
+                _ => "the old collection is live as before",
+            }
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_tell_what_happened() {
+        let renames = Renames {
+            live: "app.users".parse().expect("valid"),
+            live_uuid: 1.into(),
+            incoming: "app.users_v2".parse().expect("valid"),
+            incoming_uuid: 2.into(),
+            retired: Some("app.users_old".parse().expect("valid")),
+        };
+        let (old, new, other) = (Bson::from(1), Bson::from(2), Bson::from(3));
+        let judge = |live: Option<&Bson>, incoming, retired| judge(&renames, live, incoming, retired);
+        assert_eq!(judge(Some(&old), Some(&new), None), Found::AsBefore);
+        assert_eq!(judge(Some(&new), None, Some(&old)), Found::Exchanged);
+        assert_eq!(judge(Some(&new), None, None), Found::Exchanged, "the old one was dropped");
+        assert_eq!(judge(None, Some(&new), Some(&old)), Found::Between);
+        assert_eq!(judge(Some(&other), Some(&new), Some(&old)), Found::Between, "written into the gap");
+        assert_eq!(judge(Some(&other), Some(&new), None), Found::Unknown);
+        assert_eq!(judge(None, None, Some(&old)), Found::Unknown);
+    }
+}

@@ -1,0 +1,443 @@
+//! `cutover`: the steps from the first look to the last document.
+
+use std::time::{Duration, Instant};
+
+use bson::{Bson, Document, doc};
+use serde_json::{Value, json};
+
+use super::exchange::{Exchange, Exchanged, Swapped};
+use super::gates::{self, CHANGED_AT, Gate};
+use super::in_step::{InStep, last_moment};
+use super::order::{Renames, method, retired_name};
+use super::record::{self, Record, State, mode_word};
+use super::recover::recover;
+use super::residual::{Residue, bring_along};
+use crate::Context;
+use crate::cleanse::follow::{Direction, Followed, Follower, stored_position};
+use crate::cleanse::plan::{Plan, prepare};
+use crate::cleanse::run::{is_copied, source_options};
+use crate::cli::cleanse::CleanseArgs;
+use crate::cli::cutover::{CopyArgs, CutoverArgs, Mode};
+use crate::error::{Class, Error, Result};
+use crate::job::{Job, JobState, control, store};
+use crate::mongo::feed::Position;
+use crate::report::outcome::Outcome;
+use crate::report::terminal::{check_terminal, confirm};
+
+/// How long a follower may take to hand over.
+const HANDING_OVER: Duration = Duration::from_secs(60);
+/// How often it is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// What is reported.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The word for what it came to.
+    pub outcome: &'static str,
+    /// What had to hold.
+    pub gates: Vec<Gate>,
+    /// For how long writes were held off.
+    pub pause: Option<Duration>,
+    /// What came at the last moment.
+    pub residue: Residue,
+    /// Where the former collection is now.
+    pub old_collection: Option<String>,
+    /// Why it was not done.
+    pub reason: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Usage errors and refusals, before anything is touched.
+pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
+    if args.abort {
+        return context.unless_interrupted(abort(context, &args.copy)).await;
+    }
+    check_terminal(args.yes)?;
+    check_options(args)?;
+    let start = Instant::now();
+    let plan = context.unless_interrupted(prepare_copy(context, &args.copy)).await?;
+    let stored = stored_job(context, &plan.job).await?;
+    let mode = earlier(&stored)?.map_or(args.mode, |record| record.mode);
+    ask(context, &plan, args, mode).await?;
+    let job = take(context, &plan).await?;
+    let mut report = Report::default();
+    let result = steps(context, args, &plan, &job, &mut report).await;
+    Ok(finish(context, &plan.job, mode, job, result, &report, start.elapsed()).await)
+}
+
+/// Options that don't go together.
+fn check_options(args: &CutoverArgs) -> Result<()> {
+    if args.feed_back && args.mode == Mode::Swap {
+        return Err(Error::usage("after a swap there is no old collection to feed back to")
+            .hint("use --mode keep, or leave --feed-back out"));
+    }
+    if args.exchange.allow_gap && args.mode != Mode::Keep {
+        return Err(Error::usage("--allow-gap is for --mode keep, the only one with two renames"));
+    }
+    Ok(())
+}
+
+/// The plan of the copy that is to be cut over.
+///
+/// # Errors
+/// As for the cleanse itself.
+pub async fn prepare_copy(context: &Context, copy: &CopyArgs) -> Result<Plan> {
+    let args = CleanseArgs::of_copy(copy.source.clone(), copy.to.clone(), copy.job.clone());
+    prepare(&context.mongo, &context.settings, &args).await
+}
+
+/// The job of a cleanse, as it is stored.
+///
+/// # Errors
+/// A refusal where there is none.
+pub async fn stored_job(context: &Context, name: &str) -> Result<Document> {
+    store::list(&context.mongo, Some(name)).await?.into_iter().next().ok_or_else(|| {
+        Error::refused(format!("there is no job {name}: nothing was copied yet"))
+            .hint("run `cleanse` first, or name its job with --job")
+    })
+}
+
+/// An exchange that is done already, whole or but for its last steps.
+fn earlier(stored: &Document) -> Result<Option<Record>> {
+    Ok(Record::of(stored)?.filter(Record::is_done))
+}
+
+async fn ask(context: &Context, plan: &Plan, args: &CutoverArgs, mode: Mode) -> Result<()> {
+    let live = &plan.source;
+    let what = match mode {
+        Mode::Switch => format!(
+            "{} will be kept in step with {live} while the application is deployed to it",
+            plan.target
+        ),
+        Mode::Swap => format!("{} will take the place of {live}, which will be DROPPED", plan.target),
+        Mode::Keep => format!(
+            "{} will take the place of {live}, which will be kept as {}",
+            plan.target,
+            retired_name(live, &plan.job)?
+        ),
+    };
+    let others = if mode == Mode::Switch {
+        ""
+    } else {
+        " Writes are held off for a moment. Change streams and cursors that the application has open on \
+         either collection will end."
+    };
+    context.events.settled().await;
+    confirm(format!("{what}.{others} Go on?"), args.yes).await
+}
+
+/// Takes the job; who follows the source elsewhere hands over.
+///
+/// # Errors
+/// A refusal where it is not handed over.
+pub async fn take(context: &Context, plan: &Plan) -> Result<Job> {
+    let mongo = &context.mongo;
+    let stored = stored_job(context, &plan.job).await?;
+    if store::is_running(&stored) {
+        if Record::of(&stored)?.is_some_and(|record| record.fence.is_some()) {
+            return Err(Error::refused(format!("a cutover of {} is under way", plan.source))
+                .hint("look at it with `mongorekey status`"));
+        }
+        context.events.note("asking the process that follows the source to hand over");
+        control::request(mongo, &plan.job, &[control::Change::Stop]).await?;
+        let deadline = tokio::time::Instant::now() + HANDING_OVER;
+        while store::is_running(&stored_job(context, &plan.job).await?) {
+            if tokio::time::Instant::now() > deadline {
+                return Err(Error::refused(format!("the job {} was not handed over in time", plan.job))
+                    .hint("stop the process that runs it, then start again"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Job::start(mongo, &plan.job, "cleanse", &plan.identity).await
+}
+
+/// The way of a cutover.
+async fn steps(
+    context: &Context,
+    args: &CutoverArgs,
+    plan: &Plan,
+    job: &Job,
+    report: &mut Report,
+) -> Result<()> {
+    // Again, now that nobody else has the job.
+    let stored = stored_job(context, &plan.job).await?;
+    if let Some(record) = Record::of(&stored)?.filter(|record| record.fence.is_some()) {
+        recover(&context.mongo, &plan.job, &record).await?;
+    }
+    let stored = stored_job(context, &plan.job).await?;
+    let follower = forward(context, plan, job);
+    match earlier(&stored)? {
+        Some(record) if record.state == State::Renamed => {
+            report.outcome = "cut_over";
+            context.events.note("the names were exchanged already: finishing");
+            let position = stored_position_of(job, Direction::Forward)?;
+            let mut feed = context.mongo.prompt_feed(&record.renames.live, position).await?;
+            let fenced_at = fenced_at(&stored, &record)?;
+            let last = last_moment(&mut feed).await?;
+            finish_exchange(context, &follower, &record.renames, fenced_at, last, report).await
+        }
+        Some(record) => {
+            report.outcome = "cut_over";
+            report.old_collection = record.renames.retired.as_ref().map(ToString::to_string);
+            context.events.note("this was cut over before");
+            Ok(())
+        }
+        None => cut_over(context, args, plan, &follower, report).await,
+    }
+}
+
+fn fenced_at(stored: &Document, record: &Record) -> Result<bson::Timestamp> {
+    let stored =
+        stored.get_document(record::FIELD).ok().and_then(|stored| stored.get_timestamp("fenced_at").ok());
+    stored.or(record.fenced_at).ok_or_else(|| Error::stopped("the record of the cutover has no moment"))
+}
+
+/// The follower from the source to the target of a cleanse.
+pub fn forward<'a>(context: &'a Context, plan: &'a Plan, job: &'a Job) -> Follower<'a> {
+    Follower {
+        mongo: &context.mongo,
+        job,
+        source: &plan.source,
+        target: &plan.target,
+        valid: plan.predicate.valid(),
+        direction: Direction::Forward,
+        options: Some(source_options(plan, job)),
+        events: &context.events,
+    }
+}
+
+/// From where a job is to be followed.
+///
+/// # Errors
+/// A refusal where that is not known.
+pub fn stored_position_of(job: &Job, direction: Direction) -> Result<Position> {
+    stored_position(job, direction).ok_or_else(|| {
+        Error::refused(format!(
+            "the job {} does not tell from where its source is to be followed",
+            job.name()
+        ))
+        .hint("copy anew with `cleanse --restart`")
+    })
+}
+
+async fn cut_over(
+    context: &Context,
+    args: &CutoverArgs,
+    plan: &Plan,
+    follower: &Follower<'_>,
+    report: &mut Report,
+) -> Result<()> {
+    let job = follower.job;
+    if !is_copied(job) {
+        return Err(Error::refused(format!("the copy of {} is not finished", plan.source))
+            .hint("run `cleanse` to its end first"));
+    }
+    let renames = renames(context, plan, job, args.mode).await?;
+    let method = method(&context.mongo, &args.exchange, args.mode, &plan.source).await?;
+    let position = stored_position_of(job, Direction::Forward)?;
+    let mut in_step = InStep::from(follower, position, Followed::default()).await?;
+    context.events.note(format!("bringing {} up to date", plan.target));
+    if in_step.draw_level(&context.stop).await?.is_none() {
+        return Err(context.interrupted("interrupted before writes were held off; everything is as before"));
+    }
+    let changed_at = job.stored(CHANGED_AT);
+    report.gates.push(gates::verified(context, plan, changed_at, &mut in_step).await?);
+    report.gates.extend(gates::rehearsed(context, &mut in_step, method.max_pause).await?);
+    if let Some(refusal) = gates::refusal(&report.gates) {
+        report.outcome = "refused";
+        return Err(refusal);
+    }
+    let exchange = Exchange { context, job: &plan.job, mode: args.mode, is_rollback: false, renames, method };
+    match exchange.run(&mut in_step).await? {
+        Exchanged::No(reason) => {
+            report.outcome = "given_up";
+            report.reason = Some(reason);
+            Ok(())
+        }
+        Exchanged::Yes(Swapped { pause, fenced_at }) => {
+            report.outcome = "cut_over";
+            report.pause = Some(pause);
+            let last = in_step.last_moment().await?;
+            finish_exchange(context, follower, &exchange.renames, fenced_at, last, report).await
+        }
+    }
+}
+
+async fn renames(context: &Context, plan: &Plan, job: &Job, mode: Mode) -> Result<Renames> {
+    let uuid = |field: &str| job.stored(field).cloned().unwrap_or(Bson::Null);
+    let renames = Renames {
+        live: plan.source.clone(),
+        live_uuid: uuid("source_uuid"),
+        incoming: plan.target.clone(),
+        incoming_uuid: uuid("target_uuid"),
+        retired: if mode == Mode::Keep { Some(retired_name(&plan.source, &plan.job)?) } else { None },
+    };
+    for (namespace, uuid) in
+        [(&renames.live, &renames.live_uuid), (&renames.incoming, &renames.incoming_uuid)]
+    {
+        if context.mongo.bearer(namespace).await?.as_ref() != Some(uuid) {
+            return Err(Error::refused(format!("{namespace} is not the collection that this job knows"))
+                .hint("was it dropped or renamed? Copy anew with `cleanse --restart`"));
+        }
+    }
+    if let Some(retired) = &renames.retired
+        && context.mongo.bearer(retired).await?.is_some()
+    {
+        return Err(Error::refused(format!(
+            "{retired} exists already: the old collection can't be kept under that name"
+        ))
+        .hint("drop or rename it"));
+    }
+    Ok(renames)
+}
+
+/// What is left once the names are exchanged: the last moment, and the position
+/// from which the way back would be followed.
+async fn finish_exchange(
+    context: &Context,
+    follower: &Follower<'_>,
+    renames: &Renames,
+    fenced_at: bson::Timestamp,
+    last: super::in_step::LastMoment,
+    report: &mut Report,
+) -> Result<()> {
+    let (mongo, job) = (&context.mongo, follower.job);
+    let (residue, renamed_at) =
+        bring_along(mongo, job.name(), renames, fenced_at, last, &follower.valid).await?;
+    report.residue = residue;
+    report.old_collection = renames.retired.as_ref().map(ToString::to_string);
+    job.save(doc! {
+        format!("{}.state", record::FIELD): State::Finished.as_str(),
+        format!("{}.renamed_at", record::FIELD): renamed_at,
+        "old_collection": report.old_collection.clone(),
+        Direction::Back.position(): Position::Time(renamed_at).to_document(),
+    })
+    .await
+}
+
+/// Lifts the fence of a cutover that was cut short.
+async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
+    let name = super::order::job_name(&context.settings, copy)?;
+    let stored = stored_job(context, &name).await?;
+    let record = Record::of(&stored)?.filter(|record| record.fence.is_some());
+    let Some(record) = record else {
+        let json = json!({"schema": 1, "command": "cutover", "job": name, "outcome": "nothing_to_abort"});
+        return Ok(Outcome::reached(
+            json,
+            format!("{name}: no writes are held off, there is nothing to abort"),
+        ));
+    };
+    if store::is_running(&stored) {
+        return Err(Error::refused("the cutover is under way, and its process is alive").hint(
+            "stop that process (it lifts the fence itself); then --abort, if writes are still refused",
+        ));
+    }
+    let state = recover(&context.mongo, &name, &record).await?;
+    let (outcome, text) = match state {
+        Some(State::Renamed) => {
+            ("cut_over", "the new collection is live already; start `cutover` again to finish")
+        }
+        Some(_) => ("aborted", "the old collection is live as before, its writes go on"),
+        None => ("aborted", "another process is lifting the fence at this moment"),
+    };
+    let json = json!({
+        "schema": 1,
+        "command": "cutover",
+        "job": name,
+        "mode": mode_word(record.mode),
+        "outcome": outcome,
+    });
+    Ok(Outcome::reached(json, format!("{name}: {text}")))
+}
+
+/// Gives the job back and tells what it came to.
+pub async fn finish(
+    context: &Context,
+    name: &str,
+    mode: Mode,
+    job: Job,
+    result: Result<()>,
+    report: &Report,
+    elapsed: Duration,
+) -> Outcome {
+    let state = match &result {
+        Ok(()) => JobState::Completed,
+        Err(error) if matches!(error.class(), Class::Interrupted(_)) => JobState::Interrupted,
+        Err(_) => JobState::Stopped,
+    };
+    let saved = job.finish(state, Document::new()).await;
+    if let Err(error) = &saved {
+        context.events.warn(format!("the end of the job could not be stored: {error}"));
+    }
+    let json = report.json(name, mode, elapsed);
+    let text = report.text(name, mode);
+    match result {
+        Err(error) => Outcome::failed(json, text, error),
+        Ok(()) if report.is_reached() => Outcome::reached(json, text),
+        Ok(()) => Outcome::not_reached(json, text),
+    }
+}
+
+impl Report {
+    fn is_reached(&self) -> bool {
+        self.outcome != "given_up" && self.residue.lost.is_empty() && self.residue.gap.conflicts.is_empty()
+    }
+
+    fn json(&self, job: &str, mode: Mode, elapsed: Duration) -> Value {
+        let ids = |ids: &[Bson]| ids.iter().cloned().map(Bson::into_canonical_extjson).collect::<Vec<_>>();
+        json!({
+            "schema": 1,
+            "command": "cutover",
+            "job": job,
+            "mode": mode_word(mode),
+            "outcome": if self.outcome.is_empty() { "refused" } else { self.outcome },
+            "reason": self.reason,
+            "pause_ms": self.pause.map(|pause| pause.as_secs_f64() * 1000.0),
+            "residual_deletes": self.residue.deletes,
+            "residual_writes": self.residue.writes,
+            "lost_writes": ids(&self.residue.lost),
+            "gap": {"merged": self.residue.gap.merged, "conflicts": ids(&self.residue.gap.conflicts)},
+            "old_collection": self.old_collection,
+            "gates": self.gates.iter().map(Gate::json).collect::<Vec<_>>(),
+            "elapsed_seconds": elapsed.as_secs_f64(),
+        })
+    }
+
+    fn text(&self, job: &str, mode: Mode) -> String {
+        let mut lines: Vec<String> = self.gates.iter().map(Gate::text).collect();
+        let outcome = self.outcome.replace('_', " ");
+        lines.push(format!("cutover of {job} by {}: {outcome}", mode_word(mode)));
+        if let Some(reason) = &self.reason {
+            lines.push(format!("  {reason}; the old collection is live as before"));
+        }
+        if let Some(pause) = self.pause {
+            lines.push(format!("  writes were held off for {pause:.0?}"));
+        }
+        let Residue { deletes, writes, lost, gap } = &self.residue;
+        if deletes + writes > 0 {
+            lines.push(format!("  brought along from the last moment: {deletes} deletes, {writes} writes"));
+        }
+        if gap.merged > 0 {
+            lines.push(format!("  merged from the gap between the renames: {} documents", gap.merged));
+        }
+        for (ids, what) in [
+            (lost, "written past validation in the last moment, and lost with the old collection"),
+            (
+                &gap.conflicts,
+                "written into the gap though they exist; kept in the state database (gap_writes)",
+            ),
+        ] {
+            if !ids.is_empty() {
+                let shown: Vec<String> = ids.iter().take(10).map(ToString::to_string).collect();
+                lines.push(format!("  {} documents {what}: {}", ids.len(), shown.join(", ")));
+            }
+        }
+        if let Some(old) = &self.old_collection {
+            lines.push(format!("  the former collection is {old}"));
+        }
+        lines.join("\n")
+    }
+}

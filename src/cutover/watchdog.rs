@@ -1,0 +1,161 @@
+//! A process beside the cutover that lets writes through again should the
+//! cutover die while it holds them off: a kill leaves no time to clean up.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use bson::Document;
+use serde::{Deserialize, Serialize};
+
+use super::record::Record;
+use super::recover::recover;
+use crate::config::values::Secret;
+use crate::error::{Error, Result, joined};
+use crate::job::store;
+use crate::mongo::Mongo;
+use crate::report::outcome::Outcome;
+
+/// The name of the command, which nobody is to type.
+pub const COMMAND: &str = "fence-watchdog";
+/// What the parent says when there is no fence any more.
+const DONE: &str = "done";
+/// What the watchdog says when it is watching.
+const READY: &str = "ready";
+/// A parent that holds writes off for longer hangs, and is ended.
+const LONGEST_FENCE: Duration = Duration::from_secs(30);
+/// Between attempts to recover, while the database can't be reached.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long it tries.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// What the watchdog is told; by a pipe, because others can read arguments.
+#[derive(Serialize, Deserialize)]
+struct Duty {
+    uri: String,
+    state_database: String,
+    job: String,
+    id: String,
+    parent: u32,
+}
+
+/// The watchdog, seen from its parent.
+#[derive(Debug)]
+pub struct Watchdog {
+    child: Child,
+    line: ChildStdin,
+}
+
+impl Watchdog {
+    /// Starts one for the exchange of that id; returns when it is watching.
+    ///
+    /// # Errors
+    /// A refusal where it can't be started.
+    pub async fn start(uri: &Secret, state_database: &str, job: &str, id: &str) -> Result<Self> {
+        let duty = Duty {
+            uri: uri.expose().to_owned(),
+            state_database: state_database.to_owned(),
+            job: job.to_owned(),
+            id: id.to_owned(),
+            parent: std::process::id(),
+        };
+        joined(tokio::task::spawn_blocking(move || spawn(&duty)).await)?
+            .map_err(|error| Error::refused(format!("the watchdog of the cutover can't be started: {error}")))
+    }
+
+    /// Lets it go home: there is no fence any more.
+    pub async fn dismiss(mut self) {
+        let gone = tokio::task::spawn_blocking(move || {
+            // It may have gone by itself.
+            let _gone = writeln!(self.line, "{DONE}");
+            drop(self.line);
+            let _collected = self.child.wait();
+        });
+        let _joined = gone.await;
+    }
+}
+
+fn spawn(duty: &Duty) -> std::io::Result<Watchdog> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg(COMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        // A Ctrl-C at the terminal is for its parent.
+        .process_group(0)
+        .spawn()?;
+    let (Some(mut line), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(std::io::Error::other("it has no pipes"));
+    };
+    writeln!(line, "{}", serde_json::to_string(duty)?)?;
+    let mut answer = String::new();
+    BufReader::new(answers).read_line(&mut answer)?;
+    if answer.trim() != READY {
+        return Err(std::io::Error::other("it ended at once"));
+    }
+    Ok(Watchdog { child, line })
+}
+
+/// What the watchdog does: waits for the end of its parent.
+///
+/// # Errors
+/// A usage error where somebody typed the command; a stop where the fence could
+/// not be lifted.
+pub async fn serve() -> Result<Outcome> {
+    let not_for_people = || Error::usage(format!("`{COMMAND}` is started by `cutover`, not by people"));
+    let line = joined(tokio::task::spawn_blocking(read_line).await)?;
+    let duty: Duty = serde_json::from_str(&line).map_err(|_| not_for_people())?;
+    let mongo = Mongo::connect(&Secret::new(&duty.uri), &duty.state_database).await?;
+    crate::report::terminal::answer(READY);
+    let last_words = tokio::task::spawn_blocking(read_rest);
+    match tokio::time::timeout(LONGEST_FENCE, last_words).await {
+        Ok(words) => {
+            if joined(words)?.trim() == DONE {
+                return Ok(quietly());
+            }
+        }
+        Err(_) => end(duty.parent),
+    }
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match lift(&mongo, &duty).await {
+            Ok(()) => return Ok(quietly()),
+            Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(RETRY).await,
+        }
+    }
+}
+
+fn quietly() -> Outcome {
+    Outcome::reached(serde_json::Value::Null, "")
+}
+
+fn read_line() -> String {
+    let mut line = String::new();
+    let _closed = std::io::stdin().lock().read_line(&mut line);
+    line
+}
+
+fn read_rest() -> String {
+    let mut rest = String::new();
+    let _closed = std::io::stdin().lock().read_to_string(&mut rest);
+    rest
+}
+
+/// Ends a parent that hangs: should it wake up after the fence was lifted, it
+/// would exchange names without what was written since.
+fn end(parent: u32) {
+    let _sent = Command::new("kill").args(["-9", &parent.to_string()]).status();
+}
+
+async fn lift(mongo: &Mongo, duty: &Duty) -> Result<()> {
+    let jobs: Vec<Document> = store::list(mongo, Some(&duty.job)).await?;
+    let Some(job) = jobs.first() else { return Ok(()) };
+    match Record::of(job)? {
+        Some(record) if record.id == duty.id && record.fence.is_some() => {
+            recover(mongo, &duty.job, &record).await.map(|_| ())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,397 @@
+//! What a cutover asks of the server: names exchanged, writes held off, and
+//! writes that give way to anything newer.
+//!
+//! Nothing here is sent again by itself: whoever asks must know whether the
+//! first attempt counts, and finds out by the identities of the collections.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc, rawdoc};
+use mongodb::ClientSession;
+use mongodb::error::{Error as DriverError, ErrorKind};
+
+use super::operation::Operation;
+use super::{Mongo, WRITE_TIMEOUT, majority_document};
+use crate::config::values::Namespace;
+use crate::error::{Context, Error, Result};
+
+/// The server's code where a lock could not be had, or was not had in time.
+const NOT_IN_TIME: [i32; 3] = [24, 46, 50];
+/// The server's codes for a missing privilege and for what only itself may do.
+const NOT_PERMITTED: [i32; 2] = [13, 371];
+/// The server's code for a name that is taken.
+const NAMESPACE_EXISTS: i32 = 48;
+/// The server's code for a document that something newer was written to.
+const WRITE_CONFLICT: i32 = 112;
+/// Attempts at a write, of those that conflict and of those that fail.
+const ATTEMPTS: u32 = 5;
+/// What the server reports where writes of users are blocked.
+const BLOCKED: i64 = 2;
+
+/// What decides which writes to a collection are refused.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Validation {
+    validator: Document,
+    level: String,
+    action: String,
+}
+
+impl Validation {
+    /// Refuses every insert and update.
+    pub fn refusing() -> Self {
+        Self { validator: doc! {"$expr": false}, level: "strict".into(), action: "error".into() }
+    }
+
+    /// As a collection with these options has it.
+    pub fn of(options: &Document) -> Self {
+        let text = |name: &str, default: &str| options.get_str(name).unwrap_or(default).to_owned();
+        Self {
+            validator: options.get_document("validator").cloned().unwrap_or_default(),
+            level: text("validationLevel", "strict"),
+            action: text("validationAction", "error"),
+        }
+    }
+
+    /// As it is stored.
+    pub fn to_document(&self) -> Document {
+        // As text: a validator may hold what no stored field name may.
+        let validator = Bson::Document(self.validator.clone()).into_canonical_extjson().to_string();
+        doc! {"validator": validator, "validationLevel": &self.level, "validationAction": &self.action}
+    }
+
+    /// Reads what [`Validation::to_document`] made.
+    pub fn from_document(document: &Document) -> Option<Self> {
+        let parsed: serde_json::Value = serde_json::from_str(document.get_str("validator").ok()?).ok()?;
+        let validator = Bson::try_from(parsed).ok()?.as_document()?.clone();
+        let level = document.get_str("validationLevel").ok()?.to_owned();
+        let action = document.get_str("validationAction").ok()?.to_owned();
+        Some(Self { validator, level, action })
+    }
+
+    fn fields(&self) -> Document {
+        doc! {
+            "validator": self.validator.clone(),
+            "validationLevel": &self.level,
+            "validationAction": &self.action,
+        }
+    }
+}
+
+/// Why the server did not do what was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Somebody holds the collection, such as an open transaction.
+    NotInTime,
+    /// This user may not.
+    NotPermitted,
+    /// The name is taken.
+    NameTaken,
+    /// Anything else; whether it was done must be looked at.
+    Other,
+}
+
+impl Obstacle {
+    /// What stood in the way, by the server's code.
+    pub fn of(error: &DriverError) -> Self {
+        match error.kind.as_ref() {
+            ErrorKind::Command(command) if NOT_IN_TIME.contains(&command.code) => Self::NotInTime,
+            ErrorKind::Command(command) if NOT_PERMITTED.contains(&command.code) => Self::NotPermitted,
+            ErrorKind::Command(command) if command.code == NAMESPACE_EXISTS => Self::NameTaken,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What became of a write that gives way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarded {
+    /// It was done, or there was nothing to do.
+    Done,
+    /// Something newer was there.
+    GaveWay,
+}
+
+impl Mongo {
+    /// Sets what decides which writes are refused, of the collection with that
+    /// identity only; returns the moment from which it holds.
+    ///
+    /// # Errors
+    /// The driver's error, for the caller to decide.
+    pub async fn set_validation(
+        &self,
+        namespace: &Namespace,
+        uuid: &Bson,
+        validation: &Validation,
+        limit: Duration,
+    ) -> mongodb::error::Result<Option<Timestamp>> {
+        let mut command = doc! {"collMod": &namespace.collection, "collectionUUID": uuid.clone()};
+        command.extend(validation.fields());
+        command.insert("maxTimeMS", milliseconds(limit));
+        command.insert("writeConcern", majority_document());
+        let reply = self.database(&namespace.database).run_command(command).await?;
+        Ok(reply.get_timestamp("operationTime").ok())
+    }
+
+    /// Blocks or lets through the writes of all users of the deployment who may
+    /// not bypass that; returns the moment from which it holds.
+    ///
+    /// # Errors
+    /// The driver's error, for the caller to decide.
+    pub async fn block_writes(&self, on: bool) -> mongodb::error::Result<Option<Timestamp>> {
+        let command = doc! {"setUserWriteBlockMode": 1, "global": on};
+        let reply = self.admin().run_command(command).await?;
+        Ok(reply.get_timestamp("operationTime").ok())
+    }
+
+    /// Whether writes of users are blocked now.
+    ///
+    /// # Errors
+    /// A stop where this user may not see it.
+    pub async fn are_writes_blocked(&self) -> Result<bool> {
+        let status = doc! {"serverStatus": 1};
+        let status = self.admin().run_command(status).await.during("looking whether writes are blocked")?;
+        let mode = status.get_document("repl").ok().and_then(|repl| repl.get("userWriteBlockMode"));
+        Ok(mode.and_then(super::index::whole_number) == u64::try_from(BLOCKED).ok())
+    }
+
+    /// Whether this user may block writes and goes on writing meanwhile.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn may_bypass_write_block(&self) -> Result<bool> {
+        let command = doc! {"connectionStatus": 1, "showPrivileges": true};
+        let status =
+            self.admin().run_command(command).await.during("asking for the privileges of this user")?;
+        let privileges = status
+            .get_document("authInfo")
+            .and_then(|info| info.get_array("authenticatedUserPrivileges"))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let may = |action: &str| {
+            privileges.iter().filter_map(Bson::as_document).any(|privilege| {
+                let actions = privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default();
+                actions.iter().any(
+                    |known| matches!(known.as_str(), Some(name) if name == action || name == "anyAction"),
+                )
+            })
+        };
+        Ok(may("setUserWriteBlockMode") && may("bypassWriteBlockingMode"))
+    }
+
+    /// Gives the collection with that identity another name, in the place of
+    /// whatever bears it where `replacing`.
+    ///
+    /// # Errors
+    /// The driver's error, for the caller to decide.
+    pub async fn rename(
+        &self,
+        operation: &mut Operation,
+        from: &Namespace,
+        uuid: &Bson,
+        to: &Namespace,
+        replacing: bool,
+        limit: Duration,
+    ) -> mongodb::error::Result<()> {
+        let command = doc! {
+            "renameCollection": from.to_string(),
+            "to": to.to_string(),
+            "dropTarget": replacing,
+            "collectionUUID": uuid.clone(),
+            "maxTimeMS": milliseconds(limit),
+            "writeConcern": majority_document(),
+        };
+        self.admin().run_command(command).session(operation.session()).await.map(|_| ())
+    }
+
+    /// Gives several collections other names, one after the other under one lock.
+    ///
+    /// # Errors
+    /// The driver's error, for the caller to decide.
+    pub async fn rename_together(
+        &self,
+        operation: &mut Operation,
+        renames: &[(&Namespace, &Namespace)],
+        limit: Duration,
+    ) -> mongodb::error::Result<()> {
+        let entries: Vec<Document> = renames
+            .iter()
+            .map(|(from, to)| {
+                doc! {
+                    "op": "c",
+                    "ns": format!("{}.$cmd", from.database),
+                    "o": {"renameCollection": from.to_string(), "to": to.to_string()},
+                }
+            })
+            .collect();
+        let command = doc! {
+            "applyOps": entries,
+            "maxTimeMS": milliseconds(limit),
+            "writeConcern": majority_document(),
+        };
+        self.admin().run_command(command).session(operation.session()).await.map(|_| ())
+    }
+
+    /// Whether this user may rename several collections under one lock. Tried on
+    /// collections that do not exist.
+    ///
+    /// # Errors
+    /// A stop where that can't be found out.
+    pub async fn may_rename_together(&self, database: &str) -> Result<bool> {
+        let absent = |number: u8| Namespace {
+            database: database.to_owned(),
+            collection: format!("mongorekey_absent_{number}"),
+        };
+        let mut operation = self.operation().await?;
+        match self.rename_together(&mut operation, &[(&absent(1), &absent(2))], WRITE_TIMEOUT).await {
+            Ok(()) => Ok(true),
+            // Refused by a router, or for want of a privilege.
+            Err(error) if matches!(error.kind.as_ref(), ErrorKind::Command(_)) => {
+                let is_absent =
+                    matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == 26);
+                Ok(is_absent)
+            }
+            Err(error) => Err(error).during("trying whether collections can be renamed together"),
+        }
+    }
+
+    /// The identity of whatever bears a name.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn bearer(&self, namespace: &Namespace) -> Result<Option<Bson>> {
+        Ok(self.describe(namespace).await?.and_then(|description| description.uuid))
+    }
+}
+
+/// Writes of the moment right after a rename: where anything was written to the
+/// document since, they do nothing.
+#[derive(Debug)]
+pub struct GivingWay {
+    mongo: Mongo,
+    namespace: Namespace,
+    session: ClientSession,
+    transaction: i64,
+    moment: Timestamp,
+}
+
+impl GivingWay {
+    /// Writes to that collection as of `moment`, which must be in the past of a
+    /// majority and at most minutes ago.
+    ///
+    /// # Errors
+    /// A stop where no session can be had.
+    pub async fn new(mongo: &Mongo, namespace: &Namespace, moment: Timestamp) -> Result<Self> {
+        // Sessions that go back to the driver would be refused for their numbers.
+        let mongo = mongo.apart()?;
+        let session =
+            mongo.client().start_session().causal_consistency(false).await.during("starting a session")?;
+        Ok(Self { mongo, namespace: namespace.clone(), session, transaction: 0, moment })
+    }
+
+    /// Deletes a document.
+    ///
+    /// # Errors
+    /// A stop where the server refuses for another reason than something newer.
+    pub async fn delete(&mut self, id: bson::RawBson) -> Result<Guarded> {
+        let mut deletes = bson::RawArrayBuf::new();
+        deletes.push(rawdoc! {"q": {"_id": {"$eq": id}}, "limit": 1});
+        let mut command = rawdoc! {"delete": self.namespace.collection.as_str()};
+        command.append(bson::cstr!("deletes"), deletes);
+        self.attempt(command).await
+    }
+
+    /// Writes a document as it is.
+    ///
+    /// # Errors
+    /// A stop where the server refuses for another reason than something newer.
+    pub async fn write(&mut self, document: &bson::RawDocument) -> Result<Guarded> {
+        let mut updates = bson::RawArrayBuf::new();
+        updates.push(super::catch_up::statement(document)?);
+        let mut command = rawdoc! {"update": self.namespace.collection.as_str()};
+        command.append(bson::cstr!("updates"), updates);
+        self.attempt(command).await
+    }
+
+    async fn attempt(&mut self, command: RawDocumentBuf) -> Result<Guarded> {
+        let operation = format!("writing to {} what came during the cutover", self.namespace);
+        let (mut conflicts, mut failures) = (0, 0);
+        loop {
+            let error = match self.try_once(command.clone()).await {
+                Ok(None) => return Ok(Guarded::Done),
+                Ok(Some(refusal)) => {
+                    self.abort().await;
+                    return Err(Error::stopped(format!("{operation} failed: {refusal}")));
+                }
+                Err(error) => error,
+            };
+            self.abort().await;
+            if is_conflict(&error) {
+                conflicts += 1;
+            } else if super::command::is_transient(&error) && failures < ATTEMPTS {
+                failures += 1;
+            } else {
+                return Err(error).during(operation);
+            }
+            if conflicts == ATTEMPTS {
+                return Ok(Guarded::GaveWay);
+            }
+            // What conflicts may be a transaction that is going to be aborted.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Returns what the server has against the statement, if anything.
+    async fn try_once(&mut self, mut command: RawDocumentBuf) -> mongodb::error::Result<Option<String>> {
+        self.transaction += 1;
+        command.append(bson::cstr!("txnNumber"), self.transaction);
+        command.append(bson::cstr!("startTransaction"), true);
+        command.append(bson::cstr!("autocommit"), false);
+        command
+            .append(bson::cstr!("readConcern"), rawdoc! {"level": "snapshot", "atClusterTime": self.moment});
+        let database = self.mongo.database(&self.namespace.database);
+        let reply = database.run_raw_command(command).session(&mut self.session).await?;
+        if let Some(error) = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
+            return Ok(Some(error.to_string()));
+        }
+        let mut commit = rawdoc! {"commitTransaction": 1};
+        commit.append(bson::cstr!("txnNumber"), self.transaction);
+        commit.append(bson::cstr!("autocommit"), false);
+        let concern = rawdoc! {"w": "majority", "wtimeout": milliseconds(WRITE_TIMEOUT)};
+        commit.append(bson::cstr!("writeConcern"), concern);
+        self.mongo.admin().run_raw_command(commit).session(&mut self.session).await.map(|_| None)
+    }
+
+    async fn abort(&mut self) {
+        let mut abort = rawdoc! {"abortTransaction": 1};
+        abort.append(bson::cstr!("txnNumber"), self.transaction);
+        abort.append(bson::cstr!("autocommit"), false);
+        // Most often the server has aborted it already.
+        let _aborted = self.mongo.admin().run_raw_command(abort).session(&mut self.session).await;
+    }
+}
+
+fn is_conflict(error: &DriverError) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == WRITE_CONFLICT)
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_stored_is_what_is_restored() {
+        let options = doc! {"validator": {"$jsonSchema": {"required": ["a"]}}, "validationLevel": "moderate", "uuid": 1};
+        let validation = Validation::of(&options);
+        assert_eq!(Validation::from_document(&validation.to_document()), Some(validation));
+        let none = Validation::of(&doc! {});
+        assert_eq!(
+            none.fields(),
+            doc! {"validator": {}, "validationLevel": "strict", "validationAction": "error"}
+        );
+        assert_ne!(none, Validation::refusing());
+    }
+}

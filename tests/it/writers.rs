@@ -70,6 +70,7 @@ struct Counters {
     stopped: AtomicBool,
     operations: AtomicU64,
     refused: AtomicU64,
+    unknown: AtomicU64,
     longest_pause_micros: AtomicU64,
 }
 
@@ -111,6 +112,11 @@ impl Writers {
     /// Writes that were refused so far.
     pub fn refused(&self) -> u64 {
         self.figures.0.refused.load(Ordering::SeqCst)
+    }
+
+    /// Writes so far of which nobody knew whether they were applied, until they were settled.
+    pub fn unknown(&self) -> u64 {
+        self.figures.0.unknown.load(Ordering::SeqCst)
     }
 
     /// The longest time that a writer wanted to write and nothing was acknowledged to it, since the
@@ -165,6 +171,10 @@ impl Figures {
         self.0.operations.fetch_add(u64::try_from(count).expect("few"), Ordering::SeqCst);
         let micros = pause.map_or(0, |pause| u64::try_from(pause.as_micros()).expect("not that long"));
         self.0.longest_pause_micros.fetch_max(micros, Ordering::SeqCst);
+    }
+
+    fn lose_sight(&self) {
+        self.0.unknown.fetch_add(1, Ordering::SeqCst);
     }
 
     fn refuse(&self) {

@@ -345,3 +345,32 @@ fn to_bytes(document: &Document) -> Vec<u8> {
 fn id_key(id: &Bson) -> Vec<u8> {
     to_bytes(&doc! {"": id})
 }
+
+/// An invalid document that is gone after a cutover is no lost write; that it is back is one thing
+/// after a rollback and another one without.
+#[test]
+fn what_a_cutover_took_away_comes_back_by_a_rollback_only() {
+    let valid: Valid = |document| document.get_bool("valid").expect("true or false");
+    let id = super::operation::identity(1);
+    let insert = |valid| Change::Insert(super::operation::document(&id, 5, "s", valid));
+    let rounds =
+        [(Cutover::None, [1, 2]), (Cutover::Once(valid), [0, 1]), (Cutover::AndRollback(valid), [0, 0])];
+    for (cutover, contradictions) in rounds {
+        let (mut journal, now) = (Journal::new(cutover), Instant::now());
+        journal.acknowledged(&id, &insert(false), Answer::Inserted, now);
+        assert_eq!(journal.predicted(&id, &Change::Toggle).is_some(), matches!(cutover, Cutover::None));
+        journal.acknowledged(&id, &Change::Toggle, Answer::Nothing, now);
+        assert_eq!(journal.contradictions.len(), contradictions[0], "{cutover:?}");
+        journal.acknowledged(&id, &insert(true), Answer::Duplicate, now);
+        assert_eq!(journal.contradictions.len(), contradictions[1], "{cutover:?}");
+    }
+    // A valid one never vanishes, and one of unknown outcome is either.
+    let (mut journal, now) = (Journal::new(Cutover::AndRollback(valid)), Instant::now());
+    journal.unknown(&id, &insert(true), "an election");
+    assert_eq!(journal.predicted(&id, &Change::Delete), None);
+    journal.read(&id, None);
+    assert_eq!(journal.predicted(&id, &Change::Delete), Some(Answer::Nothing));
+    journal.acknowledged(&id, &insert(true), Answer::Inserted, now);
+    journal.read(&id, None);
+    assert_eq!(journal.contradictions.len(), 1);
+}

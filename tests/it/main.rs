@@ -56,3 +56,5 @@ mod verify_full_job;
 mod windows;
 mod wire;
 mod workers;
+mod writers;
+mod writers_self;

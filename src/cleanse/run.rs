@@ -15,6 +15,7 @@ use super::dry_run;
 use super::follow::{Followed, Follower, stored_position};
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
+use super::steer;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::values::Namespace;
@@ -24,6 +25,7 @@ use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
+use crate::throttle::pace::Pace;
 
 /// What a finished or interrupted copy has done.
 #[derive(Debug, Default)]
@@ -47,7 +49,9 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     let start = Instant::now();
     let job = context.unless_interrupted(begin(&context.mongo, &plan, args.restart)).await?;
     let mut figures = Figures::default();
-    let result = phases(context, &plan, &job, args, &mut figures).await;
+    let steered = steer::start(context, &job, args.documents_per_second).await?;
+    let context = &steered.context;
+    let result = phases(context, &steered.pace, &plan, &job, args, &mut figures).await;
     finish(context, &plan, job, result, &figures, start.elapsed().as_secs_f64()).await
 }
 
@@ -99,6 +103,7 @@ async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
 /// The way of the data, phase after phase; each is safe to begin again.
 async fn phases(
     context: &Context,
+    pace: &Arc<Pace>,
     plan: &Plan,
     job: &Job,
     args: &CleanseArgs,
@@ -108,7 +113,7 @@ async fn phases(
     let ranges = Ranges::of(mongo, job.name());
     let mut phase = Phase::stored(job);
     let halt = context.stop.child_token();
-    let copy = Arc::new(copy_of(context, plan, job, &ranges, halt.clone()).await?);
+    let copy = Arc::new(copy_of(context, pace, plan, job, &ranges, halt.clone()).await?);
     copy.clean_up().await?;
     let follower = Follower {
         mongo,
@@ -117,6 +122,7 @@ async fn phases(
         target: &plan.target,
         valid: plan.predicate.valid(),
         events: &context.events,
+        pace: pace.as_ref(),
     };
     let mut position = stored_position(job);
     if phase == Phase::Done {
@@ -194,7 +200,7 @@ async fn catch_up(
     if is_to_finish {
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
-        follower.work_off_marks(&mut catch_up, position.time(), stop, followed).await?;
+        follower.work_off_marks(&mut catch_up, &mut position, stop, followed).await?;
     }
     if !follower.drain(&mut catch_up, &mut position, false, stop, followed).await? {
         return Ok(false);
@@ -246,6 +252,7 @@ impl Phase {
 
 async fn copy_of(
     context: &Context,
+    pace: &Arc<Pace>,
     plan: &Plan,
     job: &Job,
     ranges: &Ranges,
@@ -263,6 +270,7 @@ async fn copy_of(
         lease: job.lease().clone(),
         events: context.events.clone(),
         stop,
+        pace: pace.clone(),
         source_count,
     })
 }

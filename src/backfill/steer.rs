@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bson::{Bson, Document};
+use bson::Document;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use super::plan::Plan;
 use crate::config::values::Tps;
 use crate::error::joined;
 use crate::event::Events;
-use crate::job::control::Control;
+use crate::job::control::{Control, last_wish_by};
 use crate::mongo::Mongo;
 use crate::mongo::health::HealthProbe;
 use crate::throttle::health::HealthJudge;
@@ -113,13 +113,7 @@ impl Steering {
         if now.stop {
             changes.push("stopping".into());
         }
-        let who = document
-            .get_array("audit")
-            .ok()
-            .and_then(|audit| audit.last())
-            .and_then(Bson::as_document)
-            .and_then(|entry| entry.get_str("who").ok())
-            .unwrap_or("somebody");
+        let who = last_wish_by(document);
         self.events.warn(format!("control by {who}: {}", changes.join(", ")));
     }
 }

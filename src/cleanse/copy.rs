@@ -17,6 +17,8 @@ use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
 use crate::mongo::command::is_transient;
+use crate::throttle::pace::Pace;
+use crate::throttle::waiting::Waiting;
 
 /// Attempts per range; elections and network errors pass.
 const ATTEMPTS: u32 = 8;
@@ -48,6 +50,8 @@ pub struct Copy {
     pub events: Events,
     /// Cancelled when the run is to end.
     pub stop: CancellationToken,
+    /// How fast it may go.
+    pub pace: Arc<Pace>,
     /// Documents in the source, for progress.
     pub source_count: u64,
 }
@@ -119,8 +123,12 @@ impl Copy {
     }
 
     async fn range(&self, range: &JobRange) -> Result<Copied> {
+        let documents = 0;
         for attempt in 1..=ATTEMPTS {
             self.lease.valid().await?;
+            if !self.may_begin(documents).await {
+                return Ok(Copied::Interrupted);
+            }
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
@@ -151,6 +159,17 @@ impl Copy {
             }
         }
         Err(Error::stopped(format!("a range of {} could not be copied", self.source)))
+    }
+
+    /// Waits until so many documents may be copied; false where the run is to end.
+    async fn may_begin(&self, documents: u64) -> bool {
+        while !self.stop.is_cancelled() {
+            self.pace.free(&self.stop).await;
+            if self.pace.turn(documents, &self.stop).await {
+                return true;
+            }
+        }
+        false
     }
 
     /// After a signal the range may finish within a moment, else its session is
@@ -207,7 +226,7 @@ impl Copy {
             unit: "source documents",
             done: share(self.source_count.saturating_mul(done_ranges)),
             total: Some(self.source_count),
-            limited_by: Some("database".into()),
+            limited_by: Some(self.pace.limit().map_or("database", Waiting::as_str).into()),
             detail: format!(
                 "{done} of {ranges} ranges done, {copied} documents in {}",
                 self.target.collection

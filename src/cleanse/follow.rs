@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBson, Timestamp, doc};
+use bson::{Bson, Document, RawBson, doc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,8 @@ use crate::mongo::Mongo;
 use crate::mongo::catch_up::{Applied, CatchUp};
 use crate::mongo::exchange::Validation;
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
+use crate::throttle::pace::Pace;
+use crate::throttle::waiting::Waiting;
 
 /// Changes that are worked on at once.
 const BATCH: usize = 1_000;
@@ -77,6 +79,8 @@ pub struct Follower<'a> {
     pub options: Option<Document>,
     /// Where progress goes.
     pub events: &'a Events,
+    /// How fast it may go.
+    pub pace: &'a Pace,
 }
 
 impl Follower<'_> {
@@ -112,14 +116,14 @@ impl Follower<'_> {
         Ok(feed.position().clone())
     }
 
-    /// Works off all marks.
+    /// Works off all marks; `from` moves on where nothing may be applied for a while.
     ///
     /// # Errors
     /// A stop where a document can't be brought up to date.
     pub async fn work_off_marks(
         &self,
         catch_up: &mut CatchUp,
-        after: Option<Timestamp>,
+        from: &mut Position,
         stop: &CancellationToken,
         followed: &mut Followed,
     ) -> Result<()> {
@@ -128,12 +132,16 @@ impl Follower<'_> {
         let mut done = 0;
         while !stop.is_cancelled() {
             self.job.lease().valid().await?;
-            let some = marks.some(i64::try_from(BATCH).unwrap_or(i64::MAX)).await?;
+            self.mark_while_held(from, stop).await?;
+            let some = marks.some(i64::try_from(self.batch()).unwrap_or(i64::MAX)).await?;
             if some.is_empty() {
                 return Ok(());
             }
+            if !self.pace.turn(some.len() as u64, stop).await {
+                continue;
+            }
             let ids: Vec<RawBson> = some.iter().map(|mark| mark.id.clone()).collect();
-            followed.applied.add(catch_up.apply(&ids, after).await?);
+            followed.applied.add(catch_up.apply(&ids, from.time()).await?);
             marks.remove(&some).await?;
             done += u64::try_from(some.len()).unwrap_or(0);
             followed.changes += u64::try_from(some.len()).unwrap_or(0);
@@ -142,8 +150,8 @@ impl Follower<'_> {
                 unit: "documents",
                 done,
                 total: Some(total.max(done)),
-                limited_by: Some("database".into()),
-                detail: "touched during the copy".into(),
+                limited_by: Some(self.limit("database")),
+                detail: "touched before".into(),
             });
         }
         Ok(())
@@ -163,6 +171,8 @@ impl Follower<'_> {
         stop: &CancellationToken,
         followed: &mut Followed,
     ) -> Result<bool> {
+        // A run that was ended while nothing might be applied has left some.
+        self.work_off_marks(catch_up, from, stop, followed).await?;
         let goal = self.mongo.last_write_time().await?;
         // An idle source says nothing: its feed moves on with other writes only.
         nudge(self.mongo).await?;
@@ -170,7 +180,17 @@ impl Follower<'_> {
         let mut saved = Instant::now();
         while !stop.is_cancelled() {
             self.job.lease().valid().await?;
+            if self.pace.held_by().is_some() {
+                self.work_off_marks(catch_up, from, stop, followed).await?;
+                feed = self.open(from.clone()).await?;
+                continue;
+            }
             let changes = self.next(&mut feed).await?;
+            if !self.pace.turn(changes.touched.len() as u64, stop).await {
+                // What was read is not applied, so it must be read again.
+                feed = self.open(from.clone()).await?;
+                continue;
+            }
             followed.applied.add(catch_up.apply(&changes.touched, changes.time).await?);
             followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
             from.clone_from(feed.position());
@@ -186,6 +206,37 @@ impl Follower<'_> {
         }
         // Stopped: marks may be left, however far the stream was read.
         Ok(false)
+    }
+
+    /// While nothing may be applied, what is touched is marked and the position
+    /// moves on: the oplog does not wait.
+    async fn mark_while_held(&self, from: &mut Position, stop: &CancellationToken) -> Result<()> {
+        if self.pace.held_by().is_none() || stop.is_cancelled() {
+            return Ok(());
+        }
+        let freed = CancellationToken::new();
+        let mut marking = std::pin::pin!(self.mark(from.clone(), &freed));
+        let marked = tokio::select! {
+            ended = &mut marking => ended,
+            () = self.pace.free(stop) => {
+                freed.cancel();
+                marking.await
+            }
+        };
+        *from = marked?;
+        Ok(())
+    }
+
+    /// Changes to work on at once: with a limit no more than a second's.
+    fn batch(&self) -> usize {
+        match usize::try_from(self.pace.rate()) {
+            Ok(0) | Err(_) => BATCH,
+            Ok(rate) => rate.min(BATCH),
+        }
+    }
+
+    fn limit(&self, otherwise: &'static str) -> String {
+        self.pace.limit().map_or(otherwise, Waiting::as_str).into()
     }
 
     /// A session for the writes, stored before the first one, after what still
@@ -208,7 +259,7 @@ impl Follower<'_> {
 
     async fn next(&self, feed: &mut Feed) -> Result<Changes> {
         // What was possible at the start and no longer is, is no refusal any more.
-        let changes = feed.next(BATCH).await.map_err(|error| error.with_class(Class::Stopped))?;
+        let changes = feed.next(self.batch()).await.map_err(|error| error.with_class(Class::Stopped))?;
         self.check(&changes).await?;
         Ok(changes)
     }
@@ -255,13 +306,13 @@ impl Follower<'_> {
             let now = jiff::Timestamp::now().as_second();
             now.saturating_sub(i64::from(time.time)).max(0)
         });
-        let waiting = if changes.touched.len() >= BATCH { "database" } else { "source" };
+        let waiting = if changes.touched.len() >= self.batch() { "database" } else { "source" };
         self.events.progress(Progress {
             phase: "follow".into(),
             unit: "changes",
             done: followed.changes,
             total: None,
-            limited_by: Some(waiting.into()),
+            limited_by: Some(self.limit(waiting)),
             detail: format!(
                 "{} written, {} removed, {} s behind",
                 followed.applied.written,

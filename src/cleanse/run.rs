@@ -15,6 +15,7 @@ use super::dry_run;
 use super::follow::{Direction, Followed, Follower, stored_position};
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
+use super::steer;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::values::{ExtendedJson, Namespace};
@@ -26,6 +27,7 @@ use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
+use crate::throttle::pace::Pace;
 
 /// The field of the job document with the options of the source.
 const SOURCE_OPTIONS: &str = "source_options";
@@ -52,7 +54,9 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     let start = Instant::now();
     let job = context.unless_interrupted(begin(&context.mongo, &plan, args.restart)).await?;
     let mut figures = Figures::default();
-    let result = phases(context, &plan, &job, args, &mut figures).await;
+    let steered = steer::start(context, &job, args.documents_per_second).await?;
+    let context = &steered.context;
+    let result = phases(context, &steered.pace, &plan, &job, args, &mut figures).await;
     finish(context, &plan, job, result, &figures, start.elapsed().as_secs_f64()).await
 }
 
@@ -113,6 +117,7 @@ async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
 /// The way of the data, phase after phase; each is safe to begin again.
 async fn phases(
     context: &Context,
+    pace: &Arc<Pace>,
     plan: &Plan,
     job: &Job,
     args: &CleanseArgs,
@@ -122,7 +127,7 @@ async fn phases(
     let ranges = Ranges::of(mongo, job.name());
     let mut phase = Phase::stored(job);
     let halt = context.stop.child_token();
-    let copy = Arc::new(copy_of(context, plan, job, &ranges, halt.clone()).await?);
+    let copy = Arc::new(copy_of(context, pace, plan, job, &ranges, halt.clone()).await?);
     copy.clean_up().await?;
     let follower = Follower {
         mongo,
@@ -133,6 +138,7 @@ async fn phases(
         direction: Direction::Forward,
         options: Some(source_options(plan, job)),
         events: &context.events,
+        pace: pace.as_ref(),
     };
     let mut position = stored_position(job, Direction::Forward);
     if phase == Phase::Done {
@@ -222,7 +228,7 @@ async fn catch_up(
     if is_to_finish {
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
-        follower.work_off_marks(&mut catch_up, position.time(), stop, followed).await?;
+        follower.work_off_marks(&mut catch_up, &mut position, stop, followed).await?;
     }
     if !follower.drain(&mut catch_up, &mut position, false, stop, followed).await? {
         return Ok(false);
@@ -275,6 +281,7 @@ impl Phase {
 
 async fn copy_of(
     context: &Context,
+    pace: &Arc<Pace>,
     plan: &Plan,
     job: &Job,
     ranges: &Ranges,
@@ -292,6 +299,7 @@ async fn copy_of(
         lease: job.lease().clone(),
         events: context.events.clone(),
         stop,
+        pace: pace.clone(),
         source_count,
     })
 }

@@ -22,6 +22,10 @@ pub struct CleanseArgs {
     /// Ranges to copy at once.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallel: u8,
+    /// Documents per second to copy and to catch up with at most, read or
+    /// written; 0 means no limit [default: as configured, else no limit].
+    #[arg(long, value_name = "N")]
+    pub documents_per_second: Option<u32>,
     /// Count the rejected documents per rule, which reads the source once more.
     #[arg(long)]
     pub count_rules: bool,
@@ -42,6 +46,7 @@ impl CleanseArgs {
             dry_run: false,
             follow: false,
             parallel: 2,
+            documents_per_second: None,
             count_rules: false,
             restart: false,
             job,

@@ -16,6 +16,7 @@ use crate::Context;
 use crate::cleanse::follow::{Direction, Followed, Follower, stored_position};
 use crate::cleanse::plan::{Plan, prepare};
 use crate::cleanse::run::{is_copied, source_options};
+use crate::cleanse::steer::{self, Steered};
 use crate::cli::cleanse::CleanseArgs;
 use crate::cli::cutover::{CopyArgs, CutoverArgs, Mode};
 use crate::error::{Class, Error, Result};
@@ -61,9 +62,11 @@ pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
     let stored = stored_job(context, &plan.job).await?;
     let mode = earlier(&stored)?.map_or(args.mode, |record| record.mode);
     ask(context, &plan, args, mode).await?;
-    let job = take(context, &plan).await?;
+    let job = context.unless_interrupted(take(context, &plan)).await?;
+    let steered = steer::start(context, &job, None).await?;
+    let context = &steered.context;
     let mut report = Report::default();
-    let result = steps(context, args, &plan, &job, &mut report).await;
+    let result = steps(&steered, args, &plan, &job, &mut report).await;
     Ok(finish(context, &plan.job, mode, job, result, &report, start.elapsed()).await)
 }
 
@@ -156,19 +159,20 @@ pub async fn take(context: &Context, plan: &Plan) -> Result<Job> {
 
 /// The way of a cutover.
 async fn steps(
-    context: &Context,
+    steered: &Steered,
     args: &CutoverArgs,
     plan: &Plan,
     job: &Job,
     report: &mut Report,
 ) -> Result<()> {
+    let context = &steered.context;
     // Again, now that nobody else has the job.
     let stored = stored_job(context, &plan.job).await?;
     if let Some(record) = Record::of(&stored)?.filter(|record| record.fence.is_some()) {
         recover(&context.mongo, &plan.job, &record).await?;
     }
     let stored = stored_job(context, &plan.job).await?;
-    let follower = forward(context, plan, job);
+    let follower = forward(steered, plan, job);
     match earlier(&stored)? {
         Some(record) if record.state == State::Renamed => {
             report.outcome = "cut_over";
@@ -196,16 +200,17 @@ fn fenced_at(stored: &Document, record: &Record) -> Result<bson::Timestamp> {
 }
 
 /// The follower from the source to the target of a cleanse.
-pub fn forward<'a>(context: &'a Context, plan: &'a Plan, job: &'a Job) -> Follower<'a> {
+pub fn forward<'a>(steered: &'a Steered, plan: &'a Plan, job: &'a Job) -> Follower<'a> {
     Follower {
-        mongo: &context.mongo,
+        mongo: &steered.context.mongo,
+        pace: &steered.pace,
         job,
         source: &plan.source,
         target: &plan.target,
         valid: plan.predicate.valid(),
         direction: Direction::Forward,
         options: Some(source_options(plan, job)),
-        events: &context.events,
+        events: &steered.context.events,
     }
 }
 

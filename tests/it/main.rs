@@ -10,6 +10,7 @@ mod batches;
 mod canary;
 mod chunk_cost;
 mod cleanse;
+mod cleanse_control;
 mod cleanse_kill;
 mod cleanse_live;
 mod cleanse_refusals;

@@ -15,8 +15,9 @@ use crate::mongo::exchange::{Obstacle, Validation};
 /// A fence waits behind open transactions, and everybody else behind it: no
 /// longer than this, whatever pause is allowed.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
-/// Letting writes through again waits for longer.
-const LIFTING: Duration = Duration::from_secs(30);
+/// So long an attempt to let writes through again waits for open transactions: it
+/// is repeated, because everybody else waits behind it.
+const LIFTING: Duration = Duration::from_millis(300);
 
 /// What came of an attempt.
 #[derive(Debug)]
@@ -79,7 +80,11 @@ pub async fn lift(mongo: &Mongo, fence: &Fence, renames: &Renames) -> Result<()>
         }
         Fence::Validator(original) => {
             for namespace in std::iter::once(&renames.live).chain(&renames.retired) {
-                if mongo.bearer(namespace).await?.as_ref() == Some(&renames.live_uuid) {
+                let found = mongo.describe(namespace).await?;
+                if let Some(found) = found.filter(|found| found.uuid.as_ref() == Some(&renames.live_uuid)) {
+                    if Validation::of(&found.options) != Validation::refusing() {
+                        return Ok(());
+                    }
                     return restore(mongo, namespace, &renames.live_uuid, original).await;
                 }
             }

@@ -23,6 +23,8 @@ const NOT_PERMITTED: [i32; 2] = [13, 371];
 const NAMESPACE_EXISTS: i32 = 48;
 /// The server's code for a document that something newer was written to.
 const WRITE_CONFLICT: i32 = 112;
+/// What needs a lock on everything must not wait for it, or everybody waits.
+const SHORT: Duration = Duration::from_millis(50);
 /// Attempts at a write, of those that conflict and of those that fail.
 const ATTEMPTS: u32 = 5;
 /// What the server reports where writes of users are blocked.
@@ -242,8 +244,10 @@ impl Mongo {
             collection: format!("mongorekey_absent_{number}"),
         };
         let mut operation = self.operation().await?;
-        match self.rename_together(&mut operation, &[(&absent(1), &absent(2))], WRITE_TIMEOUT).await {
+        match self.rename_together(&mut operation, &[(&absent(1), &absent(2))], SHORT).await {
             Ok(()) => Ok(true),
+            // It was permitted, and waited for the lock.
+            Err(error) if Obstacle::of(&error) == Obstacle::NotInTime => Ok(true),
             // Refused by a router, or for want of a privilege.
             Err(error) if matches!(error.kind.as_ref(), ErrorKind::Command(_)) => {
                 let is_absent =

@@ -21,6 +21,7 @@ mod command_line;
 mod config;
 mod control;
 mod crash_matrix;
+mod cutover;
 mod daily;
 mod deadline;
 mod fail_points;

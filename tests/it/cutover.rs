@@ -1,0 +1,290 @@
+//! A cutover of a live collection: the live name bears what the rule makes of all acknowledged
+//! writes, by the writers' own journal.
+
+use tokio::time::Instant;
+
+use bson::{Bson, Document, doc};
+
+use crate::cleanse_live::{RULE, live};
+use crate::cleansing::{SOURCE, TARGET, bytes, configure, job_name};
+use crate::harness::{Bench, wait_for};
+use crate::own_set::OwnSet;
+use crate::program::Finished;
+use crate::writers::{Cutover, Journal, Options, Writers, expect_live_after_cutover, is_valid};
+
+/// Far more than a cutover takes here, even beside other tests.
+const PATIENT: &str = "--max-pause 10s --yes";
+
+/// A bench whose source is being written to and was copied.
+async fn copied(documents: i32) -> (Bench, Writers) {
+    let (bench, writers) = copied_with(documents, Cutover::Once(is_valid)).await;
+    bench.run("cleanse --parallel 2").await.expect_exit(0);
+    (bench, writers)
+}
+
+async fn copied_with(documents: i32, cutover: Cutover) -> (Bench, Writers) {
+    let bench = Bench::new().await;
+    configure(&bench, RULE);
+    let writers = Writers::on(&bench, SOURCE, Options { documents, cutover, ..Options::default() }).await;
+    (bench, writers)
+}
+
+/// A bench with a few documents and no writers, copied.
+async fn small() -> Bench {
+    let bench = Bench::new().await;
+    configure(&bench, RULE);
+    bench.insert_into(SOURCE, (0..100).map(|id| doc! {"_id": id, "valid": id % 3 != 0})).await;
+    bench.run("cleanse").await.expect_exit(0);
+    bench
+}
+
+async fn exists(bench: &Bench, collection: &str) -> bool {
+    let names = bench.database.list_collection_names().await.expect("names");
+    names.iter().any(|name| name == collection)
+}
+
+fn kept_name(bench: &Bench) -> String {
+    format!("{SOURCE}_before_{}", job_name(bench))
+}
+
+/// Nothing holds writes off any more, and nothing says so.
+async fn expect_no_fence(bench: &Bench) {
+    let job = bench.job(&job_name(bench)).await.expect("the job");
+    assert_eq!(job.get_document("cutover").expect("a record").get("fence"), Some(&Bson::Null));
+    let live = bench.database.collection::<Document>(SOURCE);
+    live.insert_one(doc! {"_id": "probe"}).await.expect("writes go on");
+    live.delete_one(doc! {"_id": "probe"}).await.expect("writes go on");
+}
+
+async fn expect_live(bench: &Bench, journal: &Journal, ended: Instant) {
+    expect_live_after_cutover(bench, SOURCE, journal, is_valid, ended).await;
+}
+
+/// Writes go on for a while; then the live collection is compared with the journal.
+async fn expect_nothing_lost(bench: &Bench, writers: Writers, ended: Instant) {
+    writers.go_on_for(1_000).await;
+    let journal = writers.stop().await;
+    expect_live(bench, &journal, ended).await;
+}
+
+#[tokio::test]
+async fn a_swap_loses_no_write() {
+    let (bench, writers) = copied(10_000).await;
+    let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    let ended = Instant::now();
+    assert_eq!(done.text("/outcome"), "cut_over", "{}", done.stdout);
+    println!("{}", done.output());
+    assert!(done.json["pause_ms"].as_f64().is_some_and(|pause| pause > 0.0), "{}", done.stdout);
+    expect_nothing_lost(&bench, writers, ended).await;
+    assert!(!exists(&bench, TARGET).await);
+    expect_no_fence(&bench).await;
+}
+
+#[tokio::test]
+async fn a_keep_loses_no_write_and_keeps_the_old_collection() {
+    let (bench, writers) = copied(10_000).await;
+    let done = bench.run(&format!("cutover --mode keep {PATIENT}")).await.expect_exit(0);
+    let ended = Instant::now();
+    let old = kept_name(&bench);
+    assert_eq!(done.text("/old_collection"), bench.namespace(&old));
+    let before = bytes(&bench, &old).await;
+    expect_nothing_lost(&bench, writers, ended).await;
+    assert_eq!(bytes(&bench, &old).await, before, "the old collection is not written any more");
+    assert!(!exists(&bench, TARGET).await);
+    expect_no_fence(&bench).await;
+}
+
+#[tokio::test]
+async fn a_keep_with_a_gap_loses_no_write() {
+    let (bench, writers) = copied(5_000).await;
+    let command = format!("cutover --mode keep --fence validator --allow-gap {PATIENT}");
+    let done = bench.run(&command).await;
+    let ended = Instant::now();
+    // A write into the gap to a document that exists can't be merged, and is told.
+    assert!(matches!(done.exit, Some(0 | 1)), "{}", done.output());
+    writers.go_on_for(500).await;
+    let journal = writers.stop().await;
+    if done.exit == Some(0) {
+        expect_live(&bench, &journal, ended).await;
+    }
+    expect_no_fence(&bench).await;
+}
+
+#[tokio::test]
+async fn a_follower_hands_over() {
+    let (bench, writers) = copied(3_000).await;
+    let run = bench.program("cleanse --follow").spawn();
+    wait_for("the follower", async || run.stderr().contains("follows")).await;
+    let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    let ended = Instant::now();
+    assert_eq!(done.text("/outcome"), "cut_over");
+    run.finish().await.expect_exit(143);
+    expect_nothing_lost(&bench, writers, ended).await;
+}
+
+#[tokio::test]
+async fn killed_at_every_boundary_and_started_again_nothing_is_lost() {
+    for (mode, point) in [
+        ("swap", "cutover_recorded"),
+        ("swap", "cutover_fenced"),
+        ("swap", "cutover_renaming"),
+        ("swap", "cutover_renamed"),
+        ("keep", "cutover_fenced"),
+        ("keep", "cutover_renaming"),
+        ("keep", "cutover_renamed"),
+        ("keep --fence validator --allow-gap", "cutover_gap"),
+    ] {
+        let (bench, writers) = copied(2_000).await;
+        let command = format!("cutover --mode {mode} {PATIENT}");
+        let killed = bench.program(&command).env("MONGOREKEY_CRASH_AT", &format!("{point}:1")).run().await;
+        assert_eq!(killed.exit, None, "{point}: {}", killed.output());
+        // The watchdog lets writes through again, without anybody's help.
+        let job = job_name(&bench);
+        wait_for("the watchdog", async || {
+            let record = bench.job(&job).await.expect("the job");
+            record.get_document("cutover").expect("a record").get("fence") == Some(&Bson::Null)
+        })
+        .await;
+        writers.go_on_for(200).await;
+        let done = bench.run(&command).await;
+        let ended = Instant::now();
+        assert_eq!(done.exit, Some(0), "{mode} {point}: {}", done.output());
+        assert_eq!(done.text("/outcome"), "cut_over", "{mode} {point}");
+        expect_nothing_lost(&bench, writers, ended).await;
+        expect_no_fence(&bench).await;
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_differs_is_not_cut_over() {
+    let bench = small().await;
+    let target = bench.database.collection::<Document>(TARGET);
+    target.delete_one(doc! {"_id": 1}).await.expect("a write");
+    let refused = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(3);
+    assert_eq!(refused.text("/outcome"), "refused");
+    let gate = &refused.json["gates"][0];
+    assert_eq!((&gate["name"], &gate["passed"]), (&"verify".into(), &false.into()));
+    assert_eq!(bytes(&bench, SOURCE).await.len(), 100, "nothing was touched");
+}
+
+#[tokio::test]
+async fn a_pause_that_would_be_too_long_is_not_begun() {
+    let bench = small().await;
+    let refused = bench.run("cutover --mode swap --max-pause 1ms --yes").await.expect_exit(3);
+    let gates = refused.json["gates"].as_array().expect("gates").clone();
+    let failed: Vec<&str> = gates
+        .iter()
+        .filter(|gate| gate["passed"] == false)
+        .filter_map(|gate| gate["name"].as_str())
+        .collect();
+    assert_eq!(failed, ["predicted pause"], "{}", refused.stdout);
+}
+
+#[tokio::test]
+async fn an_open_transaction_ends_in_writes_going_on() {
+    let bench = small().await;
+    let client = crate::harness::connect(&bench.uri).await;
+    let mut session = client.start_session().await.expect("a session");
+    session.start_transaction().await.expect("a transaction");
+    let live = client.database(bench.database.name()).collection::<Document>(SOURCE);
+    live.update_one(doc! {"_id": 1}, doc! {"$set": {"open": true}})
+        .session(&mut session)
+        .await
+        .expect("a write");
+    let given_up = bench.run("cutover --mode swap --max-pause 2s --yes").await.expect_exit(1);
+    assert_eq!(given_up.text("/outcome"), "given_up", "{}", given_up.stdout);
+    expect_no_fence(&bench).await;
+    session.commit_transaction().await.expect("it can be committed");
+    let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    assert_eq!(done.text("/outcome"), "cut_over");
+    let found = bench.documents(SOURCE).await;
+    assert!(
+        found.iter().any(|document| document.get_bool("open").unwrap_or(false)),
+        "the transaction is there"
+    );
+}
+
+#[tokio::test]
+async fn the_validator_is_what_it_was() {
+    let bench = small().await;
+    let validator = doc! {"$expr": {"$gt": [{"$strLenCP": {"$toString": "$_id"}}, 0]}};
+    let modify = doc! {"collMod": SOURCE, "validator": validator.clone(), "validationLevel": "moderate"};
+    bench.database.run_command(modify).await.expect("a validator");
+    let stopped = bench.run("cleanse").await.expect_exit(4);
+    assert!(stopped.stderr.contains("modify"), "{}", stopped.stderr);
+    bench.run("cleanse --restart").await.expect_exit(0);
+    bench.run(&format!("cutover --mode keep {PATIENT}")).await.expect_exit(0);
+    let list = doc! {"listCollections": 1, "filter": {}};
+    let reply = bench.database.run_command(list).await.expect("collections");
+    let entries =
+        reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch")).expect("entries");
+    let mut seen = 0;
+    for entry in entries.iter().filter_map(Bson::as_document) {
+        let name = entry.get_str("name").expect("a name");
+        if name == SOURCE || name == kept_name(&bench) {
+            let options = entry.get_document("options").expect("options");
+            assert_eq!(options.get_document("validator").ok(), Some(&validator), "{name}");
+            assert_eq!(options.get_str("validationLevel").ok(), Some("moderate"), "{name}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 2);
+}
+
+#[tokio::test]
+async fn what_is_cut_over_is_not_cut_over_again() {
+    let bench = small().await;
+    bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    let before = bytes(&bench, SOURCE).await;
+    let again = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    assert!(again.json["pause_ms"].is_null());
+    let refused: Finished = bench.run("cleanse").await.expect_exit(3);
+    assert!(refused.stderr.contains("cut over already"), "{}", refused.stderr);
+    bench.run("cleanse --restart").await.expect_exit(3);
+    assert_eq!(bytes(&bench, SOURCE).await, before);
+}
+
+#[tokio::test]
+async fn usage_is_checked_before_anything_is_touched() {
+    let bench = small().await;
+    for (line, code) in [
+        ("cutover --mode swap", 2),
+        ("cutover --mode swap --feed-back --yes", 2),
+        ("cutover --mode swap --fence apply-ops --yes", 2),
+        ("cutover --mode swap --allow-gap --yes", 2),
+        ("cutover --mode keep --fence validator --yes", 2),
+        ("cutover --mode keep --fence write-block --yes", 3),
+        ("cutover --mode swap --job nobody --yes", 3),
+        ("fence-watchdog", 2),
+    ] {
+        let run = bench.run(line).await;
+        assert_eq!(run.exit, Some(code), "{line}: {}", run.output());
+    }
+    let nothing = bench.run("cutover --abort").await.expect_exit(0);
+    assert_eq!(nothing.text("/outcome"), "nothing_to_abort");
+    assert_eq!(bytes(&bench, SOURCE).await.len(), 100);
+}
+
+#[tokio::test]
+async fn all_writes_are_blocked_where_that_is_permitted() {
+    let set = OwnSet::start(&["--auth"]);
+    let bench = Bench::on(&set.uri).await;
+    configure(&bench, RULE);
+    bench.insert_into(SOURCE, (0..100).map(|id| doc! {"_id": id, "valid": id % 3 != 0})).await;
+    bench.run("cleanse").await.expect_exit(0);
+    let command = format!("cutover --mode keep --fence write-block {PATIENT}");
+    let done = bench.run(&command).await.expect_exit(0);
+    assert_eq!(done.text("/outcome"), "cut_over", "{}", done.stdout);
+    assert_eq!(bytes(&bench, SOURCE).await.len(), 66);
+    assert_eq!(bytes(&bench, &kept_name(&bench)).await.len(), 100);
+    expect_no_fence(&bench).await;
+}
+
+/// The bench of live tests without a cutover is the same.
+#[tokio::test]
+async fn a_copy_that_is_not_finished_is_refused() {
+    let (bench, writers) = live(500).await;
+    let refused = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(3);
+    assert!(refused.stderr.contains("nothing was copied"), "{}", refused.stderr);
+    writers.stop().await;
+}

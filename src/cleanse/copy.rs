@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
 use crate::config::values::Namespace;
+use crate::crash;
 use crate::error::{Context, Error, Result, describe_mongo, joined};
 use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
@@ -124,12 +125,14 @@ impl Copy {
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
+            crash::point("range_begun");
             let stages = copy_stages(range.range.filter(), self.valid.clone(), &self.target.collection);
             let hint = self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}));
             let run = self.mongo.run_writing_pipeline(&mut operation, &self.source, stages, hint, &self.job);
             let (result, interrupted) = self.until_stopped(run, &session).await;
             match result {
                 Ok(()) => {
+                    crash::point("range_copied");
                     self.ranges.set(range.number, &RangeState::Done).await?;
                     return Ok(Copied::All);
                 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::marks::Marks;
 use crate::config::values::Namespace;
+use crate::crash;
 use crate::error::{Class, Error, Result};
 use crate::event::{Events, Progress};
 use crate::job::Job;
@@ -76,10 +77,12 @@ impl Follower<'_> {
             self.job.lease().valid().await?;
             let changes = self.next(&mut feed).await?;
             marks.set(&changes.touched).await?;
+            crash::point("marks_set");
             // Never before the marks: what it stands for must be remembered.
             if !changes.touched.is_empty() || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
+                crash::point("marks_position_saved");
             }
         }
         Ok(feed.position().clone())
@@ -107,7 +110,9 @@ impl Follower<'_> {
             }
             let ids: Vec<RawBson> = some.iter().map(|mark| mark.id.clone()).collect();
             followed.applied.add(catch_up.apply(&ids, after).await?);
+            crash::point("marks_applied");
             marks.remove(&some).await?;
+            crash::point("marks_removed");
             done += u64::try_from(some.len()).unwrap_or(0);
             followed.changes += u64::try_from(some.len()).unwrap_or(0);
             self.events.progress(Progress {
@@ -145,12 +150,14 @@ impl Follower<'_> {
             self.job.lease().valid().await?;
             let changes = self.next(&mut feed).await?;
             followed.applied.add(catch_up.apply(&changes.touched, changes.time).await?);
+            crash::point("changes_applied");
             followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
             from.clone_from(feed.position());
             let has_reached = feed.has_reached(goal);
             if !changes.touched.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
+                crash::point("changes_position_saved");
             }
             if has_reached && !for_ever {
                 return Ok(true);
@@ -172,6 +179,7 @@ impl Follower<'_> {
         }
         let catch_up = CatchUp::new(self.mongo, self.source, self.target, self.valid.clone()).await?;
         self.job.save(doc! {SESSION: catch_up.session()}).await?;
+        crash::point("session_stored");
         Ok(catch_up)
     }
 

@@ -18,6 +18,7 @@ use super::ranges::Ranges;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::values::Namespace;
+use crate::crash;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
@@ -127,10 +128,12 @@ async fn phases(
     }
     if phase == Phase::Clear {
         clear(mongo, plan, job, &ranges).await?;
+        crash::point("cleanse_cleared");
         phase = Phase::Create;
     }
     if phase == Phase::Create {
         position = Some(create(context, plan, job, &ranges, &follower).await?);
+        crash::point("cleanse_created");
         phase = Phase::Copy;
     }
     let mut position = position.ok_or_else(|| {
@@ -144,6 +147,7 @@ async fn phases(
             return Ok(Copied::Interrupted);
         }
         job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
+        crash::point("cleanse_copied");
         phase = Phase::Finish;
     }
     if !catch_up(context, plan, args, &follower, position, phase == Phase::Finish, figures).await? {
@@ -193,7 +197,9 @@ async fn catch_up(
     let mut catch_up = follower.catch_up().await?;
     if is_to_finish {
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
+        crash::point("cleanse_fetched");
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
+        crash::point("cleanse_indexed");
         follower.work_off_marks(&mut catch_up, position.time(), stop, followed).await?;
     }
     if !follower.drain(&mut catch_up, &mut position, false, stop, followed).await? {
@@ -201,9 +207,13 @@ async fn catch_up(
     }
     if is_to_finish {
         build::indexes(mongo, &plan.target, &plan.description, When::CaughtUp, events).await?;
+        crash::point("cleanse_unique");
         figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
+        crash::point("cleanse_options");
         build::indexes(mongo, &plan.target, &plan.description, When::Last, events).await?;
+        crash::point("cleanse_last_indexes");
         follower.job.save(doc! {"phase": Phase::Done.as_str()}).await?;
+        crash::point("cleanse_done");
     }
     if args.follow {
         events.note(format!("{} is up to date and follows {}", plan.target, plan.source));
@@ -274,6 +284,7 @@ async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result
     let exists = mongo.describe(&plan.target).await?.and_then(|target| target.uuid);
     if exists.is_some() && (exists.as_ref() == owned || is_empty(mongo, &plan.target).await?) {
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
+        crash::point("cleanse_dropped");
     }
     ranges.clear().await?;
     let nothing =
@@ -296,13 +307,16 @@ async fn create(
         Some(_) => build::identity(mongo, &plan.target).await?,
         None => build::create(mongo, &plan.target, &plan.description).await?,
     };
+    crash::point("cleanse_target_made");
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
     job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
     build::index_pending(mongo, &plan.target).await?;
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;
+    crash::point("cleanse_begun");
     let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
     ranges.create(&tiles).await?;
+    crash::point("cleanse_ranges_made");
     job.save(doc! {"phase": Phase::Copy.as_str()}).await?;
     Ok(position)
 }

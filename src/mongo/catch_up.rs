@@ -20,6 +20,7 @@ use super::sink::{check_write_concern, id_bytes, value_bytes};
 use super::source::to_bson;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
+use crate::crash;
 use crate::error::{Context, Error, Result};
 
 /// Bytes of documents per command.
@@ -133,6 +134,7 @@ impl CatchUp {
         // Removed first: an `_id` may have come back as an equal number of another type.
         let removed: Vec<RawBson> = gone.into_values().collect();
         self.remove(&removed).await?;
+        crash::point("catch_up_removed");
         let written = self.write_all(&documents, again).await?;
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
     }
@@ -233,6 +235,7 @@ impl CatchUp {
         let values = error.get_document("keyValue").ok().cloned();
         let parties = self.parties(&Conflict { id, values }).await?;
         self.remove(&parties).await?;
+        crash::point("parties_removed");
         again.extend(parties);
         Ok(())
     }

@@ -7,7 +7,7 @@ use bson::{Bson, Document, doc};
 use mongodb::{Collection, IndexModel};
 
 use crate::cleansing::{SOURCE, TARGET, bytes, configure};
-use crate::harness::{Bench, Random, wait_for};
+use crate::harness::{Bench, wait_for};
 use crate::program::{Running, Signal};
 use crate::writers::{Journal, Options, Writers, expect_collection_equals, is_valid};
 
@@ -93,23 +93,6 @@ async fn a_source_that_is_written_to_by_many_is_followed_from_its_copy_on() {
     wait_until_in_step(&bench, &journal, &mut run).await;
     run.signal(Signal::Interrupt);
     run.finish().await.expect_exit(130);
-}
-
-#[tokio::test]
-async fn kills_at_any_moment_lose_no_write() {
-    let (bench, writers) = live(15_000).await;
-    let mut random = Random::seeded(42);
-    for kill in 0..12 {
-        let arguments = if kill < 6 { COMMAND.to_owned() } else { format!("{COMMAND} --follow") };
-        let run = bench.program(&arguments).spawn();
-        let moment = u64::try_from(50 + random.below(1_500)).expect("small");
-        tokio::time::sleep(Duration::from_millis(moment)).await;
-        run.kill();
-    }
-    bench.run(COMMAND).await.expect_exit(0);
-    let journal = writers.stop().await;
-    bench.run(COMMAND).await.expect_exit(0);
-    expect_target(&bench, &journal).await;
 }
 
 #[tokio::test]

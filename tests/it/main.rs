@@ -12,6 +12,7 @@ mod chunk_cost;
 mod cleanse;
 mod cleanse_kill;
 mod cleanse_live;
+mod cleanse_live_kill;
 mod cleanse_refusals;
 mod cleanse_rules;
 mod cleanse_shape;

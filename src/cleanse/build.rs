@@ -199,10 +199,28 @@ pub async fn indexes(
     when: When,
     events: &Events,
 ) -> Result<()> {
+    match try_indexes(mongo, namespace, source, when, events).await? {
+        None => Ok(()),
+        Some((_, error)) => Err(error),
+    }
+}
+
+/// The same; returns the values of documents that stand in each other's way under
+/// a unique index, and what is to be said of them.
+///
+/// # Errors
+/// As [`indexes`].
+pub async fn try_indexes(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    source: &Description,
+    when: When,
+    events: &Events,
+) -> Result<Option<(Document, Error)>> {
     let due: Vec<Document> =
         target::indexes(source).into_iter().filter(|index| When::of(index) == when).collect();
     if due.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let names = due.iter().map(index_name).collect::<Vec<_>>().join(", ");
     let show = |seen: BuildProgress| {
@@ -215,7 +233,7 @@ pub async fn indexes(
             detail: names.clone(),
         });
     };
-    mongo.build_indexes(namespace, due, show).await
+    mongo.try_build_indexes(namespace, due, show).await
 }
 
 /// Sets what must not hold while the copy runs: validator and expiry. Returns

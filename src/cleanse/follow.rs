@@ -14,18 +14,23 @@ use crate::error::{Class, Error, Result};
 use crate::event::{Events, Progress};
 use crate::job::Job;
 use crate::mongo::Mongo;
-use crate::mongo::catch_up::{Applied, CatchUp};
+use crate::mongo::catch_up::Applied;
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
+use crate::mongo::lanes::Lanes;
 
 /// Changes that are worked on at once.
-const BATCH: usize = 1_000;
+const BATCH: usize = 4_000;
+/// Changes that are marked at once.
+const MARKS: usize = 1_000;
+/// Documents are brought up to date by so many side by side.
+const LANES: usize = 4;
 /// The position is stored this often where nothing changes, or the oplog would
 /// outrun it.
 const IDLE_SAVE: Duration = Duration::from_secs(10);
 /// The field of the job document with the position in the change stream.
 pub const POSITION: &str = "feed";
-/// The field with the session of the writes.
-const SESSION: &str = "catch_up_session";
+/// The field with the sessions of the writes.
+const SESSIONS: &str = "catch_up_session";
 
 /// What was followed so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,7 +80,7 @@ impl Follower<'_> {
         let mut saved = Instant::now();
         while !copied.is_cancelled() {
             self.job.lease().valid().await?;
-            let changes = self.next(&mut feed).await?;
+            let changes = self.checked(feed.next(MARKS).await)?;
             marks.set(&changes.touched).await?;
             crash::point("marks_set");
             // Never before the marks: what it stands for must be remembered.
@@ -94,7 +99,7 @@ impl Follower<'_> {
     /// A stop where a document can't be brought up to date.
     pub async fn work_off_marks(
         &self,
-        catch_up: &mut CatchUp,
+        catch_up: &mut Lanes,
         after: Option<Timestamp>,
         stop: &CancellationToken,
         followed: &mut Followed,
@@ -109,7 +114,7 @@ impl Follower<'_> {
                 return Ok(());
             }
             let ids: Vec<RawBson> = some.iter().map(|mark| mark.id.clone()).collect();
-            followed.applied.add(catch_up.apply(&ids, after).await?);
+            followed.applied.add(self.apply(catch_up, &ids, after).await?);
             crash::point("marks_applied");
             marks.remove(&some).await?;
             crash::point("marks_removed");
@@ -135,21 +140,23 @@ impl Follower<'_> {
     /// longer what it was or the changes are lost.
     pub async fn drain(
         &self,
-        catch_up: &mut CatchUp,
+        catch_up: &mut Lanes,
         from: &mut Position,
         for_ever: bool,
         stop: &CancellationToken,
         followed: &mut Followed,
     ) -> Result<bool> {
+        // What a run that was killed had removed to write it again.
+        self.work_off_marks(catch_up, from.time(), stop, followed).await?;
         let goal = self.mongo.last_write_time().await?;
         // An idle source says nothing: its feed moves on with other writes only.
         nudge(self.mongo).await?;
-        let mut feed = self.open(from.clone()).await?;
+        let mut feed = self.open(from.clone()).await?.ahead(BATCH);
         let mut saved = Instant::now();
         while !stop.is_cancelled() {
+            let changes = self.checked(feed.next().await)?;
             self.job.lease().valid().await?;
-            let changes = self.next(&mut feed).await?;
-            followed.applied.add(catch_up.apply(&changes.touched, changes.time).await?);
+            followed.applied.add(self.apply(catch_up, &changes.touched, changes.time).await?);
             crash::point("changes_applied");
             followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
             from.clone_from(feed.position());
@@ -168,28 +175,29 @@ impl Follower<'_> {
         Ok(false)
     }
 
-    /// A session for the writes, stored before the first one, after what still
-    /// runs on that of an earlier holder was ended.
+    /// Sessions for the writes, stored before the first one, after what still
+    /// runs on those of an earlier holder was ended.
     ///
     /// # Errors
     /// A stop where that can't be made sure.
-    pub async fn catch_up(&self) -> Result<CatchUp> {
-        if let Some(Bson::Document(session)) = self.job.stored(SESSION) {
-            self.mongo.end_operations(std::slice::from_ref(session)).await?;
-        }
-        let catch_up = CatchUp::new(self.mongo, self.source, self.target, self.valid.clone()).await?;
-        self.job.save(doc! {SESSION: catch_up.session()}).await?;
+    pub async fn catch_up(&self) -> Result<Lanes> {
+        self.mongo.end_operations(&stored_sessions(self.job.stored(SESSIONS))).await?;
+        let source = self.mongo.describe(self.source).await?;
+        let has_collation = source.is_some_and(|source| source.collation().is_some());
+        let lanes =
+            Lanes::new(self.mongo, self.source, self.target, &self.valid, LANES, has_collation).await?;
+        self.job.save(doc! {SESSIONS: lanes.sessions()}).await?;
         crash::point("session_stored");
-        Ok(catch_up)
+        Ok(lanes)
     }
 
     async fn open(&self, from: Position) -> Result<Feed> {
         self.mongo.feed(self.source, from).await
     }
 
-    async fn next(&self, feed: &mut Feed) -> Result<Changes> {
+    fn checked(&self, changes: Result<Changes>) -> Result<Changes> {
         // What was possible at the start and no longer is, is no refusal any more.
-        let changes = feed.next(BATCH).await.map_err(|error| error.with_class(Class::Stopped))?;
+        let changes = changes.map_err(|error| error.with_class(Class::Stopped))?;
         match &changes.ended_by {
             Some(event) => Err(Error::stopped(format!(
                 "{} is no longer what it was: {event}. The target is as of the moment before",
@@ -223,6 +231,15 @@ impl Follower<'_> {
                 lag.unwrap_or(0)
             ),
         });
+    }
+}
+
+/// The sessions as they were stored; of an earlier version one by itself.
+fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
+    match stored {
+        Some(Bson::Array(sessions)) => sessions.iter().filter_map(Bson::as_document).cloned().collect(),
+        Some(Bson::Document(session)) => vec![session.clone()],
+        _ => Vec::new(),
     }
 }
 

@@ -71,6 +71,20 @@ impl Marks {
         documents.iter().map(read).collect()
     }
 
+    /// The marks of these documents.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn these(&self, ids: &[RawBson]) -> Result<Vec<Mark>> {
+        let keys = ids.iter().map(|id| self.key(id)).collect::<Result<Vec<Document>>>()?;
+        let documents: Vec<Document> = retrying("reading the marks", || {
+            let find = self.collection.find(doc! {"_id": {"$in": keys.clone()}});
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        documents.iter().map(read).collect()
+    }
+
     /// Removes marks that were not set again since they were read.
     ///
     /// # Errors

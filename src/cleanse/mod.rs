@@ -5,6 +5,7 @@
 //! makes and finishes the target, `dry_run` shows all of it without a write.
 
 pub mod build;
+pub mod conflict;
 pub mod copy;
 pub mod count;
 pub mod dry_run;

@@ -206,7 +206,9 @@ async fn catch_up(
         return Ok(false);
     }
     if is_to_finish {
-        build::indexes(mongo, &plan.target, &plan.description, When::CaughtUp, events).await?;
+        if !follower.unique_indexes(&mut catch_up, &mut position, &plan.description, stop, followed).await? {
+            return Ok(false);
+        }
         crash::point("cleanse_unique");
         figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
         crash::point("cleanse_options");

@@ -23,13 +23,15 @@ use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Context, Error, Result};
 
-/// Bytes of documents per command.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of documents per command, and about as many are read at once.
+const MOST_BYTES: usize = 2 * 1024 * 1024;
 /// Statements per command.
 const MOST_STATEMENTS: usize = 1000;
+/// The same as long as nobody knows how large documents are.
+const FIRST_STATEMENTS: usize = 100;
 /// The server's code for a duplicate key.
 const DUPLICATE_KEY: u64 = 11000;
-/// Rounds in which documents that stand in each other's way are written again.
+/// Rounds in which documents are written again that failed for a passing reason.
 const ROUNDS: usize = 10;
 
 /// What was done to the target.
@@ -50,6 +52,24 @@ impl Applied {
     }
 }
 
+/// What became of some documents.
+#[derive(Debug, Default)]
+pub struct Attempt {
+    /// What was done.
+    pub applied: Applied,
+    /// Documents that were not written because of others under a unique index,
+    /// and these others. They are left as they are.
+    pub parties: Vec<RawBson>,
+}
+
+impl Attempt {
+    /// Adds what became of others.
+    pub fn add(&mut self, other: Self) {
+        self.applied.add(other.applied);
+        self.parties.extend(other.parties);
+    }
+}
+
 /// Keeps a target in step with a source.
 #[derive(Debug)]
 pub struct CatchUp {
@@ -60,12 +80,8 @@ pub struct CatchUp {
     reading: ClientSession,
     writing: ClientSession,
     transaction: i64,
-}
-
-/// A duplicate key: whose document, and the values that stand in its way.
-struct Conflict {
-    id: RawBson,
-    values: Option<Document>,
+    /// Documents to read at once, by the size of those before.
+    at_once: usize,
 }
 
 impl CatchUp {
@@ -80,7 +96,7 @@ impl CatchUp {
         let reading = mongo.client().start_session().await.during("starting a session")?;
         let writing = mongo.client().start_session().await.during("starting a session")?;
         let (source, target) = (source.clone(), target.clone());
-        Ok(Self { mongo, source, target, valid, reading, writing, transaction: 0 })
+        Ok(Self { mongo, source, target, valid, reading, writing, transaction: 0, at_once: FIRST_STATEMENTS })
     }
 
     /// The session of the writes, to be recorded before the first: whoever comes
@@ -94,27 +110,28 @@ impl CatchUp {
     ///
     /// # Errors
     /// A stop where a document can't be written for good.
-    pub async fn apply(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Applied> {
-        let mut applied = Applied::default();
+    pub async fn apply(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Attempt> {
+        let mut attempt = Attempt::default();
         let mut open = distinct(ids);
         for _ in 0..ROUNDS {
             let mut again = Vec::new();
-            for part in open.chunks(MOST_STATEMENTS) {
-                applied.add(self.apply_once(part, after, &mut again).await?);
+            let mut rest = open.as_slice();
+            while !rest.is_empty() {
+                let (part, others) = rest.split_at(self.at_once.min(rest.len()));
+                attempt.applied.add(self.apply_once(part, after, &mut again, &mut attempt.parties).await?);
+                rest = others;
             }
             if again.is_empty() {
-                return Ok(applied);
+                return Ok(attempt);
             }
             open = distinct(&again);
         }
-        let id = open.first().map(|id| crate::report::json::extended(id.as_raw_bson_ref()));
         Err(Error::stopped(format!(
-            "{} documents of {} stand in each other's way under a unique index, {} among them",
+            "{} documents could not be brought up to date in {}",
             open.len(),
-            self.source,
-            id.unwrap_or_default()
+            self.target
         ))
-        .hint("does the source itself hold duplicates that the rules keep? Started again, the job goes on"))
+        .hint("the server was interrupted again and again; start the same command again"))
     }
 
     async fn apply_once(
@@ -122,10 +139,14 @@ impl CatchUp {
         ids: &[RawBson],
         after: Option<Timestamp>,
         again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
     ) -> Result<Applied> {
         let mut gone: HashMap<Vec<u8>, RawBson> =
             ids.iter().map(|id| (value_bytes(id.as_raw_bson_ref()), id.clone())).collect();
         let documents = self.read(ids, after).await?;
+        if !documents.is_empty() {
+            self.at_once = statements_at_once(&documents);
+        }
         for document in &documents {
             if let Some(bytes) = id_bytes(document) {
                 gone.remove(&bytes);
@@ -135,7 +156,7 @@ impl CatchUp {
         let removed: Vec<RawBson> = gone.into_values().collect();
         self.remove(&removed).await?;
         crash::point("catch_up_removed");
-        let written = self.write_all(&documents, again).await?;
+        let written = self.write_all(&documents, again, parties).await?;
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
     }
 
@@ -163,7 +184,11 @@ impl CatchUp {
         .await
     }
 
-    async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
+    /// Removes documents from the target.
+    ///
+    /// # Errors
+    /// A stop where the server refuses.
+    pub async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
@@ -180,23 +205,33 @@ impl CatchUp {
         }
     }
 
-    async fn write_all(&mut self, documents: &[RawDocumentBuf], again: &mut Vec<RawBson>) -> Result<u64> {
+    async fn write_all(
+        &mut self,
+        documents: &[RawDocumentBuf],
+        again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
+    ) -> Result<u64> {
         let (mut start, mut bytes, mut written) = (0, 0, 0);
         for (position, document) in documents.iter().enumerate() {
             let size = document.as_bytes().len();
             if position > start && bytes + size > MOST_BYTES {
-                written += self.write(&documents[start..position], again).await?;
+                written += self.write(&documents[start..position], again, parties).await?;
                 (start, bytes) = (position, 0);
             }
             bytes += size;
         }
         if start < documents.len() {
-            written += self.write(&documents[start..], again).await?;
+            written += self.write(&documents[start..], again, parties).await?;
         }
         Ok(written)
     }
 
-    async fn write(&mut self, documents: &[RawDocumentBuf], again: &mut Vec<RawBson>) -> Result<u64> {
+    async fn write(
+        &mut self,
+        documents: &[RawDocumentBuf],
+        again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
+    ) -> Result<u64> {
         let mut updates = RawArrayBuf::new();
         for document in documents {
             updates.push(statement(document)?);
@@ -207,18 +242,19 @@ impl CatchUp {
         let errors = errors(&reply);
         let failed = u64::try_from(errors.len()).unwrap_or(u64::MAX);
         for error in errors {
-            self.resolve(documents, &error, again).await?;
+            self.resolve(documents, &error, again, parties).await?;
         }
         Ok(u64::try_from(documents.len()).unwrap_or(u64::MAX).saturating_sub(failed))
     }
 
-    /// A document that could not be written: removes what stands in its way, so
-    /// that both are looked at again.
+    /// A document that could not be written: it is tried again, or it is told who
+    /// stands in whose way.
     async fn resolve(
-        &mut self,
+        &self,
         documents: &[RawDocumentBuf],
         error: &Document,
         again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
     ) -> Result<()> {
         let code = error.get("code").and_then(whole_number).unwrap_or(0);
         let index = error.get("index").and_then(whole_number).and_then(|index| usize::try_from(index).ok());
@@ -232,29 +268,29 @@ impl CatchUp {
         if code != DUPLICATE_KEY {
             return Err(self.refused(error));
         }
-        let values = error.get_document("keyValue").ok().cloned();
-        let parties = self.parties(&Conflict { id, values }).await?;
-        self.remove(&parties).await?;
-        crash::point("parties_removed");
-        again.extend(parties);
+        parties.push(id);
+        if let Some(values) = error.get_document("keyValue").ok().filter(|values| !values.contains_key("_id"))
+        {
+            parties.extend(self.holders(values).await?);
+        }
         Ok(())
     }
 
-    /// Everybody in the target who is part of a conflict.
-    async fn parties(&mut self, conflict: &Conflict) -> Result<Vec<RawBson>> {
-        let mut parties = vec![conflict.id.clone()];
-        let Some(values) = conflict.values.as_ref().filter(|values| !values.contains_key("_id")) else {
-            return Ok(parties);
-        };
+    /// The documents of the target that hold these values.
+    ///
+    /// # Errors
+    /// A stop where the target can't be read.
+    pub async fn holders(&self, values: &Document) -> Result<Vec<RawBson>> {
         let filter: Document =
             values.iter().map(|(field, value)| (field.clone(), doc! {"$eq": value.clone()}.into())).collect();
         let collection = self.mongo.collection(&self.target);
         let operation = format!("finding what stands in the way in {}", self.target);
+        let mut holders = Vec::new();
         let mut cursor = collection.find(filter).projection(doc! {"_id": 1}).await.during(&operation)?;
         while cursor.advance().await.during(&operation)? {
-            parties.extend(cursor.current().get("_id").ok().flatten().map(RawBson::from));
+            holders.extend(cursor.current().get("_id").ok().flatten().map(RawBson::from));
         }
-        Ok(parties)
+        Ok(holders)
     }
 
     /// Sends a write, again and again under the same number: the server executes
@@ -293,7 +329,16 @@ fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
     Ok(rawdoc! {"q": {"_id": {"$eq": id}}, "u": pipeline, "upsert": true})
 }
 
-fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
+/// How many documents to read at once, so that they are no more than a command
+/// holds: by the average size of the last. Pure.
+fn statements_at_once(documents: &[RawDocumentBuf]) -> usize {
+    let bytes: usize = documents.iter().map(|document| document.as_bytes().len()).sum();
+    let average = bytes / documents.len().max(1);
+    (MOST_BYTES / average.max(1)).clamp(1, MOST_STATEMENTS)
+}
+
+/// Each `_id` once.
+pub(crate) fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
     let mut seen = std::collections::HashSet::new();
     ids.iter().filter(|id| seen.insert(value_bytes(id.as_raw_bson_ref()))).cloned().collect()
 }

@@ -50,6 +50,11 @@ impl Position {
         }
     }
 
+    /// Whether it is not before that moment.
+    pub fn has_reached(&self, moment: Timestamp) -> bool {
+        self.time().is_some_and(|time| (time.time, time.increment) >= (moment.time, moment.increment))
+    }
+
     /// The moment it stands for.
     pub fn time(&self) -> Option<Timestamp> {
         match self {
@@ -207,9 +212,7 @@ impl Feed {
 
     /// Whether everything up to that moment was read.
     pub fn has_reached(&self, time: Timestamp) -> bool {
-        self.position
-            .time()
-            .is_some_and(|reached| (reached.time, reached.increment) >= (time.time, time.increment))
+        self.position.has_reached(time)
     }
 }
 

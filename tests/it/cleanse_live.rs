@@ -56,7 +56,7 @@ fn source(bench: &Bench) -> Collection<Document> {
 
 #[tokio::test]
 async fn all_kinds_of_writes_before_during_and_after_each_phase_are_in_the_target() {
-    let (bench, writers) = live(20_000).await;
+    let (bench, writers) = live(10_000).await;
     writers.go_on_for(1_000).await;
     // Copying, indexes, catching up.
     let run = bench.run(COMMAND).await.expect_exit(0);
@@ -84,7 +84,7 @@ async fn all_kinds_of_writes_before_during_and_after_each_phase_are_in_the_targe
 async fn a_source_that_is_written_to_by_many_is_followed_from_its_copy_on() {
     let bench = Bench::new().await;
     configure(&bench, RULE);
-    let options = Options { documents: 5_000, writers: 48, unique: false, seed: 2, ..Options::default() };
+    let options = Options { documents: 5_000, unique: false, seed: 2, ..Options::default() };
     let writers = Writers::on(&bench, SOURCE, options).await;
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the copy", async || run.stderr().contains("follows")).await;

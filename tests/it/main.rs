@@ -16,6 +16,7 @@ mod cleanse_live_kill;
 mod cleanse_refusals;
 mod cleanse_rules;
 mod cleanse_shape;
+mod cleanse_traps;
 mod cleansing;
 mod command_line;
 mod config;

@@ -16,6 +16,9 @@ use crate::error::{Context, Error, Result};
 
 /// How long the server waits for a change before it answers that there is none.
 const WAIT: Duration = Duration::from_millis(500);
+/// Changes per answer of the server: without a limit it sends megabytes at once,
+/// each change with a token several times its size.
+const FETCHED: u32 = 2_000;
 /// The server's codes for a token that its oplog no longer holds.
 const LOST: [i32; 4] = [136, 222, 280, 286];
 /// How long to try to open a feed again, through elections.
@@ -147,6 +150,7 @@ async fn open(mongo: &Mongo, namespace: &Namespace, from: &Position) -> Result<C
             .pipeline([fields.clone()])
             .show_expanded_events(true)
             .read_concern(mongodb::options::ReadConcern::majority())
+            .batch_size(FETCHED)
             .max_await_time(WAIT);
         watch = match from {
             Position::Time(time) => watch.start_at_operation_time(*time),

@@ -10,6 +10,7 @@ mod batches;
 mod canary;
 mod chunk_cost;
 mod cleanse;
+mod cleanse_conflicts;
 mod cleanse_kill;
 mod cleanse_live;
 mod cleanse_live_kill;

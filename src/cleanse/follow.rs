@@ -16,7 +16,6 @@ use crate::mongo::Mongo;
 use crate::mongo::catch_up::{Applied, CatchUp};
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
 use crate::throttle::pace::Pace;
-use crate::throttle::waiting::Waiting;
 
 /// Changes that are worked on at once.
 const BATCH: usize = 1_000;
@@ -123,7 +122,7 @@ impl Follower<'_> {
                 unit: "documents",
                 done,
                 total: Some(total.max(done)),
-                limited_by: Some(self.limit("database")),
+                limited_by: Some(self.pace.limited_by().into()),
                 detail: "touched before".into(),
             });
         }
@@ -159,6 +158,7 @@ impl Follower<'_> {
                 continue;
             }
             let changes = self.next(&mut feed).await?;
+            self.pace.set_idle(changes.touched.is_empty());
             if !self.pace.turn(changes.touched.len() as u64, stop).await {
                 // What was read is not applied, so it must be read again.
                 feed = self.open(from.clone()).await?;
@@ -175,7 +175,7 @@ impl Follower<'_> {
             if has_reached && !for_ever {
                 return Ok(true);
             }
-            self.show(&changes, feed.position(), followed);
+            self.show(feed.position(), followed);
         }
         // Stopped: marks may be left, however far the stream was read.
         Ok(false)
@@ -206,10 +206,6 @@ impl Follower<'_> {
             Ok(0) | Err(_) => BATCH,
             Ok(rate) => rate.min(BATCH),
         }
-    }
-
-    fn limit(&self, otherwise: &'static str) -> String {
-        self.pace.limit().map_or(otherwise, Waiting::as_str).into()
     }
 
     /// A session for the writes, stored before the first one, after what still
@@ -247,18 +243,17 @@ impl Follower<'_> {
         self.job.save(doc! {POSITION: position.to_document()}).await
     }
 
-    fn show(&self, changes: &Changes, position: &Position, followed: &Followed) {
+    fn show(&self, position: &Position, followed: &Followed) {
         let lag = position.time().map(|time| {
             let now = jiff::Timestamp::now().as_second();
             now.saturating_sub(i64::from(time.time)).max(0)
         });
-        let waiting = if changes.touched.len() >= self.batch() { "database" } else { "source" };
         self.events.progress(Progress {
             phase: "follow".into(),
             unit: "changes",
             done: followed.changes,
             total: None,
-            limited_by: Some(self.limit(waiting)),
+            limited_by: Some(self.pace.limited_by().into()),
             detail: format!(
                 "{} written, {} removed, {} s behind",
                 followed.applied.written,

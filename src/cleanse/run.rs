@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::build::{self, When};
 use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
-use super::dry_run;
+use super::dry_run::{self, average_size};
 use super::follow::{Followed, Follower, stored_position};
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
@@ -35,6 +35,7 @@ struct Figures {
     rejected_by: BTreeMap<String, u64>,
     violations: u64,
     followed: Followed,
+    limits: Vec<(&'static str, f64)>,
 }
 
 /// Runs the command.
@@ -51,7 +52,9 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     let mut figures = Figures::default();
     let steered = steer::start(context, &job, args.documents_per_second).await?;
     let context = &steered.context;
-    let result = phases(context, &steered.pace, &plan, &job, args, &mut figures).await;
+    let work = phases(context, &steered.pace, &plan, &job, args, &mut figures);
+    let result = steered.beside(&job, work).await;
+    figures.limits = steered.limits();
     finish(context, &plan, job, result, &figures, start.elapsed().as_secs_f64()).await
 }
 
@@ -144,7 +147,7 @@ async fn phases(
             .hint("copy anew with --restart")
     })?;
     if phase == Phase::Copy {
-        let copied = copy_and_mark(&copy, plan.parallel, &follower, &mut position, &halt).await?;
+        let copied = copy_and_mark(&copy, &follower, &mut position, &halt).await?;
         if copied == Copied::Interrupted {
             figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
             return Ok(Copied::Interrupted);
@@ -163,14 +166,13 @@ async fn phases(
 /// Copies, and marks meanwhile what is touched; moves the position on.
 async fn copy_and_mark(
     copy: &Arc<Copy>,
-    parallel: usize,
     follower: &Follower<'_>,
     position: &mut Position,
     halt: &CancellationToken,
 ) -> Result<Copied> {
     let copied = CancellationToken::new();
     let copying = async {
-        let result = copy.clone().run(parallel).await;
+        let result = copy.clone().run().await;
         copied.cancel();
         result
     };
@@ -271,6 +273,9 @@ async fn copy_of(
         events: context.events.clone(),
         stop,
         pace: pace.clone(),
+        parallel: plan.parallel,
+        average_bytes: average_size(context, plan).await,
+        documents_per_range: source_count / range_count(&context.mongo, plan).await.max(1) as u64,
         source_count,
     })
 }
@@ -362,6 +367,7 @@ async fn finish(
             "written": figures.followed.applied.written,
             "removed": figures.followed.applied.removed,
         },
+        "limited_by_seconds": figures.limits.iter().copied().collect::<BTreeMap<_, _>>(),
         "elapsed_seconds": elapsed,
     });
     let text = text(plan, state, figures, elapsed);

@@ -13,6 +13,7 @@ mod cleanse;
 mod cleanse_control;
 mod cleanse_kill;
 mod cleanse_live;
+mod cleanse_pace;
 mod cleanse_refusals;
 mod cleanse_rules;
 mod cleanse_shape;

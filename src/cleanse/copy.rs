@@ -67,6 +67,8 @@ pub struct Copy {
 pub enum Copied {
     /// Every range is done.
     All,
+    /// Everything is copied, but what was written meanwhile is not.
+    Touched,
     /// A signal came first.
     Interrupted,
 }

@@ -1,12 +1,14 @@
 //! Following the source: what is touched while the copy runs is marked; after
 //! it, what was marked and what is touched from then on is brought up to date.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBson, doc};
+use bson::{Bson, Document, RawBson, Timestamp, doc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ledger::{self, Tally};
 use super::marks::Marks;
 use crate::config::values::Namespace;
 use crate::error::{Class, Error, Result};
@@ -53,6 +55,8 @@ pub struct Follower<'a> {
     pub events: &'a Events,
     /// How fast it may go.
     pub pace: &'a Pace,
+    /// What came and went in the source up to the position.
+    pub tally: Mutex<Tally>,
 }
 
 impl Follower<'_> {
@@ -63,6 +67,7 @@ impl Follower<'_> {
     pub async fn begin(&self) -> Result<Position> {
         let position = Position::Time(self.mongo.majority_time().await?);
         Marks::of(self.mongo, self.job.name()).clear().await?;
+        *self.tally() = Tally::since(position.time());
         self.save_position(&position).await?;
         Ok(position)
     }
@@ -79,6 +84,7 @@ impl Follower<'_> {
             self.job.lease().valid().await?;
             let changes = self.next(&mut feed).await?;
             marks.set(&changes.touched).await?;
+            self.tally().add(&changes.came_or_went, None);
             // Never before the marks: what it stands for must be remembered.
             if !changes.touched.is_empty() || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
@@ -167,6 +173,7 @@ impl Follower<'_> {
             followed.applied.add(catch_up.apply(&changes.touched, changes.time).await?);
             followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
             from.clone_from(feed.position());
+            self.tally().add(&changes.came_or_went, None);
             let has_reached = feed.has_reached(goal);
             if !changes.touched.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
@@ -179,6 +186,30 @@ impl Follower<'_> {
         }
         // Stopped: marks may be left, however far the stream was read.
         Ok(false)
+    }
+
+    /// Reads what was touched up to that moment, and leaves position and target as
+    /// they are. Returns how many changes there were, and the tally up to then.
+    ///
+    /// # Errors
+    /// A stop where the source is no longer what it was or the changes are lost.
+    pub async fn look_ahead(&self, from: Position, until: Timestamp) -> Result<(u64, Tally)> {
+        let beyond = Timestamp { increment: until.increment + 1, ..until };
+        // An idle source says nothing: its feed moves on with other writes only.
+        nudge(self.mongo).await?;
+        let mut feed = self.open(from).await?;
+        let (mut touched, mut tally) = (0, self.tally().clone());
+        while !feed.has_reached(beyond) {
+            self.job.lease().valid().await?;
+            let changes = self.next(&mut feed).await?;
+            touched += changes.touched.len() as u64;
+            tally.add(&changes.came_or_went, Some(until));
+        }
+        Ok((touched, tally))
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// While nothing may be applied, what is touched is marked and the position
@@ -240,7 +271,9 @@ impl Follower<'_> {
     }
 
     async fn save_position(&self, position: &Position) -> Result<()> {
-        self.job.save(doc! {POSITION: position.to_document()}).await
+        // Together: what was counted belongs to that position.
+        let tally = self.tally().to_document();
+        self.job.save(doc! {POSITION: position.to_document(), ledger::TALLY: tally}).await
     }
 
     fn show(&self, position: &Position, followed: &Followed) {

@@ -1,7 +1,7 @@
 //! The cleanse from its first check to its last count: the list of phases.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bson::{Bson, Document, doc};
@@ -13,11 +13,13 @@ use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
 use super::dry_run::{self, average_size};
 use super::follow::{Followed, Follower, stored_position};
+use super::ledger::{self, Ledger, Tally};
+use super::out;
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
 use super::steer;
 use crate::Context;
-use crate::cli::cleanse::CleanseArgs;
+use crate::cli::cleanse::{CleanseArgs, Method};
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
@@ -36,6 +38,23 @@ struct Figures {
     violations: u64,
     followed: Followed,
     limits: Vec<(&'static str, f64)>,
+    /// Changes of the source during a copy that follows none.
+    touched: Option<u64>,
+    ledger: Option<Ledger>,
+}
+
+impl Figures {
+    fn balance(&mut self, ledger: Ledger) {
+        self.source = ledger.source_now;
+        self.copied = ledger.in_target;
+        self.rejected_by.clone_from(&ledger.rejected_by);
+        self.ledger = Some(ledger);
+    }
+
+    /// Whether the target is known to hold something else than what the rules keep.
+    fn is_unbalanced(&self) -> bool {
+        self.ledger.as_ref().and_then(Ledger::is_balanced) == Some(false)
+    }
 }
 
 /// Runs the command.
@@ -48,7 +67,7 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
         return context.unless_interrupted(dry_run::run(context, &plan)).await;
     }
     let start = Instant::now();
-    let job = context.unless_interrupted(begin(&context.mongo, &plan, args.restart)).await?;
+    let job = context.unless_interrupted(begin(&context.mongo, &plan, args)).await?;
     let mut figures = Figures::default();
     let steered = steer::start(context, &job, args.documents_per_second).await?;
     let context = &steered.context;
@@ -59,10 +78,13 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
 }
 
 /// Takes the job, if source and target are what they should be.
-async fn begin(mongo: &Mongo, plan: &Plan, restart: bool) -> Result<Job> {
+async fn begin(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<Job> {
     let existing = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
-    check_target(mongo, plan, existing.as_ref(), restart).await?;
-    if restart {
+    check_target(mongo, plan, existing.as_ref(), args.restart).await?;
+    if let Some(job) = existing.as_ref().filter(|_| !args.restart) {
+        out::check_method(job, args.method)?;
+    }
+    if args.restart {
         let mark = doc! {"phase": Phase::Clear.as_str()};
         Job::restart(mongo, &plan.job, "cleanse", &plan.identity, mark).await
     } else {
@@ -76,7 +98,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
     let exists = mongo.describe(&plan.target).await?;
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
     let phase = stored("phase").and_then(Bson::as_str);
-    let begins_anew = restart || phase == Some(Phase::Clear.as_str());
+    let begins_anew = restart || phase == Some(Phase::Clear.as_str()) || job.is_some_and(out::is_interrupted);
     let is_same_source =
         stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
     if !begins_anew && !is_same_source {
@@ -92,6 +114,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
                 .hint("copy anew with --restart"))
         }
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
+        (Some(target), _) if job.is_some_and(|job| out::is_made_by(job, &target)) => Ok(()),
         (Some(_), None) if phase.is_some() && is_empty(mongo, &plan.target).await? => Ok(()),
         (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
             .hint("choose another name with --to, or drop it yourself")),
@@ -115,6 +138,7 @@ async fn phases(
     let mongo = &context.mongo;
     let ranges = Ranges::of(mongo, job.name());
     let mut phase = Phase::stored(job);
+    let method = out::method(job.document(), args.method);
     let halt = context.stop.child_token();
     let copy = Arc::new(copy_of(context, pace, plan, job, &ranges, halt.clone()).await?);
     copy.clean_up().await?;
@@ -126,6 +150,7 @@ async fn phases(
         valid: plan.predicate.valid(),
         events: &context.events,
         pace: pace.as_ref(),
+        tally: Mutex::new(Tally::stored(job.document())),
     };
     let mut position = stored_position(job);
     if phase == Phase::Done {
@@ -134,18 +159,32 @@ async fn phases(
             plan.target
         ));
     }
+    if phase == Phase::Copy && out::is_out(job.document()) {
+        out::end_former(mongo, job).await?;
+        context.events.note("the interrupted $out is begun anew");
+        phase = Phase::Clear;
+    }
     if phase == Phase::Clear {
         clear(mongo, plan, job, &ranges).await?;
         phase = Phase::Create;
     }
     if phase == Phase::Create {
-        position = Some(create(context, plan, job, &ranges, &follower).await?);
+        position = Some(create(context, plan, job, &ranges, &follower, method).await?);
         phase = Phase::Copy;
     }
     let mut position = position.ok_or_else(|| {
         Error::refused(format!("the job {} was begun by a version that followed no writes", job.name()))
             .hint("copy anew with --restart")
     })?;
+    if phase == Phase::Copy && method == Method::Out {
+        let shot = out::copy(context, plan, job, &follower, &position).await?;
+        figures.touched = Some(shot.touched);
+        if shot.copied == Copied::Interrupted || shot.touched > 0 {
+            figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+            return Ok(shot.copied.max(Copied::Touched));
+        }
+        phase = Phase::Finish;
+    }
     if phase == Phase::Copy {
         let copied = copy_and_mark(&copy, &follower, &mut position, &halt).await?;
         if copied == Copied::Interrupted {
@@ -155,11 +194,15 @@ async fn phases(
         job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
         phase = Phase::Finish;
     }
-    if !catch_up(context, plan, args, &follower, position, phase == Phase::Finish, figures).await? {
+    let is_to_finish = phase == Phase::Finish;
+    if !catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await? {
         figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
         return Ok(Copied::Interrupted);
     }
-    count_all(mongo, plan, args.count_rules, figures).await?;
+    match ledger::take(mongo, plan, &follower, &position, args.count_rules).await? {
+        Some(ledger) => figures.balance(ledger),
+        None => count_all(mongo, plan, args.count_rules, figures).await?,
+    }
     Ok(Copied::All)
 }
 
@@ -192,7 +235,7 @@ async fn catch_up(
     plan: &Plan,
     args: &CleanseArgs,
     follower: &Follower<'_>,
-    mut position: Position,
+    position: &mut Position,
     is_to_finish: bool,
     figures: &mut Figures,
 ) -> Result<bool> {
@@ -200,11 +243,12 @@ async fn catch_up(
     let followed = &mut figures.followed;
     let mut catch_up = follower.catch_up().await?;
     if is_to_finish {
+        out::unmark(mongo, &plan.target).await?;
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
-        follower.work_off_marks(&mut catch_up, &mut position, stop, followed).await?;
+        follower.work_off_marks(&mut catch_up, position, stop, followed).await?;
     }
-    if !follower.drain(&mut catch_up, &mut position, false, stop, followed).await? {
+    if !follower.drain(&mut catch_up, position, false, stop, followed).await? {
         return Ok(false);
     }
     if is_to_finish {
@@ -215,7 +259,7 @@ async fn catch_up(
     }
     if args.follow {
         events.note(format!("{} is up to date and follows {}", plan.target, plan.source));
-        follower.drain(&mut catch_up, &mut position, true, stop, followed).await?;
+        follower.drain(&mut catch_up, position, true, stop, followed).await?;
         return Ok(false);
     }
     Ok(true)
@@ -223,7 +267,7 @@ async fn catch_up(
 
 /// How far a job is, as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// What an earlier copy has made is to be dropped.
     Clear,
     Create,
@@ -233,7 +277,7 @@ enum Phase {
 }
 
 impl Phase {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Clear => "clear",
             Self::Create => "create",
@@ -284,8 +328,11 @@ async fn copy_of(
 async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<()> {
     use crate::error::Context as _;
     let owned = job.stored("target_uuid");
-    let exists = mongo.describe(&plan.target).await?.and_then(|target| target.uuid);
-    if exists.is_some() && (exists.as_ref() == owned || is_empty(mongo, &plan.target).await?) {
+    let target = mongo.describe(&plan.target).await?;
+    let is_ours = target
+        .as_ref()
+        .is_some_and(|target| target.uuid.as_ref() == owned || out::is_made_by(job.document(), target));
+    if target.is_some() && (is_ours || is_empty(mongo, &plan.target).await?) {
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
     }
     ranges.clear().await?;
@@ -301,6 +348,7 @@ async fn create(
     job: &Job,
     ranges: &Ranges,
     follower: &Follower<'_>,
+    method: Method,
 ) -> Result<Position> {
     let mongo = &context.mongo;
     // Recorded first: an empty target found afterwards is ours.
@@ -311,11 +359,19 @@ async fn create(
     };
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
     job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
-    build::index_pending(mongo, &plan.target).await?;
+    if method == Method::Out {
+        ranges.clear().await?;
+        out::mark(mongo, job, &plan.target).await?;
+    } else {
+        job.save(doc! {out::METHOD: Method::Merge.as_str()}).await?;
+        build::index_pending(mongo, &plan.target).await?;
+    }
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;
-    let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
-    ranges.create(&tiles).await?;
+    if method != Method::Out {
+        let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
+        ranges.create(&tiles).await?;
+    }
     job.save(doc! {"phase": Phase::Copy.as_str()}).await?;
     Ok(position)
 }
@@ -342,7 +398,9 @@ async fn finish(
     elapsed: f64,
 ) -> Result<Outcome> {
     let state = match &result {
+        Ok(Copied::All) if figures.is_unbalanced() => JobState::Incomplete,
         Ok(Copied::All) => JobState::Completed,
+        Ok(Copied::Touched) => JobState::Incomplete,
         Ok(Copied::Interrupted) => JobState::Interrupted,
         Err(_) => JobState::Stopped,
     };
@@ -367,6 +425,8 @@ async fn finish(
             "written": figures.followed.applied.written,
             "removed": figures.followed.applied.removed,
         },
+        "touched_during_copy": figures.touched,
+        "ledger": figures.ledger.as_ref().map(Ledger::json),
         "limited_by_seconds": figures.limits.iter().copied().collect::<BTreeMap<_, _>>(),
         "elapsed_seconds": elapsed,
     });
@@ -379,6 +439,7 @@ async fn finish(
             let error = context.interrupted("interrupted; what was copied and followed is kept");
             Outcome::failed(json, text, error.hint("start the same command again to go on"))
         }
+        (Ok(_), JobState::Incomplete) => Outcome::not_reached(json, text),
         (Ok(_), _) => Outcome::reached(json, text),
     })
 }
@@ -399,11 +460,17 @@ fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String
         }
     }
     lines.push(format!("  in target {:>12}", figures.copied));
+    lines.extend(figures.ledger.as_ref().map(Ledger::text));
     if figures.followed.changes > 0 {
         let Followed { changes, applied } = figures.followed;
         lines.push(format!(
             "  followed  {changes:>12}  changes ({} documents written, {} removed)",
             applied.written, applied.removed
+        ));
+    }
+    if let Some(touched) = figures.touched.filter(|touched| *touched > 0) {
+        lines.push(format!(
+            "  {touched} changes of the source while it was copied are not in the target, which has none of the other\n  indexes yet: start the same command again, and it catches up with them"
         ));
     }
     if figures.violations > 0 {

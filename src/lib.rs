@@ -66,8 +66,24 @@ impl Context {
         }
     }
 
-    /// The error of a run that a signal ended.
+    /// The same for one run, which may be ended without ending the process.
+    fn of_one_run(&self) -> Self {
+        Self { stop: self.stop.child_token(), ..self.clone() }
+    }
+
+    /// Ends a run as the first signal does, because an operator asked for that.
+    fn stop_by_control(&self) {
+        self.signal.ask_by_control();
+        self.stop.cancel();
+    }
+
+    /// The error of a run that a signal or an operator ended; the message begins
+    /// with `interrupted`.
     fn interrupted(&self, message: &str) -> error::Error {
+        let message = match message.strip_prefix("interrupted") {
+            Some(rest) if self.signal.is_by_control() => format!("stopped by live control{rest}"),
+            _ => message.to_owned(),
+        };
         error::Error::new(error::Class::Interrupted(self.signal.number()), message)
     }
 }

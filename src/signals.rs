@@ -1,7 +1,7 @@
 //! SIGINT and SIGTERM: the first one drains, the second ends the process.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -12,17 +12,31 @@ const SIGINT: u8 = 2;
 /// Also the end that live control asks for.
 pub(crate) const SIGTERM: u8 = 15;
 
-/// The first signal that was received.
+/// The first signal that was received, or that live control stands for.
 #[derive(Debug, Default)]
-pub(crate) struct Received(AtomicU8);
+pub(crate) struct Received {
+    number: AtomicU8,
+    by_control: AtomicBool,
+}
 
 impl Received {
     /// Its number; SIGINT where none was received.
     pub(crate) fn number(&self) -> u8 {
-        match self.0.load(Ordering::Relaxed) {
+        match self.number.load(Ordering::Relaxed) {
             0 => SIGINT,
             number => number,
         }
+    }
+
+    /// Lets the wish of an operator to end the run count as a signal.
+    pub(crate) fn ask_by_control(&self) {
+        let is_first = self.number.compare_exchange(0, SIGTERM, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        self.by_control.fetch_or(is_first, Ordering::Relaxed);
+    }
+
+    /// Whether it was live control and no signal.
+    pub(crate) fn is_by_control(&self) -> bool {
+        self.by_control.load(Ordering::Relaxed)
     }
 }
 
@@ -46,7 +60,8 @@ pub(crate) fn watch(stop: CancellationToken, events: Events) -> Arc<Received> {
             if stop.is_cancelled() {
                 exit_now(number);
             }
-            first.0.store(number, Ordering::Relaxed);
+            first.number.store(number, Ordering::Relaxed);
+            first.by_control.store(false, Ordering::Relaxed);
             events.note("stopping: what is under way is finished and saved (again to end at once)");
             stop.cancel();
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::Document;
+use bson::{Bson, Document};
 use mongodb::options::Hint;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,8 @@ use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
 use crate::mongo::command::is_transient;
+use crate::mongo::range::Range;
+use crate::throttle::pace::Pace;
 
 /// Attempts per range; elections and network errors pass.
 const ATTEMPTS: u32 = 8;
@@ -49,6 +51,14 @@ pub struct Copy {
     pub events: Events,
     /// Cancelled when the run is to end.
     pub stop: CancellationToken,
+    /// How fast it may go.
+    pub pace: Arc<Pace>,
+    /// Ranges at once.
+    pub parallel: usize,
+    /// Average size of a document; 0 where it is not known.
+    pub average_bytes: u64,
+    /// About how many documents a range has.
+    pub documents_per_range: u64,
     /// Documents in the source, for progress.
     pub source_count: u64,
 }
@@ -58,6 +68,8 @@ pub struct Copy {
 pub enum Copied {
     /// Every range is done.
     All,
+    /// Everything is copied, but what was written meanwhile is not.
+    Touched,
     /// A signal came first.
     Interrupted,
 }
@@ -88,7 +100,7 @@ impl Copy {
     /// # Errors
     /// The first failure; other ranges under way are finished or interrupted
     /// before it is returned.
-    pub async fn run(self: Arc<Self>, parallel: usize) -> Result<Copied> {
+    pub async fn run(self: Arc<Self>) -> Result<Copied> {
         let all = self.ranges.load().await?;
         let total = all.len();
         let mut pending: VecDeque<JobRange> =
@@ -97,7 +109,7 @@ impl Copy {
         let mut ticks = tokio::time::interval(TICK);
         let mut result = Ok(Copied::All);
         loop {
-            while workers.len() < parallel && result.is_ok() && !self.stop.is_cancelled() {
+            while workers.len() < self.parallel && result.is_ok() && !self.stop.is_cancelled() {
                 let Some(range) = pending.pop_front() else { break };
                 let copy = self.clone();
                 workers.spawn(async move { copy.range(&range).await });
@@ -119,41 +131,83 @@ impl Copy {
         Ok(if unfinished { Copied::Interrupted } else { copied })
     }
 
+    /// Copies what is left of a range, in pieces where it is not to be too fast.
     async fn range(&self, range: &JobRange) -> Result<Copied> {
+        let mut left = range.clone();
+        while let Some(end) = self.next_piece(&left).await? {
+            let range =
+                Range { lower: left.range.lower.clone(), upper: end.clone().or(left.range.upper.clone()) };
+            if self.piece(&JobRange { range, ..left.clone() }).await? == Copied::Interrupted {
+                return Ok(Copied::Interrupted);
+            }
+            let Some(end) = end else {
+                self.ranges.set(left.number, &RangeState::Done).await?;
+                return Ok(Copied::All);
+            };
+            self.ranges.advance(left.number, &end).await?;
+            crate::crash::point("after_piece");
+            left.range.lower = Some(end);
+        }
+        Ok(Copied::Interrupted)
+    }
+
+    /// Waits until the next piece may be copied; tells before which `_id` it ends,
+    /// `None` within for the end of the range. `None` where the run is to end.
+    async fn next_piece(&self, left: &JobRange) -> Result<Option<Option<Bson>>> {
+        while !self.stop.is_cancelled() {
+            self.pace.free(&self.stop).await;
+            self.lease.valid().await?;
+            let (documents, end) = match self.pace.piece(self.parallel, self.average_bytes) {
+                Some(most) if self.pace.rate() > 0 || most < self.documents_per_range => {
+                    self.mongo.cut(&self.source, &left.range, most, self.hint()).await?
+                }
+                _ => (self.documents_per_range, None),
+            };
+            if self.pace.turn(documents, &self.stop).await {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn piece(&self, piece: &JobRange) -> Result<Copied> {
         for attempt in 1..=ATTEMPTS {
             self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
-            self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
+            self.ranges.set(piece.number, &RangeState::Copying(session.clone())).await?;
             crash::point("range_begun");
-            let stages = copy_stages(range.range.filter(), self.valid.clone(), &self.target.collection);
-            let hint = self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}));
-            let run = self.mongo.run_writing_pipeline(&mut operation, &self.source, stages, hint, &self.job);
+            let stages = copy_stages(piece.range.filter(), self.valid.clone(), &self.target.collection);
+            let run =
+                self.mongo.run_writing_pipeline(&mut operation, &self.source, stages, self.hint(), &self.job);
             let (result, interrupted) = self.until_stopped(run, &session).await;
             match result {
                 Ok(()) => {
                     crash::point("range_copied");
-                    self.ranges.set(range.number, &RangeState::Done).await?;
                     return Ok(Copied::All);
                 }
                 // The operation may still run on the server, or have written a part.
                 Err(_) if interrupted => {
-                    self.reset(range, &session).await?;
+                    self.reset(piece, &session).await?;
                     return Ok(Copied::Interrupted);
                 }
                 Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                     let error = describe_mongo(&error);
-                    tracing::warn!(error, range = range.number, "the range is emptied and copied again");
+                    tracing::warn!(error, range = piece.number, "the range is emptied and copied again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    self.reset(range, &session).await?;
+                    self.reset(piece, &session).await?;
                 }
                 Err(error) => {
-                    self.reset(range, &session).await?;
+                    self.reset(piece, &session).await?;
                     return Err(error).during(format!("copying a range of {}", self.source));
                 }
             }
         }
         Err(Error::stopped(format!("a range of {} could not be copied", self.source)))
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}))
     }
 
     /// After a signal the range may finish within a moment, else its session is
@@ -210,7 +264,7 @@ impl Copy {
             unit: "source documents",
             done: share(self.source_count.saturating_mul(done_ranges)),
             total: Some(self.source_count),
-            limited_by: Some("database".into()),
+            limited_by: Some(self.pace.limited_by().into()),
             detail: format!(
                 "{done} of {ranges} ranges done, {copied} documents in {}",
                 self.target.collection

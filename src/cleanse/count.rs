@@ -42,6 +42,18 @@ pub async fn by_rule(
     predicate: &Predicate,
     samples: i64,
 ) -> Result<RuleCounts> {
+    let pipeline = rule_pipeline(predicate, samples);
+    let collection = mongo.collection(namespace).clone_with_type::<Document>();
+    let reply: Vec<Document> = retrying(format!("counting {namespace} by rule"), || {
+        let cursor = collection.aggregate(pipeline.clone()).allow_disk_use(true);
+        async move { cursor.await?.try_collect().await }
+    })
+    .await?;
+    Ok(read_rule_counts(predicate, &reply.into_iter().next().unwrap_or_default()))
+}
+
+/// The pipeline that counts by rule, to one document.
+pub(super) fn rule_pipeline(predicate: &Predicate, samples: i64) -> Vec<Document> {
     let hits = predicate.first_hits();
     let mut facets = doc! {"all": [{"$count": "n"}]};
     for (index, (_, condition)) in hits.iter().enumerate() {
@@ -59,21 +71,19 @@ pub async fn by_rule(
             );
         }
     }
-    let pipeline = vec![doc! {"$facet": facets}];
-    let collection = mongo.collection(namespace).clone_with_type::<Document>();
-    let reply: Vec<Document> = retrying(format!("counting {namespace} by rule"), || {
-        let cursor = collection.aggregate(pipeline.clone()).allow_disk_use(true);
-        async move { cursor.await?.try_collect().await }
-    })
-    .await?;
-    let reply = reply.into_iter().next().unwrap_or_default();
-    let mut counts = RuleCounts { source: count(&reply, "all"), ..RuleCounts::default() };
+    vec![doc! {"$facet": facets}]
+}
+
+/// Reads what [`rule_pipeline`] has counted.
+pub(super) fn read_rule_counts(predicate: &Predicate, reply: &Document) -> RuleCounts {
+    let hits = predicate.first_hits();
+    let mut counts = RuleCounts { source: count(reply, "all"), ..RuleCounts::default() };
     for (index, (name, _)) in hits.iter().enumerate() {
-        counts.rejected_by.insert(name.clone(), count(&reply, &format!("count{index}")));
-        counts.samples.insert(name.clone(), ids(&reply, &format!("sample{index}")));
+        counts.rejected_by.insert(name.clone(), count(reply, &format!("count{index}")));
+        counts.samples.insert(name.clone(), ids(reply, &format!("sample{index}")));
     }
     counts.kept = counts.source - counts.rejected_by.values().sum::<u64>();
-    Ok(counts)
+    counts
 }
 
 /// Counts the documents that meet a condition, exactly.

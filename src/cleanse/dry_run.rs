@@ -69,7 +69,7 @@ pub async fn run(context: &Context, plan: &Plan) -> Result<Outcome> {
 }
 
 /// Average size of a document in bytes; 0 where it can't be asked for.
-async fn average_size(context: &Context, plan: &Plan) -> u64 {
+pub(super) async fn average_size(context: &Context, plan: &Plan) -> u64 {
     let command = bson::doc! {"collStats": &plan.source.collection};
     let stats = context.mongo.database(&plan.source.database).run_command(command).await;
     stats

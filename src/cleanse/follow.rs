@@ -1,12 +1,14 @@
 //! Following the source: what is touched while the copy runs is marked; after
 //! it, what was marked and what is touched from then on is brought up to date.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bson::{Bson, Document, RawBson, Timestamp, doc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ledger::{self, Tally};
 use super::marks::Marks;
 use crate::config::values::Namespace;
 use crate::crash;
@@ -17,6 +19,7 @@ use crate::mongo::Mongo;
 use crate::mongo::catch_up::Applied;
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
 use crate::mongo::lanes::Lanes;
+use crate::throttle::pace::Pace;
 
 /// Changes that are worked on at once.
 const BATCH: usize = 4_000;
@@ -56,6 +59,10 @@ pub struct Follower<'a> {
     pub valid: Document,
     /// Where progress goes.
     pub events: &'a Events,
+    /// How fast it may go.
+    pub pace: &'a Pace,
+    /// What came and went in the source up to the position.
+    pub tally: Mutex<Tally>,
 }
 
 impl Follower<'_> {
@@ -66,6 +73,7 @@ impl Follower<'_> {
     pub async fn begin(&self) -> Result<Position> {
         let position = Position::Time(self.mongo.majority_time().await?);
         Marks::of(self.mongo, self.job.name()).clear().await?;
+        *self.tally() = Tally::since(position.time());
         self.save_position(&position).await?;
         Ok(position)
     }
@@ -83,6 +91,7 @@ impl Follower<'_> {
             let changes = self.checked(feed.next(MARKS).await)?;
             marks.set(&changes.touched).await?;
             crash::point("marks_set");
+            self.tally().add(&changes.came_or_went, None);
             // Never before the marks: what it stands for must be remembered.
             if !changes.touched.is_empty() || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
@@ -93,14 +102,14 @@ impl Follower<'_> {
         Ok(feed.position().clone())
     }
 
-    /// Works off all marks.
+    /// Works off all marks; `from` moves on where nothing may be applied for a while.
     ///
     /// # Errors
     /// A stop where a document can't be brought up to date.
     pub async fn work_off_marks(
         &self,
         catch_up: &mut Lanes,
-        after: Option<Timestamp>,
+        from: &mut Position,
         stop: &CancellationToken,
         followed: &mut Followed,
     ) -> Result<()> {
@@ -109,12 +118,16 @@ impl Follower<'_> {
         let mut done = 0;
         while !stop.is_cancelled() {
             self.job.lease().valid().await?;
-            let some = marks.some(i64::try_from(BATCH).unwrap_or(i64::MAX)).await?;
+            self.mark_while_held(from, stop).await?;
+            let some = marks.some(i64::try_from(self.batch()).unwrap_or(i64::MAX)).await?;
             if some.is_empty() {
                 return Ok(());
             }
+            if !self.pace.turn(some.len() as u64, stop).await {
+                continue;
+            }
             let ids: Vec<RawBson> = some.iter().map(|mark| mark.id.clone()).collect();
-            followed.applied.add(self.apply(catch_up, &ids, after).await?);
+            followed.applied.add(self.apply(catch_up, &ids, from.time()).await?);
             crash::point("marks_applied");
             marks.remove(&some).await?;
             crash::point("marks_removed");
@@ -125,8 +138,8 @@ impl Follower<'_> {
                 unit: "documents",
                 done,
                 total: Some(total.max(done)),
-                limited_by: Some("database".into()),
-                detail: "touched during the copy".into(),
+                limited_by: Some(self.pace.limited_by().into()),
+                detail: "touched before".into(),
             });
         }
         Ok(())
@@ -146,20 +159,34 @@ impl Follower<'_> {
         stop: &CancellationToken,
         followed: &mut Followed,
     ) -> Result<bool> {
-        // What a run that was killed had removed to write it again.
-        self.work_off_marks(catch_up, from.time(), stop, followed).await?;
+        // What a run has left that was killed, or ended while nothing might be applied.
+        self.work_off_marks(catch_up, from, stop, followed).await?;
         let goal = self.mongo.last_write_time().await?;
         // An idle source says nothing: its feed moves on with other writes only.
         nudge(self.mongo).await?;
-        let mut feed = self.open(from.clone()).await?.ahead(BATCH);
+        let mut batch = self.batch();
+        let mut feed = self.open(from.clone()).await?.ahead(batch);
         let mut saved = Instant::now();
         while !stop.is_cancelled() {
+            if self.pace.held_by().is_some() || self.batch() != batch {
+                self.work_off_marks(catch_up, from, stop, followed).await?;
+                batch = self.batch();
+                feed = self.open(from.clone()).await?.ahead(batch);
+                continue;
+            }
             let changes = self.checked(feed.next().await)?;
+            self.pace.set_idle(changes.touched.is_empty());
+            if !self.pace.turn(changes.touched.len() as u64, stop).await {
+                // What was read is not applied, so it must be read again.
+                feed = self.open(from.clone()).await?.ahead(batch);
+                continue;
+            }
             self.job.lease().valid().await?;
             followed.applied.add(self.apply(catch_up, &changes.touched, changes.time).await?);
             crash::point("changes_applied");
             followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
             from.clone_from(feed.position());
+            self.tally().add(&changes.came_or_went, None);
             let has_reached = feed.has_reached(goal);
             if !changes.touched.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
@@ -169,10 +196,61 @@ impl Follower<'_> {
             if has_reached && !for_ever {
                 return Ok(true);
             }
-            self.show(&changes, feed.position(), followed);
+            self.show(feed.position(), followed);
         }
         // Stopped: marks may be left, however far the stream was read.
         Ok(false)
+    }
+
+    /// Reads what was touched up to that moment, and leaves position and target as
+    /// they are. Returns how many changes there were, and the tally up to then.
+    ///
+    /// # Errors
+    /// A stop where the source is no longer what it was or the changes are lost.
+    pub async fn look_ahead(&self, from: Position, until: Timestamp) -> Result<(u64, Tally)> {
+        let beyond = Timestamp { increment: until.increment + 1, ..until };
+        // An idle source says nothing: its feed moves on with other writes only.
+        nudge(self.mongo).await?;
+        let mut feed = self.open(from).await?;
+        let (mut touched, mut tally) = (0, self.tally().clone());
+        while !feed.has_reached(beyond) {
+            self.job.lease().valid().await?;
+            let changes = self.checked(feed.next(BATCH).await)?;
+            touched += changes.touched.len() as u64;
+            tally.add(&changes.came_or_went, Some(until));
+        }
+        Ok((touched, tally))
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While nothing may be applied, what is touched is marked and the position
+    /// moves on: the oplog does not wait.
+    async fn mark_while_held(&self, from: &mut Position, stop: &CancellationToken) -> Result<()> {
+        if self.pace.held_by().is_none() || stop.is_cancelled() {
+            return Ok(());
+        }
+        let freed = CancellationToken::new();
+        let mut marking = std::pin::pin!(self.mark(from.clone(), &freed));
+        let marked = tokio::select! {
+            ended = &mut marking => ended,
+            () = self.pace.free(stop) => {
+                freed.cancel();
+                marking.await
+            }
+        };
+        *from = marked?;
+        Ok(())
+    }
+
+    /// Changes to work on at once: with a limit no more than a second's.
+    fn batch(&self) -> usize {
+        match usize::try_from(self.pace.rate()) {
+            Ok(0) | Err(_) => BATCH,
+            Ok(rate) => rate.min(BATCH),
+        }
     }
 
     /// Sessions for the writes, stored before the first one, after what still
@@ -209,21 +287,22 @@ impl Follower<'_> {
     }
 
     async fn save_position(&self, position: &Position) -> Result<()> {
-        self.job.save(doc! {POSITION: position.to_document()}).await
+        // Together: what was counted belongs to that position.
+        let tally = self.tally().to_document();
+        self.job.save(doc! {POSITION: position.to_document(), ledger::TALLY: tally}).await
     }
 
-    fn show(&self, changes: &Changes, position: &Position, followed: &Followed) {
+    fn show(&self, position: &Position, followed: &Followed) {
         let lag = position.time().map(|time| {
             let now = jiff::Timestamp::now().as_second();
             now.saturating_sub(i64::from(time.time)).max(0)
         });
-        let waiting = if changes.touched.len() >= BATCH { "database" } else { "source" };
         self.events.progress(Progress {
             phase: "follow".into(),
             unit: "changes",
             done: followed.changes,
             total: None,
-            limited_by: Some(waiting.into()),
+            limited_by: Some(self.pace.limited_by().into()),
             detail: format!(
                 "{} written, {} removed, {} s behind",
                 followed.applied.written,

@@ -2,7 +2,7 @@
 //!
 //! `plan` decides, `run` lists the phases; `predicate` and `target` decide without I/O what is
 //! valid and what the target must look like; `copy` moves ranges, `build`
-//! makes and finishes the target, `dry_run` shows all of it without a write.
+//! makes and finishes the target, `steer` slows and stops it, `dry_run` shows all of it without a write.
 
 pub mod build;
 pub mod conflict;
@@ -10,9 +10,12 @@ pub mod copy;
 pub mod count;
 pub mod dry_run;
 pub mod follow;
+pub mod ledger;
 pub mod marks;
+pub mod out;
 pub mod plan;
 pub mod predicate;
 pub mod ranges;
 pub mod run;
+pub mod steer;
 pub mod target;

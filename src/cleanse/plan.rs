@@ -6,7 +6,7 @@ use super::build;
 use super::predicate::Predicate;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::Settings;
-use crate::config::file::Cleanse;
+use crate::config::file::{Cleanse, default_max_replication_lag};
 use crate::config::values::{ExtendedJson, Namespace};
 use crate::error::{Error, Result, describe_mongo};
 use crate::mongo::Mongo;
@@ -102,6 +102,8 @@ pub fn rules(settings: &Settings, source: Option<&Namespace>) -> Result<Cleanse>
             reject: Vec::new(),
             exists_in: Vec::new(),
             dedupe: None,
+            documents_per_second: 0,
+            max_replication_lag: default_max_replication_lag(),
         }),
         (None, None) => Err(Error::usage("nothing to cleanse is configured")
             .hint("add `[cleanse]` with its `source`, or give --source")),

@@ -158,6 +158,8 @@ mod tests {
                 .map(|(name, when)| RejectRule { name: (*name).into(), when: ExtendedJson(when.clone()) })
                 .collect(),
             exists_in: Vec::new(),
+            documents_per_second: 0,
+            max_replication_lag: crate::config::file::default_max_replication_lag(),
             dedupe: None,
         }
     }

@@ -1,7 +1,7 @@
 //! The cleanse from its first check to its last count: the list of phases.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bson::{Bson, Document, doc};
@@ -11,12 +11,15 @@ use tokio_util::sync::CancellationToken;
 use super::build::{self, When};
 use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
-use super::dry_run;
+use super::dry_run::{self, average_size};
 use super::follow::{Followed, Follower, stored_position};
+use super::ledger::{self, Ledger, Tally};
+use super::out;
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
+use super::steer;
 use crate::Context;
-use crate::cli::cleanse::CleanseArgs;
+use crate::cli::cleanse::{CleanseArgs, Method};
 use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Error, Result};
@@ -25,6 +28,7 @@ use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
+use crate::throttle::pace::Pace;
 
 /// What a finished or interrupted copy has done.
 #[derive(Debug, Default)]
@@ -34,6 +38,24 @@ struct Figures {
     rejected_by: BTreeMap<String, u64>,
     violations: u64,
     followed: Followed,
+    limits: Vec<(&'static str, f64)>,
+    /// Changes of the source during a copy that follows none.
+    touched: Option<u64>,
+    ledger: Option<Ledger>,
+}
+
+impl Figures {
+    fn balance(&mut self, ledger: Ledger) {
+        self.source = ledger.source_now;
+        self.copied = ledger.in_target;
+        self.rejected_by.clone_from(&ledger.rejected_by);
+        self.ledger = Some(ledger);
+    }
+
+    /// Whether the target is known to hold something else than what the rules keep.
+    fn is_unbalanced(&self) -> bool {
+        self.ledger.as_ref().and_then(Ledger::is_balanced) == Some(false)
+    }
 }
 
 /// Runs the command.
@@ -46,17 +68,24 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
         return context.unless_interrupted(dry_run::run(context, &plan)).await;
     }
     let start = Instant::now();
-    let job = context.unless_interrupted(begin(&context.mongo, &plan, args.restart)).await?;
+    let job = context.unless_interrupted(begin(&context.mongo, &plan, args)).await?;
     let mut figures = Figures::default();
-    let result = phases(context, &plan, &job, args, &mut figures).await;
+    let steered = steer::start(context, &job, args.documents_per_second).await?;
+    let context = &steered.context;
+    let work = phases(context, &steered.pace, &plan, &job, args, &mut figures);
+    let result = steered.beside(&job, work).await;
+    figures.limits = steered.limits();
     finish(context, &plan, job, result, &figures, start.elapsed().as_secs_f64()).await
 }
 
 /// Takes the job, if source and target are what they should be.
-async fn begin(mongo: &Mongo, plan: &Plan, restart: bool) -> Result<Job> {
+async fn begin(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<Job> {
     let existing = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
-    check_target(mongo, plan, existing.as_ref(), restart).await?;
-    if restart {
+    check_target(mongo, plan, existing.as_ref(), args.restart).await?;
+    if let Some(job) = existing.as_ref().filter(|_| !args.restart) {
+        out::check_method(job, args.method)?;
+    }
+    if args.restart {
         let mark = doc! {"phase": Phase::Clear.as_str()};
         Job::restart(mongo, &plan.job, "cleanse", &plan.identity, mark).await
     } else {
@@ -70,7 +99,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
     let exists = mongo.describe(&plan.target).await?;
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
     let phase = stored("phase").and_then(Bson::as_str);
-    let begins_anew = restart || phase == Some(Phase::Clear.as_str());
+    let begins_anew = restart || phase == Some(Phase::Clear.as_str()) || job.is_some_and(out::is_interrupted);
     let is_same_source =
         stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
     if !begins_anew && !is_same_source {
@@ -86,6 +115,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
                 .hint("copy anew with --restart"))
         }
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
+        (Some(target), _) if job.is_some_and(|job| out::is_made_by(job, &target)) => Ok(()),
         (Some(_), None) if phase.is_some() && is_empty(mongo, &plan.target).await? => Ok(()),
         (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
             .hint("choose another name with --to, or drop it yourself")),
@@ -100,6 +130,7 @@ async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
 /// The way of the data, phase after phase; each is safe to begin again.
 async fn phases(
     context: &Context,
+    pace: &Arc<Pace>,
     plan: &Plan,
     job: &Job,
     args: &CleanseArgs,
@@ -108,8 +139,9 @@ async fn phases(
     let mongo = &context.mongo;
     let ranges = Ranges::of(mongo, job.name());
     let mut phase = Phase::stored(job);
+    let method = out::method(job.document(), args.method);
     let halt = context.stop.child_token();
-    let copy = Arc::new(copy_of(context, plan, job, &ranges, halt.clone()).await?);
+    let copy = Arc::new(copy_of(context, pace, plan, job, &ranges, halt.clone()).await?);
     copy.clean_up().await?;
     let follower = Follower {
         mongo,
@@ -118,6 +150,8 @@ async fn phases(
         target: &plan.target,
         valid: plan.predicate.valid(),
         events: &context.events,
+        pace: pace.as_ref(),
+        tally: Mutex::new(Tally::stored(job.document())),
     };
     let mut position = stored_position(job);
     if phase == Phase::Done {
@@ -126,13 +160,18 @@ async fn phases(
             plan.target
         ));
     }
+    if phase == Phase::Copy && out::is_out(job.document()) {
+        out::end_former(mongo, job).await?;
+        context.events.note("the interrupted $out is begun anew");
+        phase = Phase::Clear;
+    }
     if phase == Phase::Clear {
         clear(mongo, plan, job, &ranges).await?;
         crash::point("cleanse_cleared");
         phase = Phase::Create;
     }
     if phase == Phase::Create {
-        position = Some(create(context, plan, job, &ranges, &follower).await?);
+        position = Some(create(context, plan, job, &ranges, &follower, method).await?);
         crash::point("cleanse_created");
         phase = Phase::Copy;
     }
@@ -140,8 +179,17 @@ async fn phases(
         Error::refused(format!("the job {} was begun by a version that followed no writes", job.name()))
             .hint("copy anew with --restart")
     })?;
+    if phase == Phase::Copy && method == Method::Out {
+        let shot = out::copy(context, plan, job, &follower, &position).await?;
+        figures.touched = Some(shot.touched);
+        if shot.copied == Copied::Interrupted || shot.touched > 0 {
+            figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+            return Ok(shot.copied.max(Copied::Touched));
+        }
+        phase = Phase::Finish;
+    }
     if phase == Phase::Copy {
-        let copied = copy_and_mark(&copy, plan.parallel, &follower, &mut position, &halt).await?;
+        let copied = copy_and_mark(&copy, &follower, &mut position, &halt).await?;
         if copied == Copied::Interrupted {
             figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
             return Ok(Copied::Interrupted);
@@ -150,25 +198,28 @@ async fn phases(
         crash::point("cleanse_copied");
         phase = Phase::Finish;
     }
-    if !catch_up(context, plan, args, &follower, position, phase == Phase::Finish, figures).await? {
+    let is_to_finish = phase == Phase::Finish;
+    if !catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await? {
         figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
         return Ok(Copied::Interrupted);
     }
-    count_all(mongo, plan, args.count_rules, figures).await?;
+    match ledger::take(mongo, plan, &follower, &position, args.count_rules).await? {
+        Some(ledger) => figures.balance(ledger),
+        None => count_all(mongo, plan, args.count_rules, figures).await?,
+    }
     Ok(Copied::All)
 }
 
 /// Copies, and marks meanwhile what is touched; moves the position on.
 async fn copy_and_mark(
     copy: &Arc<Copy>,
-    parallel: usize,
     follower: &Follower<'_>,
     position: &mut Position,
     halt: &CancellationToken,
 ) -> Result<Copied> {
     let copied = CancellationToken::new();
     let copying = async {
-        let result = copy.clone().run(parallel).await;
+        let result = copy.clone().run().await;
         copied.cancel();
         result
     };
@@ -188,7 +239,7 @@ async fn catch_up(
     plan: &Plan,
     args: &CleanseArgs,
     follower: &Follower<'_>,
-    mut position: Position,
+    position: &mut Position,
     is_to_finish: bool,
     figures: &mut Figures,
 ) -> Result<bool> {
@@ -196,17 +247,18 @@ async fn catch_up(
     let followed = &mut figures.followed;
     let mut catch_up = follower.catch_up().await?;
     if is_to_finish {
+        out::unmark(mongo, &plan.target).await?;
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
         crash::point("cleanse_fetched");
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
         crash::point("cleanse_indexed");
-        follower.work_off_marks(&mut catch_up, position.time(), stop, followed).await?;
+        follower.work_off_marks(&mut catch_up, position, stop, followed).await?;
     }
-    if !follower.drain(&mut catch_up, &mut position, false, stop, followed).await? {
+    if !follower.drain(&mut catch_up, position, false, stop, followed).await? {
         return Ok(false);
     }
     if is_to_finish {
-        if !follower.unique_indexes(&mut catch_up, &mut position, &plan.description, stop, followed).await? {
+        if !follower.unique_indexes(&mut catch_up, position, &plan.description, stop, followed).await? {
             return Ok(false);
         }
         crash::point("cleanse_unique");
@@ -219,7 +271,7 @@ async fn catch_up(
     }
     if args.follow {
         events.note(format!("{} is up to date and follows {}", plan.target, plan.source));
-        follower.drain(&mut catch_up, &mut position, true, stop, followed).await?;
+        follower.drain(&mut catch_up, position, true, stop, followed).await?;
         return Ok(false);
     }
     Ok(true)
@@ -227,7 +279,7 @@ async fn catch_up(
 
 /// How far a job is, as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// What an earlier copy has made is to be dropped.
     Clear,
     Create,
@@ -237,7 +289,7 @@ enum Phase {
 }
 
 impl Phase {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Clear => "clear",
             Self::Create => "create",
@@ -258,6 +310,7 @@ impl Phase {
 
 async fn copy_of(
     context: &Context,
+    pace: &Arc<Pace>,
     plan: &Plan,
     job: &Job,
     ranges: &Ranges,
@@ -275,6 +328,10 @@ async fn copy_of(
         lease: job.lease().clone(),
         events: context.events.clone(),
         stop,
+        pace: pace.clone(),
+        parallel: plan.parallel,
+        average_bytes: average_size(context, plan).await,
+        documents_per_range: source_count / range_count(&context.mongo, plan).await.max(1) as u64,
         source_count,
     })
 }
@@ -283,8 +340,11 @@ async fn copy_of(
 async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<()> {
     use crate::error::Context as _;
     let owned = job.stored("target_uuid");
-    let exists = mongo.describe(&plan.target).await?.and_then(|target| target.uuid);
-    if exists.is_some() && (exists.as_ref() == owned || is_empty(mongo, &plan.target).await?) {
+    let target = mongo.describe(&plan.target).await?;
+    let is_ours = target
+        .as_ref()
+        .is_some_and(|target| target.uuid.as_ref() == owned || out::is_made_by(job.document(), target));
+    if target.is_some() && (is_ours || is_empty(mongo, &plan.target).await?) {
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
         crash::point("cleanse_dropped");
     }
@@ -301,6 +361,7 @@ async fn create(
     job: &Job,
     ranges: &Ranges,
     follower: &Follower<'_>,
+    method: Method,
 ) -> Result<Position> {
     let mongo = &context.mongo;
     // Recorded first: an empty target found afterwards is ours.
@@ -312,13 +373,21 @@ async fn create(
     crash::point("cleanse_target_made");
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
     job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
-    build::index_pending(mongo, &plan.target).await?;
+    if method == Method::Out {
+        ranges.clear().await?;
+        out::mark(mongo, job, &plan.target).await?;
+    } else {
+        job.save(doc! {out::METHOD: Method::Merge.as_str()}).await?;
+        build::index_pending(mongo, &plan.target).await?;
+    }
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;
     crash::point("cleanse_begun");
-    let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
-    ranges.create(&tiles).await?;
-    crash::point("cleanse_ranges_made");
+    if method != Method::Out {
+        let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
+        ranges.create(&tiles).await?;
+        crash::point("cleanse_ranges_made");
+    }
     job.save(doc! {"phase": Phase::Copy.as_str()}).await?;
     Ok(position)
 }
@@ -345,7 +414,9 @@ async fn finish(
     elapsed: f64,
 ) -> Result<Outcome> {
     let state = match &result {
+        Ok(Copied::All) if figures.is_unbalanced() => JobState::Incomplete,
         Ok(Copied::All) => JobState::Completed,
+        Ok(Copied::Touched) => JobState::Incomplete,
         Ok(Copied::Interrupted) => JobState::Interrupted,
         Err(_) => JobState::Stopped,
     };
@@ -370,6 +441,9 @@ async fn finish(
             "written": figures.followed.applied.written,
             "removed": figures.followed.applied.removed,
         },
+        "touched_during_copy": figures.touched,
+        "ledger": figures.ledger.as_ref().map(Ledger::json),
+        "limited_by_seconds": figures.limits.iter().copied().collect::<BTreeMap<_, _>>(),
         "elapsed_seconds": elapsed,
     });
     let text = text(plan, state, figures, elapsed);
@@ -381,6 +455,7 @@ async fn finish(
             let error = context.interrupted("interrupted; what was copied and followed is kept");
             Outcome::failed(json, text, error.hint("start the same command again to go on"))
         }
+        (Ok(_), JobState::Incomplete) => Outcome::not_reached(json, text),
         (Ok(_), _) => Outcome::reached(json, text),
     })
 }
@@ -401,11 +476,17 @@ fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String
         }
     }
     lines.push(format!("  in target {:>12}", figures.copied));
+    lines.extend(figures.ledger.as_ref().map(Ledger::text));
     if figures.followed.changes > 0 {
         let Followed { changes, applied } = figures.followed;
         lines.push(format!(
             "  followed  {changes:>12}  changes ({} documents written, {} removed)",
             applied.written, applied.removed
+        ));
+    }
+    if let Some(touched) = figures.touched.filter(|touched| *touched > 0) {
+        lines.push(format!(
+            "  {touched} changes of the source while it was copied are not in the target, which has none of the other\n  indexes yet: start the same command again, and it catches up with them"
         ));
     }
     if figures.violations > 0 {

@@ -1,6 +1,6 @@
 //! `cleanse`
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::config::values::Namespace;
 
@@ -19,9 +19,16 @@ pub struct CleanseArgs {
     /// After the copy keep the target in step with the source until stopped.
     #[arg(long, conflicts_with = "dry_run")]
     pub follow: bool,
+    /// How to copy.
+    #[arg(long, value_enum, default_value_t, value_name = "METHOD")]
+    pub method: Method,
     /// Ranges to copy at once.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallel: u8,
+    /// Documents per second to copy and to catch up with at most, read or
+    /// written; 0 means no limit [default: as configured, else no limit].
+    #[arg(long, value_name = "N")]
+    pub documents_per_second: Option<u32>,
     /// Count the rejected documents per rule, which reads the source once more.
     #[arg(long)]
     pub count_rules: bool,
@@ -31,4 +38,29 @@ pub struct CleanseArgs {
     /// Name of the job [default: cleanse-SOURCE-to-TARGET].
     #[arg(long, value_name = "NAME")]
     pub job: Option<String>,
+}
+
+/// How documents are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Method {
+    /// The best for a source that is written to: `merge`.
+    #[default]
+    Auto,
+    /// Range by range: resumes, can be slowed, follows what is written meanwhile.
+    Merge,
+    /// By one `$out`, for maintenance windows: the source must not be written
+    /// meanwhile (that it was is noticed), an interrupted one is begun anew, and
+    /// a Timestamp(0, 0) at the top level of a document becomes the time of day.
+    Out,
+}
+
+impl Method {
+    /// The word that is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Merge => "merge",
+            Self::Out => "out",
+        }
+    }
 }

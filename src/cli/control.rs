@@ -17,15 +17,16 @@ pub struct ControlArgs {
 /// What to do with a job.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ControlAction {
-    /// Make no calls until `resume`.
+    /// Make no calls, or copy no further range and apply no change, until `resume`.
     Pause,
     /// Go on.
     Resume,
     /// Finish what is under way, save, end.
     Stop,
-    /// Change settings: tps=20, chunk=500, concurrency=auto.
+    /// Change settings: tps=20, chunk=500, concurrency=auto of a backfill,
+    /// documents-per-second=2000 of a cleanse.
     Set {
-        /// One or more of tps=N, chunk=N, concurrency=auto|N.
+        /// One or more of tps=N, chunk=N, concurrency=auto|N, documents-per-second=N (0: no limit).
         #[arg(required = true, value_name = "NAME=VALUE", value_parser = Change::parse_setting)]
         settings: Vec<Change>,
     },

@@ -6,6 +6,7 @@
 use bson::{Bson, Document, doc};
 use mongodb::Collection;
 use mongodb::options::ReturnDocument;
+use tokio::sync::watch;
 
 use super::holder::Holder;
 use super::store::{self, COLLECTION};
@@ -33,10 +34,12 @@ pub enum Change {
     Chunk(usize),
     /// Calls in flight.
     Concurrency(Concurrency),
+    /// Documents that are copied or caught up with per second; 0 means no limit.
+    DocumentsPerSecond(u32),
 }
 
 impl Change {
-    /// Reads `tps=20`, `chunk=500` or `concurrency=auto`.
+    /// Reads `tps=20`, `chunk=500`, `concurrency=auto` or `documents-per-second=2000`.
     ///
     /// # Errors
     /// A message for people.
@@ -50,7 +53,11 @@ impl Change {
                 _ => Err(format!("`{value}`: a chunk must be from 1 to 100000")),
             },
             "concurrency" => value.parse().map(Self::Concurrency),
-            _ => Err(format!("`{name}` can't be set; tps, chunk and concurrency can")),
+            "documents-per-second" => value
+                .parse()
+                .map(Self::DocumentsPerSecond)
+                .map_err(|_| format!("`{value}`: documents per second are a whole number, 0 means no limit")),
+            _ => Err(format!("`{name}` can't be set; tps, chunk, concurrency and documents-per-second can")),
         }
     }
 
@@ -62,6 +69,17 @@ impl Change {
             Self::Tps(_) => "tps",
             Self::Chunk(_) => "chunk",
             Self::Concurrency(_) => "concurrency",
+            Self::DocumentsPerSecond(_) => "documents_per_second",
+        }
+    }
+
+    /// Whether a run of that command can do as it is told.
+    fn suits(&self, command: &str) -> bool {
+        match self {
+            Self::Stop => matches!(command, "backfill" | "cleanse" | "verify"),
+            Self::Pause | Self::Resume => matches!(command, "backfill" | "cleanse"),
+            Self::Tps(_) | Self::Chunk(_) | Self::Concurrency(_) => command == "backfill",
+            Self::DocumentsPerSecond(_) => command == "cleanse",
         }
     }
 
@@ -74,13 +92,14 @@ impl Change {
             Self::Tps(tps) => tps.per_second().into(),
             Self::Chunk(chunk) => i64::try_from(*chunk).unwrap_or(i64::MAX).into(),
             Self::Concurrency(concurrency) => concurrency.to_string().into(),
+            Self::DocumentsPerSecond(documents) => i64::from(*documents).into(),
         }
     }
 
     /// Settings hold in place of what the run was started with; `paused` and
     /// `stop` stand for themselves.
     fn is_setting(&self) -> bool {
-        matches!(self, Self::Tps(_) | Self::Chunk(_) | Self::Concurrency(_))
+        !matches!(self, Self::Pause | Self::Resume | Self::Stop)
     }
 
     /// The stages that write it down: the wish and its audit entry.
@@ -123,6 +142,8 @@ pub struct Control {
     pub chunk: Option<usize>,
     /// Instead of the concurrency that the run was started with.
     pub concurrency: Option<Concurrency>,
+    /// Instead of the documents per second that the run was started with.
+    pub documents_per_second: Option<u32>,
 }
 
 impl Control {
@@ -143,8 +164,28 @@ impl Control {
             tps: setting("tps").and_then(Bson::as_f64).and_then(|tps| Tps::new(tps).ok()),
             chunk: setting("chunk").and_then(whole_number).and_then(|chunk| usize::try_from(chunk).ok()),
             concurrency: setting("concurrency").and_then(Bson::as_str).and_then(|text| text.parse().ok()),
+            documents_per_second: setting("documents_per_second")
+                .and_then(whole_number)
+                .and_then(|documents| u32::try_from(documents).ok()),
         }
     }
+}
+
+/// Who made the last wish, as far as it is known.
+pub fn last_wish_by(job: &Document) -> &str {
+    job.get_array("audit")
+        .ok()
+        .and_then(|audit| audit.last())
+        .and_then(Bson::as_document)
+        .and_then(|entry| entry.get_str("who").ok())
+        .unwrap_or("somebody")
+}
+
+/// Waits until this run is asked to stop; returns who asked, or `None` where the
+/// run ends without.
+pub async fn stop_asked(mut documents: watch::Receiver<Document>) -> Option<String> {
+    let asked = documents.wait_for(|document| Control::read(document).stop).await.ok()?;
+    Some(last_wish_by(&asked).to_owned())
 }
 
 /// Writes wishes into a job document; returns the document as it is then.
@@ -156,15 +197,14 @@ pub async fn request(mongo: &Mongo, job: &str, changes: &[Change]) -> Result<Doc
         Error::refused(format!("there is no job `{job}`")).hint("`mongorekey status` lists all jobs")
     })?;
     let command = stored.get_str("command").unwrap_or("unknown");
-    if command != "backfill" {
-        return Err(Error::refused(format!("`{job}` is a {command}; only a backfill can be steered so far"))
-            .hint("a signal (SIGTERM) ends it safely; the same command resumes it"));
+    if let Some(change) = changes.iter().find(|change| !change.suits(command)) {
+        return Err(unsuitable(job, command, change));
     }
     // A pause outlives a restart, so it may be asked for and ended at any time.
     let needs_runner = changes.iter().any(|change| !matches!(change, Change::Pause | Change::Resume));
     if needs_runner && !store::is_running(&stored) {
         return Err(Error::refused(format!("nobody runs the job `{job}`"))
-            .hint("give --tps, --chunk or --concurrency when you start it"));
+            .hint("give what you want as options when you start it"));
     }
     let who = who();
     let stages: Vec<Document> = changes.iter().flat_map(|change| change.stages(&who)).collect();
@@ -177,6 +217,18 @@ pub async fn request(mongo: &Mongo, job: &str, changes: &[Change]) -> Result<Doc
     })
     .await?;
     updated.ok_or_else(|| Error::refused(format!("the job `{job}` has just been removed")))
+}
+
+/// Says what can be asked of a job instead.
+fn unsuitable(job: &str, command: &str, change: &Change) -> Error {
+    let hint = match command {
+        "backfill" => "a backfill takes pause, resume, stop and set with tps, chunk and concurrency",
+        "cleanse" => "a cleanse takes pause, resume, stop and set with documents-per-second",
+        "verify" => "a comparison takes stop; started again, it goes on where it was",
+        _ => "a signal (SIGTERM) ends it safely; the same command resumes it",
+    };
+    let asked = change.field().replace('_', "-");
+    Error::refused(format!("`{job}` is a {command}, which knows no `{asked}`")).hint(hint)
 }
 
 /// The person behind this process, as well as it can be told.
@@ -196,8 +248,36 @@ mod tests {
         assert_eq!(tps, Change::Tps(Tps::new(0.5).expect("valid")));
         assert_eq!(Change::parse_setting("chunk=5"), Ok(Change::Chunk(5)));
         assert_eq!(Change::parse_setting("concurrency=auto"), Ok(Change::Concurrency(Concurrency::Auto)));
-        for bad in ["tps", "tps=0", "tps=x", "chunk=0", "concurrency=0", "speed=9", ""] {
+        assert_eq!(Change::parse_setting("documents-per-second=0"), Ok(Change::DocumentsPerSecond(0)));
+        for bad in [
+            "tps",
+            "tps=0",
+            "tps=x",
+            "chunk=0",
+            "concurrency=0",
+            "documents-per-second=-1",
+            "documents-per-second=many",
+            "speed=9",
+            "",
+        ] {
             assert!(Change::parse_setting(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn each_command_is_asked_only_what_it_can_do() {
+        let (tps, documents) = (Change::Tps(Tps::new(5.0).expect("valid")), Change::DocumentsPerSecond(5));
+        for (change, command, suits) in [
+            (&tps, "backfill", true),
+            (&tps, "cleanse", false),
+            (&documents, "cleanse", true),
+            (&documents, "backfill", false),
+            (&Change::Pause, "cleanse", true),
+            (&Change::Pause, "verify", false),
+            (&Change::Stop, "verify", true),
+            (&Change::Stop, "key-map", false),
+        ] {
+            assert_eq!(change.suits(command), suits, "{change:?} of {command}");
         }
     }
 

@@ -85,6 +85,8 @@ pub struct Changes {
     pub touched: Vec<RawBson>,
     /// The moment of the last of them.
     pub time: Option<Timestamp>,
+    /// When documents came and went: true where one came.
+    pub came_or_went: Vec<(Timestamp, bool)>,
     /// What ended the collection as we know it, such as `drop`.
     pub ended_by: Option<String>,
 }
@@ -135,7 +137,10 @@ impl Mongo {
     /// the server can't be read.
     pub async fn feed(&self, namespace: &Namespace, from: Position) -> Result<Feed> {
         let stream = open(self, namespace, &from).await?;
-        Ok(Feed { mongo: self.clone(), namespace: namespace.clone(), stream, position: from })
+        // Where nothing has changed, the server says at once how far that holds.
+        let token = stream.resume_token().and_then(|token| bson::serialize_to_bson(&token).ok());
+        let position = token.map_or(from, Position::Token);
+        Ok(Feed { mongo: self.clone(), namespace: namespace.clone(), stream, position })
     }
 }
 
@@ -233,7 +238,11 @@ fn take(event: &RawDocumentBuf, changes: &mut Changes) {
             let key = event.get_document("documentKey").ok();
             let id = key.and_then(|key| key.get("_id").ok().flatten());
             changes.touched.extend(id.map(RawBson::from));
-            changes.time = event.get_timestamp("clusterTime").ok().or(changes.time);
+            let time = event.get_timestamp("clusterTime").ok();
+            changes.time = time.or(changes.time);
+            if let (Some(time), "insert" | "delete") = (time, kind) {
+                changes.came_or_went.push((time, kind == "insert"));
+            }
         }
         // They leave the documents as they are.
         "create" | "createIndexes" | "dropIndexes" => {}
@@ -282,6 +291,12 @@ mod tests {
         );
         take(&rawdoc! {"operationType": "createIndexes"}, &mut changes);
         assert_eq!((changes.touched.len(), changes.time, changes.ended_by.clone()), (1, Some(time), None));
+        assert!(changes.came_or_went.is_empty());
+        for kind in ["insert", "delete"] {
+            let event = rawdoc! {"operationType": kind, "documentKey": {"_id": 7}, "clusterTime": time};
+            take(&event, &mut changes);
+        }
+        assert_eq!(changes.came_or_went, [(time, true), (time, false)]);
         take(&rawdoc! {"operationType": "rename"}, &mut changes);
         assert_eq!(changes.ended_by.as_deref(), Some("rename"));
     }

@@ -6,6 +6,7 @@ pub mod daily;
 pub mod deadline;
 pub mod health;
 pub mod limits;
+pub mod pace;
 pub mod pacer;
 mod reserved;
 pub mod waiting;

@@ -25,6 +25,8 @@ pub enum Waiting {
     ApiErrors,
     /// The rate.
     Rate,
+    /// The documents per second that an operator allows.
+    Documents,
 }
 
 impl Waiting {
@@ -41,6 +43,7 @@ impl Waiting {
             Self::ApiLatency => "api latency",
             Self::ApiErrors => "api errors",
             Self::Rate => "tps",
+            Self::Documents => "documents/s limit",
         }
     }
 }

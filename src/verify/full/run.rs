@@ -18,6 +18,7 @@ use crate::Context;
 use crate::config::values::Namespace;
 use crate::error::{Class, Error, Result};
 use crate::event::Progress;
+use crate::job::control::stop_asked;
 use crate::job::{Job, JobState};
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
@@ -92,9 +93,24 @@ pub async fn run(context: &Context, order: &Order<'_>) -> Result<Full> {
     let job = context.unless_interrupted(begin).await?;
     let start = Instant::now();
     let mut totals = Totals::default();
+    let context = &stoppable(context, &job);
     let result = compare(context, order, &descriptions, &identity, &job, &mut totals).await;
     totals.seconds = job::seconds_before(&job) + start.elapsed().as_secs_f64();
     Ok(finish(order, job, result, &totals).await)
+}
+
+/// The context of a run that ends when an operator asks for that.
+fn stoppable(context: &Context, job: &Job) -> Context {
+    let run = context.of_one_run();
+    let (stopped, documents) = (run.clone(), job.lease().document());
+    // It ends with the lease, so with the run.
+    tokio::spawn(async move {
+        if let Some(who) = stop_asked(documents).await {
+            stopped.events.warn(format!("control by {who}: stopping"));
+            stopped.stop_by_control();
+        }
+    });
+    run
 }
 
 async fn describe(mongo: &Mongo, order: &Order<'_>) -> Result<Descriptions> {

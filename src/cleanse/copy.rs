@@ -17,6 +17,7 @@ use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
 use crate::mongo::command::is_transient;
+use crate::mongo::valid::Valid;
 
 /// Attempts per range; elections and network errors pass.
 const ATTEMPTS: u32 = 8;
@@ -34,8 +35,8 @@ pub struct Copy {
     pub source: Namespace,
     /// The collection to copy to.
     pub target: Namespace,
-    /// The condition for valid documents.
-    pub valid: Document,
+    /// What makes a document valid. Of a group all candidates are copied.
+    pub valid: Valid,
     /// Whether the source has an `_id` index to follow.
     pub hint: bool,
     /// Where the state of ranges is kept.
@@ -124,7 +125,7 @@ impl Copy {
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
-            let stages = copy_stages(range.range.filter(), self.valid.clone(), &self.target.collection);
+            let stages = copy_stages(range.range.filter(), &self.valid, &self.target.collection);
             let hint = self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}));
             let run = self.mongo.run_writing_pipeline(&mut operation, &self.source, stages, hint, &self.job);
             let (result, interrupted) = self.until_stopped(run, &session).await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBson, Timestamp, doc};
+use bson::{Bson, RawBson, Timestamp, doc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +15,8 @@ use crate::job::Job;
 use crate::mongo::Mongo;
 use crate::mongo::catch_up::{Applied, CatchUp};
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
+use crate::mongo::valid::Valid;
+use crate::mongo::watched::Watched;
 
 /// Changes that are worked on at once.
 const BATCH: usize = 1_000;
@@ -46,8 +48,8 @@ pub struct Follower<'a> {
     pub source: &'a Namespace,
     /// The collection that is kept in step.
     pub target: &'a Namespace,
-    /// The condition for valid documents.
-    pub valid: Document,
+    /// What makes a document valid.
+    pub valid: Valid,
     /// Where progress goes.
     pub events: &'a Events,
 }
@@ -60,6 +62,7 @@ impl Follower<'_> {
     pub async fn begin(&self) -> Result<Position> {
         let position = Position::Time(self.mongo.majority_time().await?);
         Marks::of(self.mongo, self.job.name()).clear().await?;
+        self.forget_affected().await?;
         self.save_position(&position).await?;
         Ok(position)
     }
@@ -76,8 +79,9 @@ impl Follower<'_> {
             self.job.lease().valid().await?;
             let changes = self.next(&mut feed).await?;
             marks.set(&changes.touched).await?;
+            self.note_members(&changes.members).await?;
             // Never before the marks: what it stands for must be remembered.
-            if !changes.touched.is_empty() || saved.elapsed() >= IDLE_SAVE {
+            if !changes.is_empty() || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
             }
@@ -96,6 +100,7 @@ impl Follower<'_> {
         stop: &CancellationToken,
         followed: &mut Followed,
     ) -> Result<()> {
+        self.work_off_members(catch_up, after, stop, followed).await?;
         let marks = Marks::of(self.mongo, self.job.name());
         let total = marks.count().await?;
         let mut done = 0;
@@ -145,10 +150,11 @@ impl Follower<'_> {
             self.job.lease().valid().await?;
             let changes = self.next(&mut feed).await?;
             followed.applied.add(catch_up.apply(&changes.touched, changes.time).await?);
-            followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
+            followed.applied.add(self.bring_members(catch_up, &changes.members, changes.time).await?);
+            followed.changes += u64::try_from(changes.len()).unwrap_or(0);
             from.clone_from(feed.position());
             let has_reached = feed.has_reached(goal);
-            if !changes.touched.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
+            if !changes.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
             }
@@ -170,13 +176,15 @@ impl Follower<'_> {
         if let Some(Bson::Document(session)) = self.job.stored(SESSION) {
             self.mongo.end_operations(std::slice::from_ref(session)).await?;
         }
-        let catch_up = CatchUp::new(self.mongo, self.source, self.target, self.valid.clone()).await?;
+        let valid = self.valid.clone();
+        let catch_up = CatchUp::new(self.mongo, self.source, self.target, valid, self.job.name()).await?;
         self.job.save(doc! {SESSION: catch_up.session()}).await?;
         Ok(catch_up)
     }
 
     async fn open(&self, from: Position) -> Result<Feed> {
-        self.mongo.feed(self.source, from).await
+        let watched = Watched { source: self.source.clone(), memberships: self.valid.memberships.clone() };
+        self.mongo.feed(&watched, from).await
     }
 
     async fn next(&self, feed: &mut Feed) -> Result<Changes> {
@@ -201,7 +209,7 @@ impl Follower<'_> {
             let now = jiff::Timestamp::now().as_second();
             now.saturating_sub(i64::from(time.time)).max(0)
         });
-        let waiting = if changes.touched.len() >= BATCH { "database" } else { "source" };
+        let waiting = if changes.len() >= BATCH { "database" } else { "source" };
         self.events.progress(Progress {
             phase: "follow".into(),
             unit: "changes",

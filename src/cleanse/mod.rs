@@ -2,14 +2,17 @@
 //!
 //! `plan` decides, `run` lists the phases; `predicate` and `target` decide without I/O what is
 //! valid and what the target must look like; `copy` moves ranges, `build`
-//! makes and finishes the target, `dry_run` shows all of it without a write.
+//! makes and finishes the target, `needs` and `affected` care for rules that look at
+//! other documents, `dry_run` shows all of it without a write.
 
+pub mod affected;
 pub mod build;
 pub mod copy;
 pub mod count;
 pub mod dry_run;
 pub mod follow;
 pub mod marks;
+pub mod needs;
 pub mod plan;
 pub mod predicate;
 pub mod ranges;

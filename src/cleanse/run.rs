@@ -13,6 +13,7 @@ use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
 use super::dry_run;
 use super::follow::{Followed, Follower, stored_position};
+use super::needs;
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
 use crate::Context;
@@ -45,6 +46,9 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
         return context.unless_interrupted(dry_run::run(context, &plan)).await;
     }
     let start = Instant::now();
+    let valid = plan.predicate.valid();
+    let check = needs::check_following(&context.mongo, &plan.source, &plan.description, &valid);
+    context.unless_interrupted(check).await?;
     let job = context.unless_interrupted(begin(&context.mongo, &plan, args.restart)).await?;
     let mut figures = Figures::default();
     let result = phases(context, &plan, &job, args, &mut figures).await;
@@ -194,6 +198,7 @@ async fn catch_up(
     if is_to_finish {
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
+        follower.mark_crowded().await?;
         follower.work_off_marks(&mut catch_up, position.time(), stop, followed).await?;
     }
     if !follower.drain(&mut catch_up, &mut position, false, stop, followed).await? {

@@ -15,21 +15,23 @@ use mongodb::ClientSession;
 use mongodb::options::ReadConcern;
 
 use super::command::{is_transient_code, retrying_in};
+use super::groups::Groups;
 use super::index::whole_number;
 use super::sink::{check_write_concern, id_bytes, value_bytes};
 use super::source::to_bson;
+use super::valid::Valid;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
 
 /// Bytes of documents per command.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
+pub(super) const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// Statements per command.
-const MOST_STATEMENTS: usize = 1000;
+pub(super) const MOST_STATEMENTS: usize = 1000;
 /// The server's code for a duplicate key.
 const DUPLICATE_KEY: u64 = 11000;
 /// Rounds in which documents that stand in each other's way are written again.
-const ROUNDS: usize = 10;
+pub(super) const ROUNDS: usize = 10;
 
 /// What was done to the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,10 +54,11 @@ impl Applied {
 /// Keeps a target in step with a source.
 #[derive(Debug)]
 pub struct CatchUp {
-    mongo: Mongo,
-    source: Namespace,
-    target: Namespace,
-    valid: Document,
+    pub(super) mongo: Mongo,
+    pub(super) source: Namespace,
+    pub(super) target: Namespace,
+    pub(super) valid: Valid,
+    pub(super) groups: Groups,
     reading: ClientSession,
     writing: ClientSession,
     transaction: i64,
@@ -68,18 +71,26 @@ struct Conflict {
 }
 
 impl CatchUp {
-    /// Brings documents from one collection to another where `valid` holds.
+    /// Brings documents from one collection to another where they are valid; `owner`
+    /// is whose notes are kept.
     ///
     /// # Errors
     /// A stop where no session can be had.
-    pub async fn new(mongo: &Mongo, source: &Namespace, target: &Namespace, valid: Document) -> Result<Self> {
+    pub async fn new(
+        mongo: &Mongo,
+        source: &Namespace,
+        target: &Namespace,
+        valid: Valid,
+        owner: &str,
+    ) -> Result<Self> {
         // The driver hands sessions on, and whoever got one of ours would be
         // refused for its numbers.
         let mongo = mongo.apart()?;
+        let groups = Groups::of(&mongo, owner);
         let reading = mongo.client().start_session().await.during("starting a session")?;
         let writing = mongo.client().start_session().await.during("starting a session")?;
         let (source, target) = (source.clone(), target.clone());
-        Ok(Self { mongo, source, target, valid, reading, writing, transaction: 0 })
+        Ok(Self { mongo, source, target, valid, groups, reading, writing, transaction: 0 })
     }
 
     /// The session of the writes, to be recorded before the first: whoever comes
@@ -94,6 +105,9 @@ impl CatchUp {
     /// # Errors
     /// A stop where a document can't be written for good.
     pub async fn apply(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Applied> {
+        if let Some(grouping) = self.valid.grouping.clone() {
+            return self.apply_groups(&grouping, &distinct(ids), after).await;
+        }
         let mut applied = Applied::default();
         let mut open = distinct(ids);
         for _ in 0..ROUNDS {
@@ -140,18 +154,23 @@ impl CatchUp {
     /// The valid ones among these documents, as a majority has them.
     async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
         let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
-        let mut condition = doc! {"_id": {"$in": ids}};
-        if !self.valid.is_empty() {
-            condition.insert("$and", vec![self.valid.clone()]);
-        }
+        let by_id = doc! {"_id": {"$in": ids}};
+        let pipeline = self.valid.candidates(by_id.clone());
+        let condition = doc! {"$and": [by_id, self.valid.condition.clone()]};
+        let is_condition = self.valid.is_condition();
         if let Some(after) = after {
             self.reading.advance_operation_time(after);
         }
         let collection = self.mongo.collection(&self.source);
         let reading = &mut self.reading;
         retrying_in(format!("re-reading documents of {}", self.source), reading, async |session| {
-            let find = collection.find(condition.clone()).read_concern(ReadConcern::majority());
-            let mut cursor = find.session(&mut *session).await?;
+            let majority = ReadConcern::majority();
+            let mut cursor = if is_condition {
+                collection.find(condition.clone()).read_concern(majority).session(&mut *session).await?
+            } else {
+                let read = collection.aggregate(pipeline.clone()).read_concern(majority);
+                read.session(&mut *session).await?.with_type()
+            };
             let mut documents = Vec::new();
             while cursor.advance(&mut *session).await? {
                 documents.push(cursor.current().to_owned());
@@ -161,7 +180,7 @@ impl CatchUp {
         .await
     }
 
-    async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
+    pub(super) async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
@@ -178,7 +197,11 @@ impl CatchUp {
         }
     }
 
-    async fn write_all(&mut self, documents: &[RawDocumentBuf], again: &mut Vec<RawBson>) -> Result<u64> {
+    pub(super) async fn write_all(
+        &mut self,
+        documents: &[RawDocumentBuf],
+        again: &mut Vec<RawBson>,
+    ) -> Result<u64> {
         let (mut start, mut bytes, mut written) = (0, 0, 0);
         for (position, document) in documents.iter().enumerate() {
             let size = document.as_bytes().len();
@@ -232,7 +255,9 @@ impl CatchUp {
         }
         let values = error.get_document("keyValue").ok().cloned();
         let parties = self.parties(&Conflict { id, values }).await?;
-        self.remove(&parties).await?;
+        if self.valid.grouping.is_none() {
+            self.remove(&parties).await?;
+        }
         again.extend(parties);
         Ok(())
     }
@@ -290,7 +315,7 @@ fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
     Ok(rawdoc! {"q": {"_id": {"$eq": id}}, "u": pipeline, "upsert": true})
 }
 
-fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
+pub(super) fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
     let mut seen = std::collections::HashSet::new();
     ids.iter().filter(|id| seen.insert(value_bytes(id.as_raw_bson_ref()))).cloned().collect()
 }

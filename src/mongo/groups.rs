@@ -114,7 +114,7 @@ struct Look {
     keys: HashMap<Vec<u8>, Key>,
     /// Whether some groups have more copies than were read.
     is_cut: bool,
-    /// Whether the server takes `_id`s of different bytes for the same.
+    /// Whether the server takes the `_id` of a winner for that of another copy.
     has_twins: bool,
 }
 
@@ -316,7 +316,22 @@ impl CatchUp {
             }
             keys.clear();
         }
+        look.has_twins = self.has_twins(&look.steps().write_first, at).await?;
         Ok(look)
+    }
+
+    /// Whether there are copies of documents that have none: the server takes their
+    /// `_id`s for the same, though their bytes are not.
+    async fn has_twins(&self, ids: &[RawBson], at: Timestamp) -> mongodb::error::Result<bool> {
+        for part in ids.chunks(MOST_STATEMENTS) {
+            let ids = list(part).map_err(DriverError::custom)?;
+            let pipeline =
+                [doc! {"$match": {"_id": {"$in": ids}}}, doc! {"$limit": 1}, doc! {"$project": {"_id": 1}}];
+            if !rows(&self.mongo, &self.target, &pipeline, not_before(at)).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes documents into the look; returns their groups.
@@ -327,11 +342,8 @@ impl CatchUp {
         at: Timestamp,
         look: &mut Look,
     ) -> mongodb::error::Result<Vec<Key>> {
-        let mut asked = HashSet::new();
         for id in ids {
-            let bytes = value_bytes(id.as_raw_bson_ref());
-            look.see(&bytes, id);
-            asked.insert(bytes);
+            look.see(&value_bytes(id.as_raw_bson_ref()), id);
         }
         let only = by_id(grouping, ids).map_err(DriverError::custom)?;
         let mut candidates =
@@ -342,14 +354,12 @@ impl CatchUp {
             let Some((bytes, id)) = id_of(&document) else { continue };
             let key = grouping.key_of(&document);
             keys.extend(key.clone());
-            look.has_twins |= !asked.contains(&bytes);
             look.see(&bytes, &id).candidate = Some(key);
         }
         for document in rows(&self.mongo, &self.target, &only, not_before(at)).await? {
             let Some((bytes, id)) = id_of(&document) else { continue };
             let key = grouping.key_of(&document);
             keys.extend(key.clone());
-            look.has_twins |= !asked.contains(&bytes);
             look.see(&bytes, &id).copy = Some(key);
         }
         Ok(keys)

@@ -148,8 +148,9 @@ fn has_index(description: &Description, collation: Option<&Document>, fields: &[
                 .iter()
                 .all(|(_, order)| matches!(order, Bson::Int32(_) | Bson::Int64(_) | Bson::Double(_)))
     };
-    let is_late = |index: &Document| {
-        index.get_bool("unique").unwrap_or(false) || index.contains_key("expireAfterSeconds")
+    let is_in_time = |index: &Document| {
+        place == Use::Source
+            || !index.get_bool("unique").unwrap_or(false) && !index.contains_key("expireAfterSeconds")
     };
     description.indexes.iter().any(|index| {
         leads(index)
@@ -157,7 +158,7 @@ fn has_index(description: &Description, collation: Option<&Document>, fields: &[
             && !index.get_bool("sparse").unwrap_or(false)
             && !index.get_bool("hidden").unwrap_or(false)
             && index.get_document("collation").ok() == collation
-            && !(place == Use::SourceAndTarget && is_late(index))
+            && is_in_time(index)
     })
 }
 

@@ -103,9 +103,13 @@ async fn write_member(database: &Database, random: &mut Random) {
     let id = if random.below(2) == 0 { number } else { 1000 + number };
     let filter = doc! {"_id": id};
     match random.below(4) {
-        0 => drop(members.delete_one(filter).await.expect("a write")),
+        0 => {
+            members.delete_one(filter).await.expect("a write");
+        }
         1 => drop(members.insert_one(doc! {"_id": id, "n": number}).await),
-        2 => drop(members.update_one(filter, doc! {"$set": {"x": number}}).await.expect("a write")),
+        2 => {
+            members.update_one(filter, doc! {"$set": {"x": number}}).await.expect("a write");
+        }
         _ => {
             let other = small(random.below(usize::try_from(NUMBERS).expect("small")));
             members.update_one(filter, doc! {"$set": {"n": other}}).upsert(true).await.expect("a write");
@@ -120,7 +124,10 @@ async fn write(database: &Database, documents: i32, random: &mut Random) {
     let part = |name: &str| doc! {"$set": {name: fresh.get(name).cloned()}};
     let filter = doc! {"_id": id};
     let update = match random.below(9) {
-        0 => return drop(source.delete_one(filter).await.expect("a write")),
+        0 => {
+            source.delete_one(filter).await.expect("a write");
+            return;
+        }
         1 => return drop(source.insert_one(fresh).await),
         2 => return drop(source.replace_one(filter, fresh).upsert(true).await),
         3 => part("valid"),

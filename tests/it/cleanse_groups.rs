@@ -304,6 +304,25 @@ async fn kills_between_the_steps_forget_no_group() {
     assert!(kills >= 10, "{kills} kills");
 }
 
+/// When the copy of a winner is gone, nothing tells of its group any more: the next one must stand
+/// there already.
+#[tokio::test]
+async fn the_next_winner_is_there_before_the_former_one_is_gone() {
+    let bench = Bench::new().await;
+    bench
+        .insert_into(SOURCE, (0..5).flat_map(|team| (0..3).map(move |at| player(10 * team + at, team, at))))
+        .await;
+    configure(&bench, DEDUPE);
+    bench.run("cleanse").await.expect_exit(0);
+    for team in 0..5 {
+        delete(&bench, 10 * team + 2).await;
+    }
+    let killed = bench.program("cleanse").env("MONGOREKEY_CRASH_AT", "groups_removed:1").run().await;
+    assert_eq!(killed.exit, None, "{}", killed.output());
+    bench.run("cleanse").await.expect_exit(0);
+    JUDGE.expect_target(&bench).await;
+}
+
 /// The one group whose new winner comes from another group: when the copy that told of it is lost, and
 /// that winner moves on, only the note tells of it.
 #[tokio::test]

@@ -61,7 +61,7 @@ pub async fn check_following(
             )));
         }
     }
-    if size(mongo, source).await <= FEW_DOCUMENTS {
+    if valid.is_condition() || size(mongo, source).await <= FEW_DOCUMENTS {
         return Ok(());
     }
     for membership in &valid.memberships {

@@ -3,7 +3,6 @@
 use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use mongodb::options::Hint;
 
-use super::predicate::all_of;
 use super::target::{self, PENDING, PENDING_INDEX, index_name};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
@@ -12,6 +11,7 @@ use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::command::retrying;
 use crate::mongo::index::BuildProgress;
+use crate::mongo::valid::Valid;
 
 /// Marked documents that are fetched at once.
 const PENDING_BATCH: usize = 100;
@@ -31,7 +31,11 @@ pub async fn describe_source(mongo: &Mongo, source: &Namespace) -> Result<Descri
     }
 }
 
-async fn is_sharded(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
+/// Whether a collection is spread over shards.
+///
+/// # Errors
+/// A stop where the server can't be asked.
+pub(super) async fn is_sharded(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
     if mongo.hello().await?.get_str("msg").ok() != Some("isdbgrid") {
         return Ok(false);
     }
@@ -85,7 +89,7 @@ pub async fn resolve_pending(
     mongo: &Mongo,
     source: &Namespace,
     namespace: &Namespace,
-    valid: &Document,
+    valid: &Valid,
 ) -> Result<()> {
     fetch(mongo, source, namespace, valid, vec![Bson::Null]).await?;
     let has_index =
@@ -120,16 +124,16 @@ async fn fetch(
     mongo: &Mongo,
     source: &Namespace,
     namespace: &Namespace,
-    valid: &Document,
+    valid: &Valid,
     ids: Vec<Bson>,
 ) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
-    let condition = all_of(vec![Bson::Document(doc! {"_id": {"$in": &ids}}), Bson::Document(valid.clone())]);
+    let pipeline = valid.candidates(doc! {"_id": {"$in": &ids}});
     let operation = format!("fetching marked documents of {source}");
     let from = mongo.collection(source);
-    let mut cursor = from.find(condition).await.during(&operation)?;
+    let mut cursor = from.aggregate(pipeline).await.during(&operation)?.with_type::<RawDocumentBuf>();
     let mut fetched = Vec::new();
     while cursor.advance().await.during(&operation)? {
         let document = cursor.current();

@@ -82,6 +82,11 @@ impl Follower<'_> {
         let marks = Marks::of(self.mongo, self.job.name());
         let mut applied = Applied::default();
         let mut open = distinct(&parties);
+        if !open.is_empty() && self.valid.grouping.is_some() {
+            // Groups have notes of their own.
+            self.job.lease().valid().await?;
+            return lanes.write_again(&open, after).await;
+        }
         for _ in 0..ROUNDS {
             if open.is_empty() {
                 return Ok(applied);

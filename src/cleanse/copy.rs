@@ -19,6 +19,7 @@ use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
 use crate::mongo::command::is_transient;
 use crate::mongo::range::Range;
+use crate::mongo::valid::Valid;
 use crate::throttle::pace::Pace;
 
 /// Attempts per range; elections and network errors pass.
@@ -37,8 +38,8 @@ pub struct Copy {
     pub source: Namespace,
     /// The collection to copy to.
     pub target: Namespace,
-    /// The condition for valid documents.
-    pub valid: Document,
+    /// What makes a document valid. Of a group all candidates are copied.
+    pub valid: Valid,
     /// Whether the source has an `_id` index to follow.
     pub hint: bool,
     /// Where the state of ranges is kept.
@@ -177,7 +178,7 @@ impl Copy {
             let session = operation.id();
             self.ranges.set(piece.number, &RangeState::Copying(session.clone())).await?;
             crash::point("range_begun");
-            let stages = copy_stages(piece.range.filter(), self.valid.clone(), &self.target.collection);
+            let stages = copy_stages(piece.range.filter(), &self.valid, &self.target.collection);
             let run =
                 self.mongo.run_writing_pipeline(&mut operation, &self.source, stages, self.hint(), &self.job);
             let (result, interrupted) = self.until_stopped(run, &session).await;

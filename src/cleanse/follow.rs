@@ -19,6 +19,8 @@ use crate::mongo::Mongo;
 use crate::mongo::catch_up::Applied;
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
 use crate::mongo::lanes::Lanes;
+use crate::mongo::valid::Valid;
+use crate::mongo::watched::Watched;
 use crate::throttle::pace::Pace;
 
 /// Changes that are worked on at once.
@@ -55,8 +57,8 @@ pub struct Follower<'a> {
     pub source: &'a Namespace,
     /// The collection that is kept in step.
     pub target: &'a Namespace,
-    /// The condition for valid documents.
-    pub valid: Document,
+    /// What makes a document valid.
+    pub valid: Valid,
     /// Where progress goes.
     pub events: &'a Events,
     /// How fast it may go.
@@ -73,6 +75,7 @@ impl Follower<'_> {
     pub async fn begin(&self) -> Result<Position> {
         let position = Position::Time(self.mongo.majority_time().await?);
         Marks::of(self.mongo, self.job.name()).clear().await?;
+        self.forget_affected().await?;
         *self.tally() = Tally::since(position.time());
         self.save_position(&position).await?;
         Ok(position)
@@ -90,10 +93,11 @@ impl Follower<'_> {
             self.job.lease().valid().await?;
             let changes = self.checked(feed.next(MARKS).await)?;
             marks.set(&changes.touched).await?;
+            self.note_members(&changes.members).await?;
             crash::point("marks_set");
             self.tally().add(&changes.came_or_went, None);
             // Never before the marks: what it stands for must be remembered.
-            if !changes.touched.is_empty() || saved.elapsed() >= IDLE_SAVE {
+            if !changes.is_empty() || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
                 crash::point("marks_position_saved");
@@ -119,6 +123,7 @@ impl Follower<'_> {
         while !stop.is_cancelled() {
             self.job.lease().valid().await?;
             self.mark_while_held(from, stop).await?;
+            self.work_off_members(catch_up, from.time(), stop, followed).await?;
             let some = marks.some(i64::try_from(self.batch()).unwrap_or(i64::MAX)).await?;
             if some.is_empty() {
                 return Ok(());
@@ -175,20 +180,21 @@ impl Follower<'_> {
                 continue;
             }
             let changes = self.checked(feed.next().await)?;
-            self.pace.set_idle(changes.touched.is_empty());
-            if !self.pace.turn(changes.touched.len() as u64, stop).await {
+            self.pace.set_idle(changes.is_empty());
+            if !self.pace.turn(changes.len() as u64, stop).await {
                 // What was read is not applied, so it must be read again.
                 feed = self.open(from.clone()).await?.ahead(batch);
                 continue;
             }
             self.job.lease().valid().await?;
             followed.applied.add(self.apply(catch_up, &changes.touched, changes.time).await?);
+            followed.applied.add(self.bring_members(catch_up, &changes.members, changes.time).await?);
             crash::point("changes_applied");
-            followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
+            followed.changes += u64::try_from(changes.len()).unwrap_or(0);
             from.clone_from(feed.position());
             self.tally().add(&changes.came_or_went, None);
             let has_reached = feed.has_reached(goal);
-            if !changes.touched.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
+            if !changes.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
                 crash::point("changes_position_saved");
@@ -216,7 +222,7 @@ impl Follower<'_> {
         while !feed.has_reached(beyond) {
             self.job.lease().valid().await?;
             let changes = self.checked(feed.next(BATCH).await)?;
-            touched += changes.touched.len() as u64;
+            touched += changes.len() as u64;
             tally.add(&changes.came_or_went, Some(until));
         }
         Ok((touched, tally))
@@ -262,15 +268,24 @@ impl Follower<'_> {
         self.mongo.end_operations(&stored_sessions(self.job.stored(SESSIONS))).await?;
         let source = self.mongo.describe(self.source).await?;
         let has_collation = source.is_some_and(|source| source.collation().is_some());
-        let lanes =
-            Lanes::new(self.mongo, self.source, self.target, &self.valid, LANES, has_collation).await?;
+        let lanes = Lanes::new(
+            self.mongo,
+            self.source,
+            self.target,
+            &self.valid,
+            LANES,
+            has_collation,
+            self.job.name(),
+        );
+        let lanes = lanes.await?;
         self.job.save(doc! {SESSIONS: lanes.sessions()}).await?;
         crash::point("session_stored");
         Ok(lanes)
     }
 
     async fn open(&self, from: Position) -> Result<Feed> {
-        self.mongo.feed(self.source, from).await
+        let watched = Watched { source: self.source.clone(), memberships: self.valid.memberships.clone() };
+        self.mongo.feed(&watched, from).await
     }
 
     fn checked(&self, changes: Result<Changes>) -> Result<Changes> {

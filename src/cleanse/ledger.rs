@@ -213,7 +213,7 @@ async fn count_all(
     } else {
         ledger.source_now = number(&at_moment(mongo, &plan.source, all(), moment).await?);
         // Without rules everything is kept, which costs no further look.
-        ledger.kept_by_rules = plan.predicate.valid().is_empty().then_some(ledger.source_now);
+        ledger.kept_by_rules = plan.predicate.valid().is_everything().then_some(ledger.source_now);
     }
     if expires(plan) {
         // Source and target let documents expire at moments of their own.

@@ -2,8 +2,10 @@
 //!
 //! `plan` decides, `run` lists the phases; `predicate` and `target` decide without I/O what is
 //! valid and what the target must look like; `copy` moves ranges, `build`
-//! makes and finishes the target, `steer` slows and stops it, `dry_run` shows all of it without a write.
+//! makes and finishes the target, `steer` slows and stops it, `needs` and `affected` care for rules that
+//! look at other documents, `dry_run` shows all of it without a write.
 
+pub mod affected;
 pub mod build;
 pub mod conflict;
 pub mod copy;
@@ -12,6 +14,7 @@ pub mod dry_run;
 pub mod follow;
 pub mod ledger;
 pub mod marks;
+pub mod needs;
 pub mod out;
 pub mod plan;
 pub mod predicate;

@@ -26,6 +26,7 @@ use crate::job::Job;
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::feed::Position;
+use crate::mongo::valid::Valid;
 
 /// The field of the job document with the method of the copy.
 pub const METHOD: &str = "method";
@@ -166,11 +167,8 @@ pub async fn copy(
     Ok(Shot { copied: Copied::All, touched })
 }
 
-fn stages(valid: &Document, into: &str) -> Vec<Document> {
-    let mut stages = Vec::new();
-    if !valid.is_empty() {
-        stages.push(doc! {"$match": valid.clone()});
-    }
+fn stages(valid: &Valid, into: &str) -> Vec<Document> {
+    let mut stages = valid.stages();
     stages.push(doc! {"$out": into});
     stages
 }
@@ -188,9 +186,10 @@ async fn warn(context: &Context, plan: &Plan) -> Result<()> {
     let affected = if documents > CHEAP_TO_COUNT {
         "any such document was not looked for".to_owned()
     } else {
-        let condition =
-            super::predicate::all_of(vec![Bson::Document(plan.predicate.valid()), Bson::Document(has_zero)]);
-        match super::count::exactly(&context.mongo, &plan.source, &condition).await? {
+        let mut valid = plan.predicate.valid();
+        valid.condition =
+            super::predicate::all_of(vec![Bson::Document(valid.condition), Bson::Document(has_zero)]);
+        match super::count::candidates(&context.mongo, &plan.source, &valid).await? {
             0 => return Ok(()),
             count => format!("{count} documents have one"),
         }
@@ -227,7 +226,7 @@ async fn beside_progress(
             phase: "$out".into(),
             unit: "documents",
             done,
-            total: total.filter(|_| plan.predicate.valid().is_empty()),
+            total: total.filter(|_| plan.predicate.valid().is_everything()),
             limited_by: Some("database".into()),
             detail: "one operation, which nothing slows or resumes".into(),
         });

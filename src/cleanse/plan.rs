@@ -3,6 +3,7 @@
 use bson::{Document, doc};
 
 use super::build;
+use super::needs;
 use super::predicate::Predicate;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::Settings;
@@ -12,6 +13,7 @@ use crate::error::{Error, Result, describe_mongo};
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::command::{is_transient, retrying};
+use crate::mongo::valid::{Grouping, Valid};
 
 /// Documents per range: large enough that starting one costs nothing, small
 /// enough that an interrupted one is soon copied again.
@@ -55,8 +57,13 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
         return Err(Error::usage(format!("source and target are both {source}")));
     }
     let predicate = compile(settings, &rules)?;
+    if let Some(index) = rules.exists_in.iter().position(|rule| rule.collection == target) {
+        let key = format!("cleanse.exists_in.{index}.collection");
+        return Err(settings.error_at(&key, format!("{target} is the target: its documents prove nothing")));
+    }
     let description = build::describe_source(mongo, &source).await?;
     check_on_server(mongo, settings, &source, &predicate).await?;
+    needs::check_reading(mongo, &source, &predicate.valid()).await?;
     Ok(Plan {
         job: args.job.clone().unwrap_or_else(|| default_job(&source, &target)),
         identity: doc! {
@@ -110,20 +117,11 @@ pub fn rules(settings: &Settings, source: Option<&Namespace>) -> Result<Cleanse>
     }
 }
 
-/// Compiles the rules, refusing those that this version does not act upon.
+/// Compiles the rules.
 ///
 /// # Errors
-/// A usage error at the key of the rule.
+/// A usage error at the key of a rule that can't be used.
 pub fn compile(settings: &Settings, rules: &Cleanse) -> Result<Predicate> {
-    for (is_set, key) in
-        [(!rules.exists_in.is_empty(), "cleanse.exists_in"), (rules.dedupe.is_some(), "cleanse.dedupe")]
-    {
-        if is_set {
-            return Err(settings
-                .error_at(key, "is not supported by this version")
-                .hint("remove it from the config"));
-        }
-    }
     Predicate::compile(rules).map_err(|(key, message)| settings.error_at(&key, message))
 }
 
@@ -134,7 +132,7 @@ async fn check_on_server(
     source: &Namespace,
     predicate: &Predicate,
 ) -> Result<()> {
-    let explain = doc! {"explain": {"find": &source.collection, "filter": predicate.valid(), "limit": 1}};
+    let explain = explain(source, &predicate.valid());
     let database = mongo.database(&source.database);
     let refused = retrying("checking the rules on the server", || {
         let reply = database.run_command(explain.clone());
@@ -152,6 +150,18 @@ async fn check_on_server(
         Some(reason) => Err(settings
             .error_at("cleanse", format!("the server does not accept the rules: {reason}"))
             .hint("mend `keep` or the `when` of a rule")),
+    }
+}
+
+fn explain(source: &Namespace, valid: &Valid) -> Document {
+    if valid.is_condition() {
+        return doc! {"explain": {"find": &source.collection, "filter": valid.condition.clone(), "limit": 1}};
+    }
+    let mut pipeline = valid.stages();
+    pipeline.extend(valid.grouping.iter().flat_map(Grouping::winners));
+    doc! {
+        "explain": {"aggregate": &source.collection, "pipeline": pipeline, "cursor": {}},
+        "verbosity": "queryPlanner",
     }
 }
 

@@ -14,6 +14,7 @@ use super::count::{self, RuleCounts};
 use super::dry_run::{self, average_size};
 use super::follow::{Followed, Follower, stored_position};
 use super::ledger::{self, Ledger, Tally};
+use super::needs;
 use super::out;
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
@@ -68,6 +69,9 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
         return context.unless_interrupted(dry_run::run(context, &plan)).await;
     }
     let start = Instant::now();
+    let valid = plan.predicate.valid();
+    let check = needs::check_following(&context.mongo, &plan.source, &plan.description, &valid);
+    context.unless_interrupted(check).await?;
     let job = context.unless_interrupted(begin(&context.mongo, &plan, args)).await?;
     let mut figures = Figures::default();
     let steered = steer::start(context, &job, args.documents_per_second).await?;
@@ -252,6 +256,7 @@ async fn catch_up(
         crash::point("cleanse_fetched");
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
         crash::point("cleanse_indexed");
+        follower.mark_crowded().await?;
         follower.work_off_marks(&mut catch_up, position, stop, followed).await?;
     }
     if !follower.drain(&mut catch_up, position, false, stop, followed).await? {

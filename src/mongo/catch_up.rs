@@ -15,24 +15,26 @@ use mongodb::ClientSession;
 use mongodb::options::ReadConcern;
 
 use super::command::{is_transient_code, retrying_in};
+use super::groups::Groups;
 use super::index::whole_number;
 use super::sink::{check_write_concern, id_bytes, value_bytes};
 use super::source::to_bson;
+use super::valid::Valid;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Context, Error, Result};
 
 /// Bytes of documents per command, and about as many are read at once.
-const MOST_BYTES: usize = 2 * 1024 * 1024;
+pub(super) const MOST_BYTES: usize = 2 * 1024 * 1024;
 /// Statements per command.
-const MOST_STATEMENTS: usize = 1000;
+pub(super) const MOST_STATEMENTS: usize = 1000;
 /// The same as long as nobody knows how large documents are.
 const FIRST_STATEMENTS: usize = 100;
 /// The server's code for a duplicate key.
 const DUPLICATE_KEY: u64 = 11000;
 /// Rounds in which documents are written again that failed for a passing reason.
-const ROUNDS: usize = 10;
+pub(super) const ROUNDS: usize = 10;
 
 /// What was done to the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -73,10 +75,11 @@ impl Attempt {
 /// Keeps a target in step with a source.
 #[derive(Debug)]
 pub struct CatchUp {
-    mongo: Mongo,
-    source: Namespace,
-    target: Namespace,
-    valid: Document,
+    pub(super) mongo: Mongo,
+    pub(super) source: Namespace,
+    pub(super) target: Namespace,
+    pub(super) valid: Valid,
+    pub(super) groups: Groups,
     reading: ClientSession,
     writing: ClientSession,
     transaction: i64,
@@ -85,18 +88,27 @@ pub struct CatchUp {
 }
 
 impl CatchUp {
-    /// Brings documents from one collection to another where `valid` holds.
+    /// Brings documents from one collection to another where they are valid; `owner`
+    /// is whose notes are kept.
     ///
     /// # Errors
     /// A stop where no session can be had.
-    pub async fn new(mongo: &Mongo, source: &Namespace, target: &Namespace, valid: Document) -> Result<Self> {
+    pub async fn new(
+        mongo: &Mongo,
+        source: &Namespace,
+        target: &Namespace,
+        valid: Valid,
+        owner: &str,
+    ) -> Result<Self> {
         // The driver hands sessions on, and whoever got one of ours would be
         // refused for its numbers.
         let mongo = mongo.apart()?;
+        let groups = Groups::of(&mongo, owner);
         let reading = mongo.client().start_session().await.during("starting a session")?;
         let writing = mongo.client().start_session().await.during("starting a session")?;
         let (source, target) = (source.clone(), target.clone());
-        Ok(Self { mongo, source, target, valid, reading, writing, transaction: 0, at_once: FIRST_STATEMENTS })
+        let at_once = FIRST_STATEMENTS;
+        Ok(Self { mongo, source, target, valid, groups, reading, writing, transaction: 0, at_once })
     }
 
     /// The session of the writes, to be recorded before the first: whoever comes
@@ -105,12 +117,22 @@ impl CatchUp {
         self.writing.id().clone()
     }
 
+    /// Whether a document decides about others.
+    pub(super) fn has_groups(&self) -> bool {
+        self.valid.grouping.is_some()
+    }
+
     /// Brings these documents up to the state that they have now or later, at
     /// least that of `after`.
     ///
     /// # Errors
     /// A stop where a document can't be written for good.
     pub async fn apply(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Attempt> {
+        if let Some(grouping) = self.valid.grouping.clone() {
+            // What stands in the way of a winner is cared for there.
+            let applied = self.apply_groups(&grouping, &distinct(ids), after).await?;
+            return Ok(Attempt { applied, parties: Vec::new() });
+        }
         let mut attempt = Attempt::default();
         let mut open = distinct(ids);
         for _ in 0..ROUNDS {
@@ -163,18 +185,23 @@ impl CatchUp {
     /// The valid ones among these documents, as a majority has them.
     async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
         let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
-        let mut condition = doc! {"_id": {"$in": ids}};
-        if !self.valid.is_empty() {
-            condition.insert("$and", vec![self.valid.clone()]);
-        }
+        let by_id = doc! {"_id": {"$in": ids}};
+        let pipeline = self.valid.candidates(by_id.clone());
+        let condition = doc! {"$and": [by_id, self.valid.condition.clone()]};
+        let is_condition = self.valid.is_condition();
         if let Some(after) = after {
             self.reading.advance_operation_time(after);
         }
         let collection = self.mongo.collection(&self.source);
         let reading = &mut self.reading;
         retrying_in(format!("re-reading documents of {}", self.source), reading, async |session| {
-            let find = collection.find(condition.clone()).read_concern(ReadConcern::majority());
-            let mut cursor = find.session(&mut *session).await?;
+            let majority = ReadConcern::majority();
+            let mut cursor = if is_condition {
+                collection.find(condition.clone()).read_concern(majority).session(&mut *session).await?
+            } else {
+                let read = collection.aggregate(pipeline.clone()).read_concern(majority);
+                read.session(&mut *session).await?.with_type()
+            };
             let mut documents = Vec::new();
             while cursor.advance(&mut *session).await? {
                 documents.push(cursor.current().to_owned());
@@ -205,7 +232,7 @@ impl CatchUp {
         }
     }
 
-    async fn write_all(
+    pub(super) async fn write_all(
         &mut self,
         documents: &[RawDocumentBuf],
         again: &mut Vec<RawBson>,

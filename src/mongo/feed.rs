@@ -1,4 +1,4 @@
-//! The change feed of one collection: which documents were touched, and how far
+//! The change feed of a collection: which documents were touched, and how far
 //! one has to read to have seen everything up to a moment.
 
 use std::time::Duration;
@@ -7,11 +7,12 @@ use bson::{Bson, Document, RawBson, RawDocumentBuf, Timestamp, doc};
 use mongodb::change_stream::ChangeStream;
 use mongodb::change_stream::event::ResumeToken;
 use mongodb::error::{Error as DriverError, ErrorKind};
+use mongodb::options::FullDocumentBeforeChangeType;
 use tokio::time::Instant;
 
 use super::Mongo;
 use super::command::{is_transient, retrying};
-use crate::config::values::Namespace;
+use super::watched::{Member, Watched};
 use crate::error::{Context, Error, Result};
 
 /// How long the server waits for a change before it answers that there is none.
@@ -83,6 +84,8 @@ pub struct Changes {
     /// The `_id`s of touched documents, in order, repeated where they were
     /// touched again.
     pub touched: Vec<RawBson>,
+    /// Documents of other collections that were touched, which decide about ours.
+    pub members: Vec<Member>,
     /// The moment of the last of them.
     pub time: Option<Timestamp>,
     /// When documents came and went: true where one came.
@@ -91,10 +94,22 @@ pub struct Changes {
     pub ended_by: Option<String>,
 }
 
+impl Changes {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.touched.len() + self.members.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// An open feed.
 pub struct Feed {
     mongo: Mongo,
-    namespace: Namespace,
+    watched: Watched,
     stream: ChangeStream<RawDocumentBuf>,
     position: Position,
 }
@@ -130,33 +145,37 @@ impl Mongo {
             .ok_or_else(|| Error::stopped("the server does not tell its last write"))
     }
 
-    /// Opens the feed of a collection.
+    /// Opens a feed.
     ///
     /// # Errors
     /// A refusal where the oplog no longer reaches back that far, a stop where
     /// the server can't be read.
-    pub async fn feed(&self, namespace: &Namespace, from: Position) -> Result<Feed> {
-        let stream = open(self, namespace, &from).await?;
+    pub async fn feed(&self, watched: &Watched, from: Position) -> Result<Feed> {
+        let stream = open(self, watched, &from).await?;
         // Where nothing has changed, the server says at once how far that holds.
         let token = stream.resume_token().and_then(|token| bson::serialize_to_bson(&token).ok());
         let position = token.map_or(from, Position::Token);
-        Ok(Feed { mongo: self.clone(), namespace: namespace.clone(), stream, position })
+        Ok(Feed { mongo: self.clone(), watched: watched.clone(), stream, position })
     }
 }
 
-async fn open(mongo: &Mongo, namespace: &Namespace, from: &Position) -> Result<ChangeStream<RawDocumentBuf>> {
-    // Only what is needed: a changed document may have megabytes.
-    let fields = doc! {"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1}};
+async fn open(mongo: &Mongo, watched: &Watched, from: &Position) -> Result<ChangeStream<RawDocumentBuf>> {
+    let namespace = &watched.source;
     let collection = mongo.collection(namespace).clone_with_type::<Document>();
+    let database = mongo.database(&namespace.database);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut watch = collection
-            .watch()
-            .pipeline([fields.clone()])
+        let mut watch = if watched.memberships.is_empty() { collection.watch() } else { database.watch() };
+        watch = watch
+            .pipeline(watched.pipeline())
             .show_expanded_events(true)
             .read_concern(mongodb::options::ReadConcern::majority())
             .batch_size(FETCHED)
             .max_await_time(WAIT);
+        if watched.needs_images() {
+            // Not every collection has them, and those that must are checked.
+            watch = watch.full_document_before_change(FullDocumentBeforeChangeType::WhenAvailable);
+        }
         watch = match from {
             Position::Time(time) => watch.start_at_operation_time(*time),
             Position::Token(token) => watch.start_after(read_token(token)?),
@@ -194,16 +213,16 @@ impl Feed {
     /// A refusal where the oplog no longer holds what comes next.
     pub async fn next(&mut self, most: usize) -> Result<Changes> {
         let mut changes = Changes::default();
-        while changes.touched.len() < most && changes.ended_by.is_none() {
+        while changes.len() < most && changes.ended_by.is_none() {
             match self.stream.next_if_any().await {
-                Ok(Some(event)) => take(&event, &mut changes),
+                Ok(Some(event)) => take(&self.watched, &event, &mut changes),
                 Ok(None) => break,
                 Err(error) if is_lost(&error) || is_transient(&error) => {
                     // The driver has tried to go on by itself already.
-                    self.stream = open(&self.mongo, &self.namespace, &self.position).await?;
+                    self.stream = open(&self.mongo, &self.watched, &self.position).await?;
                     return Ok(Changes::default());
                 }
-                Err(error) => return Err(error).during(format!("following {}", self.namespace)),
+                Err(error) => return Err(error).during(format!("following {}", self.watched.source)),
             }
         }
         if let Some(token) = self.stream.resume_token() {
@@ -227,26 +246,31 @@ impl Feed {
 
 impl std::fmt::Debug for Feed {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Feed").field("namespace", &self.namespace).finish_non_exhaustive()
+        formatter.debug_struct("Feed").field("watched", &self.watched).finish_non_exhaustive()
     }
 }
 
-fn take(event: &RawDocumentBuf, changes: &mut Changes) {
+fn take(watched: &Watched, event: &RawDocumentBuf, changes: &mut Changes) {
     let kind = event.get_str("operationType").unwrap_or("unknown");
     match kind {
         "insert" | "update" | "replace" | "delete" => {
             let key = event.get_document("documentKey").ok();
             let id = key.and_then(|key| key.get("_id").ok().flatten());
-            changes.touched.extend(id.map(RawBson::from));
+            let is_of_source = watched.is_of_source(event);
+            changes.touched.extend(id.filter(|_| is_of_source).map(RawBson::from));
+            match watched.members(event) {
+                Ok(members) => changes.members.extend(members),
+                Err(reason) => changes.ended_by = Some(reason),
+            }
             let time = event.get_timestamp("clusterTime").ok();
             changes.time = time.or(changes.time);
-            if let (Some(time), "insert" | "delete") = (time, kind) {
+            if let (true, Some(time), "insert" | "delete") = (is_of_source, time, kind) {
                 changes.came_or_went.push((time, kind == "insert"));
             }
         }
         // They leave the documents as they are.
         "create" | "createIndexes" | "dropIndexes" => {}
-        other => changes.ended_by = Some(other.to_owned()),
+        other => changes.ended_by = Some(watched.named(other, event)),
     }
 }
 
@@ -283,21 +307,24 @@ mod tests {
 
     #[test]
     fn touched_documents_are_told_from_what_ends_a_collection() {
+        let source = "app.users".parse().expect("a namespace");
+        let watched = Watched { source, memberships: Vec::new() };
         let mut changes = Changes::default();
         let time = Timestamp { time: 5, increment: 1 };
         take(
+            &watched,
             &rawdoc! {"operationType": "update", "documentKey": {"_id": 7}, "clusterTime": time},
             &mut changes,
         );
-        take(&rawdoc! {"operationType": "createIndexes"}, &mut changes);
+        take(&watched, &rawdoc! {"operationType": "createIndexes"}, &mut changes);
         assert_eq!((changes.touched.len(), changes.time, changes.ended_by.clone()), (1, Some(time), None));
         assert!(changes.came_or_went.is_empty());
         for kind in ["insert", "delete"] {
             let event = rawdoc! {"operationType": kind, "documentKey": {"_id": 7}, "clusterTime": time};
-            take(&event, &mut changes);
+            take(&watched, &event, &mut changes);
         }
         assert_eq!(changes.came_or_went, [(time, true), (time, false)]);
-        take(&rawdoc! {"operationType": "rename"}, &mut changes);
+        take(&watched, &rawdoc! {"operationType": "rename"}, &mut changes);
         assert_eq!(changes.ended_by.as_deref(), Some("rename"));
     }
 }

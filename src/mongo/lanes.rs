@@ -8,8 +8,9 @@ use bson::{Document, RawBson, RawBsonRef, Timestamp};
 use futures_util::future::join_all;
 
 use super::Mongo;
-use super::catch_up::{Attempt, CatchUp};
+use super::catch_up::{Applied, Attempt, CatchUp};
 use super::sink::value_bytes;
+use super::valid::Valid;
 use crate::config::values::Namespace;
 use crate::error::Result;
 
@@ -22,6 +23,8 @@ pub struct Lanes {
 
 impl Lanes {
     /// Opens so many lanes; with a collation texts may be equal that look different.
+    /// `owner` is whose notes are kept. Where a document decides about others there
+    /// is one lane: a look at a group takes in whatever `_id`s are in it.
     ///
     /// # Errors
     /// A stop where no session can be had.
@@ -29,13 +32,15 @@ impl Lanes {
         mongo: &Mongo,
         source: &Namespace,
         target: &Namespace,
-        valid: &Document,
+        valid: &Valid,
         count: usize,
         has_collation: bool,
+        owner: &str,
     ) -> Result<Self> {
+        let count = if valid.grouping.is_some() { 1 } else { count };
         let mut lanes = Vec::new();
         for _ in 0..count.max(1) {
-            lanes.push(CatchUp::new(mongo, source, target, valid.clone()).await?);
+            lanes.push(CatchUp::new(mongo, source, target, valid.clone(), owner).await?);
         }
         Ok(Self { lanes, has_collation })
     }
@@ -54,13 +59,28 @@ impl Lanes {
     pub async fn apply(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Attempt> {
         let parts = self.divide(ids);
         let work = self.lanes.iter_mut().zip(&parts);
-        let work = work.filter(|(_, part)| !part.is_empty()).map(|(lane, part)| lane.apply(part, after));
+        // With groups there may be something to do although nothing was touched.
+        let work = work
+            .filter(|(lane, part)| lane.has_groups() || !part.is_empty())
+            .map(|(lane, part)| lane.apply(part, after));
         let mut all = Attempt::default();
         // Every lane is awaited, whatever became of the others.
         for attempt in join_all(work).await {
             all.add(attempt?);
         }
         Ok(all)
+    }
+
+    /// Removes the copies of documents that stand in each other's way and looks at
+    /// them and their groups anew.
+    ///
+    /// # Errors
+    /// A stop where a document can't be written for good.
+    pub async fn write_again(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Applied> {
+        match self.lanes.first_mut() {
+            Some(lane) => lane.write_again(ids, after).await,
+            None => Ok(Applied::default()),
+        }
     }
 
     /// Removes documents from the target.

@@ -10,15 +10,19 @@ pub mod command;
 pub mod feed;
 pub mod fill;
 pub mod flags;
+pub mod groups;
 pub mod health;
 pub mod index;
 pub mod lanes;
+pub mod notes;
 pub mod operation;
 pub mod preflight;
 pub mod range;
 pub mod scan;
 pub mod sink;
 pub mod source;
+pub mod valid;
+pub mod watched;
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use serde_json::{Value, json};
 
 use super::backfill;
@@ -11,9 +11,9 @@ use super::compare::{self, FieldDifference};
 use super::{full, structure};
 use crate::Context;
 use crate::backfill::default_job as backfill_job;
-use crate::cleanse::count;
 use crate::cleanse::plan::{compile, default_job as cleanse_job, rules, target_of};
 use crate::cleanse::predicate::{Predicate, all_of};
+use crate::cleanse::{count, needs};
 use crate::cli::verify::VerifyArgs;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
@@ -23,6 +23,7 @@ use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::sink::id_bytes;
 use crate::mongo::source::collect;
+use crate::mongo::valid::Valid;
 use crate::report::json::extended;
 use crate::report::outcome::Outcome;
 
@@ -45,6 +46,9 @@ struct Sides {
 /// A refusal where there is nothing to verify; a stop where the server goes away.
 pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
     let sides = sides(context, args)?;
+    if let Some(sides) = &sides {
+        needs::check_reading(&context.mongo, &sides.source, &sides.predicate.valid()).await?;
+    }
     if args.full && sides.is_none() {
         return Err(Error::usage("--full compares two collections, and none are named")
             .hint("add `[cleanse]` with `source` and `to`, or give --source and --to"));
@@ -162,7 +166,7 @@ async fn compare_sides(context: &Context, sides: &Sides, args: &VerifyArgs, all:
     if !(args.counts || args.sample.is_some() || all) {
         return Ok(checks);
     }
-    let expected = count::exactly(mongo, &sides.source, &sides.predicate.valid()).await?;
+    let expected = count::valid(mongo, &sides.source, &sides.predicate.valid()).await?;
     let found = count::exactly(mongo, &sides.target, &Document::new()).await?;
     if args.counts || all {
         checks.push(counts(sides, expected, found));
@@ -210,14 +214,16 @@ async fn sample(
     }
     let mongo = &context.mongo;
     let valid = sides.predicate.valid();
-    let (from, from_condition, to, to_condition) = match direction {
-        Direction::Forward => (&sides.source, valid, &sides.target, Document::new()),
-        Direction::Backward => (&sides.target, Document::new(), &sides.source, valid),
+    let (from, from_valid, to, to_valid) = match direction {
+        Direction::Forward => (&sides.source, valid, &sides.target, Valid::default()),
+        Direction::Backward => (&sides.target, Valid::default(), &sides.source, valid),
     };
-    let mut drawn = draw(mongo, from, &from_condition, size, population).await?;
+    let to_draw = to_draw(mongo, from, &from_valid, size, population).await?;
+    let mut drawn = draw(mongo, from, &from_valid, to_draw).await?;
     let (mut differences, mut different, mut compared) = (Vec::new(), 0_u64, 0_u64);
     while let Some(batch) = drawn.next_batch().await? {
-        let others = look_up(mongo, to, &to_condition, &batch).await?;
+        let batch = only_valid(mongo, from, &from_valid, batch).await?;
+        let others = look_up(mongo, to, &to_valid, &batch).await?;
         for document in &batch {
             compared += 1;
             if let Some(difference) = difference(document, &others, direction) {
@@ -241,20 +247,53 @@ struct Drawn {
     ended: bool,
 }
 
-async fn draw(
+/// How many candidates make about a sample of that size; `None` for all of them.
+async fn to_draw(
     mongo: &Mongo,
     from: &Namespace,
-    condition: &Document,
+    valid: &Valid,
     size: u32,
     population: u64,
-) -> Result<Drawn> {
-    use crate::error::Context as _;
-    let mut pipeline = Vec::new();
-    if !condition.is_empty() {
-        pipeline.push(doc! {"$match": condition.clone()});
+) -> Result<Option<u64>> {
+    let size = u64::from(size);
+    if size >= population {
+        return Ok(None);
     }
-    if u64::from(size) < population {
-        pipeline.push(doc! {"$sample": {"size": i64::from(size)}});
+    if valid.grouping.is_none() {
+        return Ok(Some(size));
+    }
+    let candidates = count::candidates(mongo, from, valid).await?;
+    Ok(Some(size.saturating_mul(candidates).div_ceil(population)))
+}
+
+/// Those that win their group.
+async fn only_valid(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    valid: &Valid,
+    batch: Vec<RawDocumentBuf>,
+) -> Result<Vec<RawDocumentBuf>> {
+    if valid.grouping.is_none() {
+        return Ok(batch);
+    }
+    let documents: Vec<&RawDocument> = batch.iter().map(AsRef::as_ref).collect();
+    let are_valid = retrying(format!("looking at groups of {namespace}"), || {
+        mongo.are_valid(namespace, valid, &documents)
+    })
+    .await?;
+    Ok(batch
+        .into_iter()
+        .zip(are_valid)
+        .filter(|(_, is_valid)| *is_valid)
+        .map(|(document, _)| document)
+        .collect())
+}
+
+async fn draw(mongo: &Mongo, from: &Namespace, valid: &Valid, size: Option<u64>) -> Result<Drawn> {
+    use crate::error::Context as _;
+    let mut pipeline = valid.stages();
+    if let Some(size) = size {
+        pipeline.push(doc! {"$sample": {"size": i64::try_from(size).unwrap_or(i64::MAX)}});
     }
     let operation = format!("drawing a sample of {from}");
     let cursor = mongo
@@ -286,7 +325,7 @@ impl Drawn {
 async fn look_up(
     mongo: &Mongo,
     namespace: &Namespace,
-    condition: &Document,
+    valid: &Valid,
     batch: &[RawDocumentBuf],
 ) -> Result<HashMap<Vec<u8>, RawDocumentBuf>> {
     let ids: Vec<Bson> = batch
@@ -295,11 +334,24 @@ async fn look_up(
         .filter_map(|id| Bson::try_from(bson::RawBson::from(id)).ok())
         .collect();
     let by_id = doc! {"_id": {"$in": ids}};
-    let filter = all_of(vec![Bson::Document(by_id), Bson::Document(condition.clone())]);
     let collection = mongo.collection(namespace);
-    let found =
-        retrying(format!("looking up documents of {namespace}"), || collect(collection.find(filter.clone())))
-            .await?;
+    let operation = format!("looking up documents of {namespace}");
+    let found = if valid.is_condition() {
+        let filter = all_of(vec![Bson::Document(by_id), Bson::Document(valid.condition.clone())]);
+        retrying(operation, || collect(collection.find(filter.clone()))).await?
+    } else {
+        let pipeline = valid.candidates(by_id);
+        let found = retrying(operation, || async {
+            let mut cursor = collection.aggregate(pipeline.clone()).await?.with_type::<RawDocumentBuf>();
+            let mut found = Vec::new();
+            while cursor.advance().await? {
+                found.push(cursor.current().to_owned());
+            }
+            Ok(found)
+        })
+        .await?;
+        only_valid(mongo, namespace, valid, found).await?
+    };
     Ok(found.into_iter().filter_map(|document| Some((id_bytes(&document)?, document))).collect())
 }
 

@@ -19,6 +19,7 @@ use crate::mongo::command::retrying;
 use crate::mongo::index::whole_number;
 use crate::mongo::range::Range;
 use crate::mongo::scan::Scan;
+use crate::mongo::valid::Valid;
 
 /// A reply of the server has about so many bytes.
 const REPLY_BYTES: u64 = 1 << 20;
@@ -70,19 +71,20 @@ pub struct Sizes {
 }
 
 impl Sides {
-    /// Documents of the source that meet the condition, and all of the target.
+    /// The valid documents of the source, and all of the target.
     pub fn new(
         mongo: &Mongo,
         stop: &CancellationToken,
-        source: (&Namespace, &Description, Document),
+        source: (&Namespace, &Description, Valid),
         target: (&Namespace, &Description),
         sizes: Sizes,
     ) -> Self {
         let batch = u32::try_from((REPLY_BYTES / sizes.average).clamp(1, MOST_PER_REPLY)).unwrap_or(1);
         let by_id = |description: &Description| description.index("_id_").is_some();
-        let scan = |namespace: &Namespace, description: &Description, filter: Document| Scan {
+        let scan = |namespace: &Namespace, description: &Description, valid: Valid| Scan {
             namespace: namespace.clone(),
-            filter,
+            filter: if valid.is_condition() { valid.condition.clone() } else { Document::new() },
+            valid,
             by_id: by_id(description),
             batch,
         };
@@ -90,7 +92,7 @@ impl Sides {
             mongo: mongo.clone(),
             stop: stop.clone(),
             source: scan(source.0, source.1, source.2),
-            target: scan(target.0, target.1, Document::new()),
+            target: scan(target.0, target.1, Valid::default()),
         }
     }
 

@@ -9,6 +9,7 @@ use mongodb::options::Hint;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::quarantine::{self, Form};
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
 use crate::config::values::Namespace;
@@ -16,7 +17,9 @@ use crate::error::{Context, Error, Result, describe_mongo, joined};
 use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
+use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::command::is_transient;
+use crate::mongo::operation::Operation;
 
 /// Attempts per range; elections and network errors pass.
 const ATTEMPTS: u32 = 8;
@@ -36,6 +39,8 @@ pub struct Copy {
     pub target: Namespace,
     /// The condition for valid documents.
     pub valid: Document,
+    /// Where rejected documents go, if they are kept.
+    pub rejected: Option<Quarantine>,
     /// Whether the source has an `_id` index to follow.
     pub hint: bool,
     /// Where the state of ranges is kept.
@@ -119,14 +124,13 @@ impl Copy {
     }
 
     async fn range(&self, range: &JobRange) -> Result<Copied> {
+        let mut form = Form::Documents;
         for attempt in 1..=ATTEMPTS {
             self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
-            let stages = copy_stages(range.range.filter(), self.valid.clone(), &self.target.collection);
-            let hint = self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}));
-            let run = self.mongo.run_writing_pipeline(&mut operation, &self.source, stages, hint, &self.job);
+            let run = self.write(&mut operation, range, form);
             let (result, interrupted) = self.until_stopped(run, &session).await;
             match result {
                 Ok(()) => {
@@ -137,6 +141,10 @@ impl Copy {
                 Err(_) if interrupted => {
                     self.reset(range, &session).await?;
                     return Ok(Copied::Interrupted);
+                }
+                Err(error) if form == Form::Documents && quarantine::is_too_deep(&error) => {
+                    form = Form::Marks;
+                    self.reset(range, &session).await?;
                 }
                 Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                     let error = describe_mongo(&error);
@@ -151,6 +159,34 @@ impl Copy {
             }
         }
         Err(Error::stopped(format!("a range of {} could not be copied", self.source)))
+    }
+
+    /// Runs what copies a range, one operation after the other on the same session.
+    async fn write(
+        &self,
+        operation: &mut Operation,
+        range: &JobRange,
+        form: Form,
+    ) -> mongodb::error::Result<()> {
+        for stages in self.pipelines(range, form) {
+            // Whoever has the lease by now has made sure that nothing runs on this session.
+            self.lease.valid().await.map_err(|error| mongodb::error::Error::custom(error.to_string()))?;
+            let hint = self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}));
+            self.mongo.run_writing_pipeline(operation, &self.source, stages, hint, &self.job).await?;
+        }
+        Ok(())
+    }
+
+    /// The valid documents, and those of each rule where they are kept.
+    fn pipelines(&self, range: &JobRange, form: Form) -> Vec<Vec<Document>> {
+        let mut pipelines =
+            vec![copy_stages(range.range.filter(), self.valid.clone(), &self.target.collection)];
+        if let Some(Quarantine { namespace, hits }) = &self.rejected {
+            pipelines.extend(hits.iter().map(|(rule, hit)| {
+                quarantine::copy_stages(range.range.filter(), rule, hit.clone(), &namespace.collection, form)
+            }));
+        }
+        pipelines
     }
 
     /// After a signal the range may finish within a moment, else its session is
@@ -177,24 +213,31 @@ impl Copy {
         self.empty(range).await
     }
 
+    async fn empty(&self, range: &JobRange) -> Result<()> {
+        for namespace in self.rejected.iter().map(|rejected| &rejected.namespace).chain([&self.target]) {
+            self.empty_in(namespace, range).await?;
+        }
+        self.ranges.set(range.number, &RangeState::Pending).await
+    }
+
     /// Emptying runs on a recorded session too: one that outlives its client
     /// would delete what the next one copies.
-    async fn empty(&self, range: &JobRange) -> Result<()> {
+    async fn empty_in(&self, namespace: &Namespace, range: &JobRange) -> Result<()> {
         for attempt in 1.. {
             self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
-            match self.mongo.delete(&mut operation, &self.target, range.range.filter()).await {
+            match self.mongo.delete(&mut operation, namespace, range.range.filter()).await {
                 Ok(()) => break,
                 Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     self.mongo.end_operations(&[session]).await?;
                 }
-                Err(error) => return Err(error).during(format!("emptying a range of {}", self.target)),
+                Err(error) => return Err(error).during(format!("emptying a range of {namespace}")),
             }
         }
-        self.ranges.set(range.number, &RangeState::Pending).await
+        Ok(())
     }
 
     async fn show(&self, ranges: usize, done: usize) {

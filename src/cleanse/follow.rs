@@ -13,6 +13,7 @@ use crate::error::{Class, Error, Result};
 use crate::event::{Events, Progress};
 use crate::job::Job;
 use crate::mongo::Mongo;
+use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::catch_up::{Applied, CatchUp};
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
 
@@ -48,6 +49,8 @@ pub struct Follower<'a> {
     pub target: &'a Namespace,
     /// The condition for valid documents.
     pub valid: Document,
+    /// Where rejected documents go, if they are kept.
+    pub rejected: Option<Quarantine>,
     /// Where progress goes.
     pub events: &'a Events,
 }
@@ -170,7 +173,10 @@ impl Follower<'_> {
         if let Some(Bson::Document(session)) = self.job.stored(SESSION) {
             self.mongo.end_operations(std::slice::from_ref(session)).await?;
         }
-        let catch_up = CatchUp::new(self.mongo, self.source, self.target, self.valid.clone()).await?;
+        let mut catch_up = CatchUp::new(self.mongo, self.source, self.target, self.valid.clone()).await?;
+        if let Some(rejected) = &self.rejected {
+            catch_up = catch_up.with_quarantine(rejected.clone()).await?;
+        }
         self.job.save(doc! {SESSION: catch_up.session()}).await?;
         Ok(catch_up)
     }

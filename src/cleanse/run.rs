@@ -14,10 +14,10 @@ use super::count::{self, RuleCounts};
 use super::dry_run;
 use super::follow::{Followed, Follower, stored_position};
 use super::plan::{Plan, prepare, range_count};
+use super::quarantine;
 use super::ranges::Ranges;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
-use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
@@ -30,6 +30,7 @@ use crate::report::outcome::Outcome;
 struct Figures {
     source: u64,
     copied: u64,
+    quarantined: u64,
     rejected_by: BTreeMap<String, u64>,
     violations: u64,
     followed: Followed,
@@ -70,6 +71,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
     let phase = stored("phase").and_then(Bson::as_str);
     let begins_anew = restart || phase == Some(Phase::Clear.as_str());
+    quarantine::check(mongo, plan, job, begins_anew).await?;
     let is_same_source =
         stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
     if !begins_anew && !is_same_source {
@@ -85,15 +87,11 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
                 .hint("copy anew with --restart"))
         }
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
-        (Some(_), None) if phase.is_some() && is_empty(mongo, &plan.target).await? => Ok(()),
+        (Some(_), None) if phase.is_some() && build::is_empty(mongo, &plan.target).await? => Ok(()),
         (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
             .hint("choose another name with --to, or drop it yourself")),
         (None, _) => Ok(()),
     }
-}
-
-async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
-    Ok(count::exactly(mongo, namespace, &Document::new()).await? == 0)
 }
 
 /// The way of the data, phase after phase; each is safe to begin again.
@@ -116,6 +114,7 @@ async fn phases(
         source: &plan.source,
         target: &plan.target,
         valid: plan.predicate.valid(),
+        rejected: plan.rejected(),
         events: &context.events,
     };
     let mut position = stored_position(job);
@@ -140,14 +139,14 @@ async fn phases(
     if phase == Phase::Copy {
         let copied = copy_and_mark(&copy, plan.parallel, &follower, &mut position, &halt).await?;
         if copied == Copied::Interrupted {
-            figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+            count_written(mongo, plan, figures).await?;
             return Ok(Copied::Interrupted);
         }
         job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
         phase = Phase::Finish;
     }
     if !catch_up(context, plan, args, &follower, position, phase == Phase::Finish, figures).await? {
-        figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+        count_written(mongo, plan, figures).await?;
         return Ok(Copied::Interrupted);
     }
     count_all(mongo, plan, args.count_rules, figures).await?;
@@ -193,6 +192,9 @@ async fn catch_up(
     let mut catch_up = follower.catch_up().await?;
     if is_to_finish {
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
+        if let Some(quarantine) = &plan.quarantine {
+            quarantine::resolve_pending(mongo, quarantine, &mut catch_up, position.time()).await?;
+        }
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
         follower.work_off_marks(&mut catch_up, position.time(), stop, followed).await?;
     }
@@ -257,6 +259,7 @@ async fn copy_of(
         source: plan.source.clone(),
         target: plan.target.clone(),
         valid: plan.predicate.valid(),
+        rejected: plan.rejected(),
         hint: !plan.description.is_clustered(),
         ranges: ranges.clone(),
         job: job.name().to_owned(),
@@ -272,9 +275,10 @@ async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result
     use crate::error::Context as _;
     let owned = job.stored("target_uuid");
     let exists = mongo.describe(&plan.target).await?.and_then(|target| target.uuid);
-    if exists.is_some() && (exists.as_ref() == owned || is_empty(mongo, &plan.target).await?) {
+    if exists.is_some() && (exists.as_ref() == owned || build::is_empty(mongo, &plan.target).await?) {
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
     }
+    quarantine::clear(mongo, plan, job).await?;
     ranges.clear().await?;
     let nothing =
         doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null};
@@ -299,6 +303,9 @@ async fn create(
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
     job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
     build::index_pending(mongo, &plan.target).await?;
+    if let Some(quarantine) = &plan.quarantine {
+        quarantine::create(mongo, quarantine, &plan.description, job).await?;
+    }
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;
     let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
@@ -307,8 +314,17 @@ async fn create(
     Ok(position)
 }
 
-async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {
+/// Counts what is in the target and in the quarantine.
+async fn count_written(mongo: &Mongo, plan: &Plan, figures: &mut Figures) -> Result<()> {
     figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+    if let Some(quarantine) = &plan.quarantine {
+        figures.quarantined = count::exactly(mongo, quarantine, &Document::new()).await?;
+    }
+    Ok(())
+}
+
+async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {
+    count_written(mongo, plan, figures).await?;
     if by_rule {
         let RuleCounts { source, rejected_by, .. } =
             count::by_rule(mongo, &plan.source, &plan.predicate, 0).await?;
@@ -341,12 +357,14 @@ async fn finish(
         "dry_run": false,
         "source": plan.source.to_string(),
         "target": plan.target.to_string(),
+        "quarantine": plan.quarantine.as_ref().map(ToString::to_string),
         "documents": {
             "source": figures.source,
             "kept": figures.copied,
             "rejected": figures.source.saturating_sub(figures.copied),
             "rejected_by": figures.rejected_by,
             "copied": figures.copied,
+            "quarantined": figures.quarantined,
             "validator_violations": figures.violations,
         },
         "followed": {
@@ -385,6 +403,9 @@ fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String
         }
     }
     lines.push(format!("  in target {:>12}", figures.copied));
+    if let Some(quarantine) = &plan.quarantine {
+        lines.push(format!("  rejected  {:>12}  kept in {quarantine}", figures.quarantined));
+    }
     if figures.followed.changes > 0 {
         let Followed { changes, applied } = figures.followed;
         lines.push(format!(

@@ -22,10 +22,14 @@ pub struct CleanseArgs {
     /// Ranges to copy at once.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallel: u8,
+    /// Keep the rejected documents too: in this collection of the source's database, as
+    /// {_id, rule, document}. The copy reads the source once more per rule.
+    #[arg(long, value_name = "COLLECTION")]
+    pub quarantine: Option<String>,
     /// Count the rejected documents per rule, which reads the source once more.
     #[arg(long)]
     pub count_rules: bool,
-    /// Drop the target of this job and copy from the start.
+    /// Drop the target and the quarantine of this job and copy from the start.
     #[arg(long)]
     pub restart: bool,
     /// Name of the job [default: cleanse-SOURCE-to-TARGET].

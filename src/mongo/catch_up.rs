@@ -8,6 +8,8 @@
 //! transaction numbers, and the server refuses a number that is lower than one
 //! it has seen.
 
+pub mod quarantine;
+
 use std::collections::HashMap;
 
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
@@ -56,6 +58,7 @@ pub struct CatchUp {
     source: Namespace,
     target: Namespace,
     valid: Document,
+    quarantine: Option<quarantine::Kept>,
     reading: ClientSession,
     writing: ClientSession,
     transaction: i64,
@@ -79,7 +82,7 @@ impl CatchUp {
         let reading = mongo.client().start_session().await.during("starting a session")?;
         let writing = mongo.client().start_session().await.during("starting a session")?;
         let (source, target) = (source.clone(), target.clone());
-        Ok(Self { mongo, source, target, valid, reading, writing, transaction: 0 })
+        Ok(Self { mongo, source, target, valid, quarantine: None, reading, writing, transaction: 0 })
     }
 
     /// The session of the writes, to be recorded before the first: whoever comes
@@ -130,19 +133,32 @@ impl CatchUp {
                 gone.remove(&bytes);
             }
         }
+        let sorted = self.sort(&documents, &mut gone).await?;
         // Removed first: an `_id` may have come back as an equal number of another type.
         let removed: Vec<RawBson> = gone.into_values().collect();
         self.remove(&removed).await?;
+        self.leave(&sorted).await?;
         let written = self.write_all(&documents, again).await?;
+        self.write_rejected(sorted, again).await?;
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
     }
 
     /// The valid ones among these documents, as a majority has them.
     async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
+        self.read_where(ids, &self.valid.clone(), after).await
+    }
+
+    /// Those among these documents that meet a condition, as a majority has them.
+    async fn read_where(
+        &mut self,
+        ids: &[RawBson],
+        filter: &Document,
+        after: Option<Timestamp>,
+    ) -> Result<Vec<RawDocumentBuf>> {
         let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
         let mut condition = doc! {"_id": {"$in": ids}};
-        if !self.valid.is_empty() {
-            condition.insert("$and", vec![self.valid.clone()]);
+        if !filter.is_empty() {
+            condition.insert("$and", vec![filter.clone()]);
         }
         if let Some(after) = after {
             self.reading.advance_operation_time(after);
@@ -162,6 +178,10 @@ impl CatchUp {
     }
 
     async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
+        self.remove_from(&self.target.clone(), ids).await
+    }
+
+    async fn remove_from(&mut self, namespace: &Namespace, ids: &[RawBson]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
@@ -169,7 +189,7 @@ impl CatchUp {
         for id in ids {
             deletes.push(rawdoc! {"q": {"_id": {"$eq": id.clone()}}, "limit": 1});
         }
-        let mut command = rawdoc! {"delete": self.target.collection.as_str(), "ordered": false};
+        let mut command = rawdoc! {"delete": namespace.collection.as_str(), "ordered": false};
         command.append(bson::cstr!("deletes"), deletes);
         let reply = self.send(command).await?;
         match first_error(&reply) {

@@ -41,6 +41,8 @@ mod own_set;
 mod pacing;
 mod plan_and_index;
 mod program;
+mod quarantine;
+mod quarantine_restore;
 mod random_kills;
 mod regressions;
 mod replica_set;

@@ -7,6 +7,7 @@
 use bson::{Bson, Document, RawBson, Timestamp, doc};
 use mongodb::error::ErrorKind;
 use mongodb::options::Hint;
+use tokio_util::sync::CancellationToken;
 
 use super::build;
 use super::plan::{Plan, target_of};
@@ -18,6 +19,7 @@ use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::catch_up::CatchUp;
 use crate::mongo::quarantine::{AROUND, LARGEST, parts_of};
+use crate::mongo::restore::{Restore, Restored};
 
 /// The field of the job document with the name of the collection.
 pub const NAME: &str = "quarantine";
@@ -90,11 +92,11 @@ pub async fn check(mongo: &Mongo, plan: &Plan, job: Option<&Document>, begins_an
         (Some(uuid), Some((_, owned))) if uuid == owned => Ok(()),
         (Some(_), None) if is_begun && build::is_empty(mongo, quarantine).await? => Ok(()),
         (Some(_), _) => Err(not_ours(quarantine)),
-        (None, None) if !is_begun => {
+        (None, _) => {
+            // Ours go before the quarantine that they belong to.
             let parts = parts_of(quarantine);
             if uuid_of(mongo, &parts).await?.is_some() { Err(not_ours(&parts)) } else { Ok(()) }
         }
-        (None, _) => Ok(()),
     }
 }
 
@@ -224,6 +226,25 @@ pub async fn resolve_pending(
     }
     catch_up.apply(&ids, after).await?;
     collection.drop_index(PENDING_INDEX).await.during(format!("dropping {PENDING_INDEX}"))
+}
+
+/// Puts every quarantined document back into a collection as it was, but never
+/// over one that is there. Goes on from where `restored` says it was; `save` is
+/// called after each batch, to store that. Whoever has to make sure that nothing
+/// of an interrupted run arrives late uses [`Restore`] and records its session.
+///
+/// # Errors
+/// A refusal where there is no quarantine; a stop where a document can't be read
+/// or written; what `save` says.
+pub async fn restore_into(
+    mongo: &Mongo,
+    quarantine: &Namespace,
+    into: &Namespace,
+    restored: &mut Restored,
+    stop: &CancellationToken,
+    save: impl AsyncFnMut(&Restored) -> Result<()>,
+) -> Result<()> {
+    Restore::new(mongo, quarantine, into).await?.run(restored, stop, save).await
 }
 
 #[cfg(test)]

@@ -138,6 +138,7 @@ impl CatchUp {
         let removed: Vec<RawBson> = gone.into_values().collect();
         self.remove(&removed).await?;
         self.leave(&sorted).await?;
+        crate::crash::point("left_a_side");
         let written = self.write_all(&documents, again).await?;
         self.write_rejected(sorted, again).await?;
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })

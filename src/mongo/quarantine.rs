@@ -145,21 +145,15 @@ fn unreadable(stored: &RawDocument, why: &str) -> Error {
         .hint("has anybody else written to the quarantine?")
 }
 
-/// Puts the parts of a document together.
-fn assemble(head: &Head, parts: &[RawDocumentBuf]) -> Result<RawDocumentBuf> {
+/// Puts the parts of a document together; `None` where they don't make it up.
+fn assemble(head: &Head, parts: &[RawDocumentBuf]) -> Option<RawDocumentBuf> {
     let mut bytes = Vec::with_capacity(usize::try_from(head.size).unwrap_or(0).min(2 * LARGEST));
     for part in parts {
         bytes.extend_from_slice(part.get_binary("bytes").map_or(&[][..], |binary| binary.bytes));
     }
     let is_whole =
         i64::try_from(bytes.len()) == Ok(head.size) && Sha256::digest(&bytes)[..] == head.sha256[..];
-    is_whole.then(|| RawDocumentBuf::from_bytes(bytes).ok()).flatten().ok_or_else(|| {
-        Error::stopped(format!(
-            "the parts of the quarantined document {} don't make up the document",
-            extended(head.id.as_raw_bson_ref())
-        ))
-        .hint("is it being written at this moment? Start the same command again")
-    })
+    is_whole.then(|| RawDocumentBuf::from_bytes(bytes).ok()).flatten()
 }
 
 fn is_too_deep(document: &RawDocument, levels: usize) -> bool {
@@ -178,11 +172,33 @@ fn is_value_too_deep(value: RawBsonRef<'_>, levels: usize) -> bool {
 }
 
 impl Mongo {
-    /// The rejected document that is kept in these parts.
+    /// The rejected document of which this is kept.
     ///
     /// # Errors
-    /// A stop where they can't be read or don't belong together.
-    pub async fn quarantined_parts(&self, quarantine: &Namespace, head: &Head) -> Result<RawDocumentBuf> {
+    /// A stop where it can't be read or its parts don't make it up.
+    pub async fn unwrap_quarantined(
+        &self,
+        quarantine: &Namespace,
+        stored: &RawDocument,
+    ) -> Result<RawDocumentBuf> {
+        match read(stored)? {
+            Read::Whole(document) => Ok(document.to_owned()),
+            Read::InParts(head) => self.quarantined_parts(quarantine, &head).await?.ok_or_else(|| {
+                unreadable(stored, "its parts don't make it up; it may be being written at this moment")
+            }),
+        }
+    }
+
+    /// The rejected document that is kept in these parts; `None` where they don't
+    /// make it up.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn quarantined_parts(
+        &self,
+        quarantine: &Namespace,
+        head: &Head,
+    ) -> Result<Option<RawDocumentBuf>> {
         let parts = parts_of(quarantine);
         let ids = (0..head.parts)
             .map(|part| Ok(doc! {"of": to_bson(&head.id)?, "part": part}))
@@ -194,7 +210,7 @@ impl Mongo {
         })
         .await?;
         found.sort_by_key(|part| part.get_document("_id").and_then(|id| id.get_i32("part")).unwrap_or(0));
-        assemble(head, &found)
+        Ok(assemble(head, &found))
     }
 }
 
@@ -248,11 +264,11 @@ mod tests {
             let Ok(Stored::InParts { head, parts }) = wrap("rule", &document) else { panic!("whole") };
             assert_eq!((parts.len(), rule(&head)), (2, Some("rule")));
             let Ok(Read::InParts(head)) = read(&head) else { panic!("no head") };
-            assert_eq!(assemble(&head, &parts).expect("the document"), document);
-            assert!(assemble(&head, &parts[..1]).is_err());
+            assert_eq!(assemble(&head, &parts), Some(document));
+            assert!(assemble(&head, &parts[..1]).is_none());
             let other = rawdoc! {"_id": 1_i64, "s": "y".repeat(size - 100)};
             let Ok(Stored::InParts { parts: others, .. }) = wrap("rule", &other) else { return };
-            assert!(assemble(&head, &[parts[0].clone(), others[1].clone()]).is_err());
+            assert!(assemble(&head, &[parts[0].clone(), others[1].clone()]).is_none());
         }
     }
 

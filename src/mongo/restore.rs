@@ -16,7 +16,7 @@ use mongodb::options::Hint;
 use tokio_util::sync::CancellationToken;
 
 use super::command::{is_transient_code, retrying, retrying_in};
-use super::index::whole_number;
+use super::index::{stored_count, whole_number};
 use super::quarantine::{self, Read};
 use super::sink::check_write_concern;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
@@ -57,6 +57,37 @@ pub struct Restored {
     pub is_complete: bool,
 }
 
+impl Restored {
+    /// As it is stored.
+    pub fn to_document(&self) -> Document {
+        let mut document = doc! {
+            "restored": stored_count(self.restored),
+            "already_there": stored_count(self.already_there),
+            "in_conflict": stored_count(self.in_conflict),
+            "conflicts": self.conflicts.clone(),
+            "is_complete": self.is_complete,
+        };
+        // Absent at the start; an `_id` may itself be null.
+        if let Some(position) = &self.position {
+            document.insert("position", position.clone());
+        }
+        document
+    }
+
+    /// Reads what [`Restored::to_document`] made.
+    pub fn from_document(document: &Document) -> Self {
+        let count = |name: &str| document.get(name).and_then(whole_number).unwrap_or(0);
+        Self {
+            restored: count("restored"),
+            already_there: count("already_there"),
+            in_conflict: count("in_conflict"),
+            conflicts: document.get_array("conflicts").cloned().unwrap_or_default(),
+            position: document.get("position").cloned(),
+            is_complete: document.get_bool("is_complete").unwrap_or(false),
+        }
+    }
+}
+
 /// Puts a quarantine back.
 #[derive(Debug)]
 pub struct Restore {
@@ -71,8 +102,11 @@ impl Restore {
     /// Puts the documents of a quarantine into a collection.
     ///
     /// # Errors
-    /// A stop where no session can be had.
+    /// A refusal where there is no such quarantine, a stop where no session can be had.
     pub async fn new(mongo: &Mongo, quarantine: &Namespace, into: &Namespace) -> Result<Self> {
+        if mongo.describe(quarantine).await?.is_none() {
+            return Err(Error::refused(format!("there is no quarantine {quarantine} to put back")));
+        }
         // The driver hands sessions on, and whoever got ours would be refused for its numbers.
         let mongo = mongo.apart()?;
         let writing = mongo.client().start_session().await.during("starting a session")?;
@@ -123,10 +157,7 @@ impl Restore {
         };
         let mut documents = Vec::with_capacity(stored.len());
         for stored in &stored {
-            documents.push(match quarantine::read(stored)? {
-                Read::Whole(document) => document.to_owned(),
-                Read::InParts(head) => self.mongo.quarantined_parts(&self.quarantine, &head).await?,
-            });
+            documents.push(self.mongo.unwrap_quarantined(&self.quarantine, stored).await?);
         }
         Ok((documents, position))
     }
@@ -365,6 +396,21 @@ mod tests {
         assert!(has_zero_timestamp(&rawdoc! {"_id": 1, "t": zero}));
         assert!(!has_zero_timestamp(&rawdoc! {"_id": 1, "t": bson::Timestamp { time: 0, increment: 1 }}));
         assert!(!has_zero_timestamp(&rawdoc! {"_id": 1, "n": {"t": zero}, "a": [zero]}));
+    }
+
+    #[test]
+    fn what_is_stored_of_a_restoration_is_read_again() {
+        let restored = Restored {
+            restored: 5,
+            already_there: 2,
+            in_conflict: 1,
+            conflicts: vec![Bson::Int32(7)],
+            position: Some(Bson::Null),
+            is_complete: true,
+        };
+        for restored in [restored, Restored::default()] {
+            assert_eq!(Restored::from_document(&restored.to_document()), restored);
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ mod pacing;
 mod plan_and_index;
 mod program;
 mod quarantine;
+mod quarantine_live;
 mod quarantine_restore;
 mod random_kills;
 mod regressions;

@@ -12,6 +12,7 @@ use crate::cleansing::{
     job_name, store_exactly, zero_timestamps,
 };
 use crate::harness::Bench;
+use crate::program::Finished;
 
 pub const QUARANTINE: &str = "rejected";
 pub const COMMAND: &str = "cleanse --quarantine rejected";
@@ -313,4 +314,68 @@ async fn copying_anew_never_drops_a_quarantine_whose_source_is_gone() {
         assert!(run.text("/error/message").contains("nowhere else"), "{}", run.stdout);
         assert_eq!(collection(&bench, QUARANTINE).count_documents(doc! {}).await.expect("a count"), 50);
     }
+}
+
+/// The named check of a verification.
+fn check<'a>(run: &'a Finished, name: &str) -> &'a serde_json::Value {
+    let checks = run.json["checks"].as_array().expect("checks");
+    checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name} in {}", run.stdout))
+}
+
+#[tokio::test]
+async fn verification_looks_at_the_quarantine_too() {
+    const SAMPLE: &str = "sample quarantine to source";
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..).zip(ids(1500)).map(|(number, id)| every_type(id, number))).await;
+    let empty = rawdoc! {"_id": "large", "bool": false, "s": ""}.as_bytes().len();
+    let large = rawdoc! {"_id": "large", "bool": false, "s": "x".repeat(LARGEST - empty)};
+    insert_raw(&bench, SOURCE, vec![large]).await;
+    configure(&bench, RULES);
+    bench.run(COMMAND).await.expect_exit(0);
+    let run = bench.run("verify").await.expect_exit(0);
+    let count = u64::try_from(bytes(&bench, SOURCE).await.len()).expect("small");
+    assert_eq!(check(&run, "quarantine")["found"]["documents"], count);
+    assert!(check(&run, SAMPLE)["found"].as_u64().expect("a number") > 700, "{}", run.stdout);
+    let run = bench.run("verify --full").await.expect_exit(0);
+    assert_eq!(
+        check(&run, "full quarantine")["found"],
+        collection(&bench, QUARANTINE).count_documents(doc! {}).await.expect("a count")
+    );
+
+    let quarantine = collection(&bench, QUARANTINE);
+    let expect_fails = async |name: &str, kind: &str| {
+        for command in ["verify --sample 5000 --counts", "verify --full --settle 100ms"] {
+            let run = bench.run(command).await.expect_exit(1);
+            let failed = check(&run, name);
+            assert_eq!(failed["passed"], false, "{command}: {}", run.stdout);
+            // The whole of it is looked at too; under which rule a document stands is not.
+            let whole = run.json["checks"].as_array().expect("checks").iter();
+            let mut whole = whole.filter(|check| check["name"] == "full quarantine");
+            assert!(whole.all(|check| check["passed"] == (kind == "extra")), "{command}: {}", run.stdout);
+            let kinds: Vec<_> = failed["differences"].as_array().into_iter().flatten().collect();
+            assert!(kind.is_empty() || kinds.iter().any(|found| found["kind"] == kind), "{}", run.stdout);
+        }
+    };
+    let some = quarantine.find_one(doc! {"rule": "keep", "_id": {"$type": "objectId"}}).await;
+    let some = some.expect("a read").expect("a document");
+    let filter = doc! {"_id": some.get("_id").expect("an _id").clone()};
+    let put_back = async || {
+        quarantine.replace_one(filter.clone(), some.clone()).upsert(true).await.expect("a write");
+        bench.run("verify").await.expect_exit(0);
+    };
+    quarantine.delete_one(filter.clone()).await.expect("a write");
+    expect_fails("quarantine", "").await;
+    put_back().await;
+    let update = async |update: Document| {
+        quarantine.update_one(filter.clone(), update).await.expect("a write");
+    };
+    update(doc! {"$set": {"document.double": 0.5}}).await;
+    expect_fails(SAMPLE, "different").await;
+    put_back().await;
+    update(doc! {"$set": {"rule": "low.$number"}}).await;
+    expect_fails(SAMPLE, "extra").await;
+    put_back().await;
+    let parts = collection(&bench, &format!("{QUARANTINE}.parts"));
+    parts.delete_one(doc! {"_id.part": 1}).await.expect("a write");
+    expect_fails(SAMPLE, "unreadable").await;
 }

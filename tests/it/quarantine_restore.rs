@@ -2,6 +2,7 @@
 
 use bson::{Bson, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::Collection;
+use mongorekey::cleanse::quarantine::restore_into;
 use mongorekey::config::values::{Namespace, Secret};
 use mongorekey::mongo::Mongo;
 use mongorekey::mongo::quarantine::{LARGEST, Stored, parts_of, wrap};
@@ -55,11 +56,9 @@ async fn restore(bench: &Bench) -> Restored {
 
 async fn restore_from(bench: &Bench, restored: &mut Restored, stop: &CancellationToken) {
     let mongo = mongo(bench).await;
-    let mut restore = Restore::new(&mongo, &namespace(bench, QUARANTINE), &namespace(bench, INTO))
-        .await
-        .expect("a session");
+    let (from, into) = (namespace(bench, QUARANTINE), namespace(bench, INTO));
     let saved = async |_: &Restored| Ok(());
-    restore.run(restored, stop, saved).await.expect("restored");
+    restore_into(&mongo, &from, &into, restored, stop, saved).await.expect("restored");
 }
 
 fn count(bytes: &Bytes) -> u64 {

@@ -9,7 +9,7 @@ use mongodb::options::Hint;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::quarantine::{self, Form};
+use super::quarantine::{self, Existing, Form};
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
 use crate::config::values::Namespace;
@@ -161,32 +161,41 @@ impl Copy {
         Err(Error::stopped(format!("a range of {} could not be copied", self.source)))
     }
 
-    /// Runs what copies a range, one operation after the other on the same session.
+    /// Runs what copies a range, one operation after the other on the same session:
+    /// the valid documents, and those of each rule where they are kept.
     async fn write(
         &self,
         operation: &mut Operation,
         range: &JobRange,
         form: Form,
     ) -> mongodb::error::Result<()> {
-        for stages in self.pipelines(range, form) {
-            // Whoever has the lease by now has made sure that nothing runs on this session.
-            self.lease.valid().await.map_err(|error| mongodb::error::Error::custom(error.to_string()))?;
-            let hint = self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}));
-            self.mongo.run_writing_pipeline(operation, &self.source, stages, hint, &self.job).await?;
+        let filter = || range.range.filter();
+        let stages = copy_stages(filter(), self.valid.clone(), &self.target.collection);
+        self.run_stages(operation, stages).await?;
+        let Some(Quarantine { namespace, hits }) = &self.rejected else { return Ok(()) };
+        for hit in hits {
+            let stages =
+                |existing| quarantine::copy_stages(filter(), hit, &namespace.collection, form, existing);
+            match self.run_stages(operation, stages(Existing::Fails)).await {
+                // It was copied under an earlier rule, and changed before this one looked at it.
+                Err(error) if quarantine::is_duplicate(&error) => {
+                    self.run_stages(operation, stages(Existing::IsReplaced)).await?;
+                }
+                result => result?,
+            }
         }
         Ok(())
     }
 
-    /// The valid documents, and those of each rule where they are kept.
-    fn pipelines(&self, range: &JobRange, form: Form) -> Vec<Vec<Document>> {
-        let mut pipelines =
-            vec![copy_stages(range.range.filter(), self.valid.clone(), &self.target.collection)];
-        if let Some(Quarantine { namespace, hits }) = &self.rejected {
-            pipelines.extend(hits.iter().map(|(rule, hit)| {
-                quarantine::copy_stages(range.range.filter(), rule, hit.clone(), &namespace.collection, form)
-            }));
-        }
-        pipelines
+    async fn run_stages(
+        &self,
+        operation: &mut Operation,
+        stages: Vec<Document>,
+    ) -> mongodb::error::Result<()> {
+        // Whoever has the lease by now has made sure that nothing runs on this session.
+        self.lease.valid().await.map_err(|error| mongodb::error::Error::custom(error.to_string()))?;
+        let hint = self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}));
+        self.mongo.run_writing_pipeline(operation, &self.source, stages, hint, &self.job).await
     }
 
     /// After a signal the range may finish within a moment, else its session is

@@ -38,6 +38,16 @@ pub enum Form {
     Marks,
 }
 
+/// What happens to one that is in the quarantine already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Nothing should be: the quick way.
+    Fails,
+    /// It is replaced. A document that another rule hits since it was copied comes
+    /// once more; which state counts is settled by the catch-up.
+    IsReplaced,
+}
+
 /// The collection that `--quarantine` names.
 ///
 /// # Errors
@@ -166,22 +176,34 @@ pub async fn clear(mongo: &Mongo, plan: &Plan, job: &Job) -> Result<()> {
 
 /// The stages that copy what a rule is the first to hit. One whose `_id` is null,
 /// which `$merge` refuses, is fetched afterwards, and so is one that does not fit.
-pub fn copy_stages(range: Document, rule: &str, hit: Document, into: &str, form: Form) -> Vec<Document> {
+pub fn copy_stages(
+    range: Document,
+    (rule, hit): &(String, Document),
+    into: &str,
+    form: Form,
+    existing: Existing,
+) -> Vec<Document> {
     let mark = doc! {"_id": "$_id", PENDING: true};
     let stored = doc! {"_id": "$_id", "rule": {"$literal": rule}, "document": "$$ROOT"};
     let size = doc! {"$add": [{"$bsonSize": "$$ROOT"}, {"$bsonSize": {"_id": "$_id"}}]};
-    let room = i64::try_from(LARGEST.saturating_sub(AROUND + rule.len())).unwrap_or(0);
+    let largest = LARGEST.saturating_sub(AROUND + rule.len());
+    let (room, when_matched) = match existing {
+        Existing::Fails => (largest, "fail"),
+        // A replacement names the `_id` once more.
+        Existing::IsReplaced => (largest / 2, "replace"),
+    };
+    let room = i64::try_from(room).unwrap_or(0);
     let replacement = match form {
         Form::Documents => doc! {"$cond": [{"$lte": [size, room]}, stored, mark]},
         Form::Marks => mark,
     };
-    let mut stages: Vec<Document> = [range, hit, doc! {"_id": {"$ne": Bson::Null}}]
+    let mut stages: Vec<Document> = [range, hit.clone(), doc! {"_id": {"$ne": Bson::Null}}]
         .into_iter()
         .filter(|condition| !condition.is_empty())
         .map(|condition| doc! {"$match": condition})
         .collect();
     stages.push(doc! {"$replaceWith": replacement});
-    stages.push(doc! {"$merge": {"into": into, "whenMatched": "fail", "whenNotMatched": "insert"}});
+    stages.push(doc! {"$merge": {"into": into, "whenMatched": when_matched, "whenNotMatched": "insert"}});
     stages
 }
 
@@ -190,6 +212,12 @@ pub fn copy_stages(range: Document, rule: &str, hit: Document, into: &str, form:
 pub fn is_too_deep(error: &mongodb::error::Error) -> bool {
     const OVERFLOW: i32 = 15;
     matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == OVERFLOW)
+}
+
+/// Whether a pipeline failed for a document that is in the quarantine already.
+pub fn is_duplicate(error: &mongodb::error::Error) -> bool {
+    const DUPLICATE_KEY: i32 = 11000;
+    matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == DUPLICATE_KEY)
 }
 
 /// Brings the documents that are marked in the quarantine to where they belong,
@@ -267,16 +295,19 @@ mod tests {
     }
 
     #[test]
-    fn a_pipeline_inserts_and_nothing_else() {
+    fn a_pipeline_writes_whole_documents() {
+        let hit = ("$rule".to_owned(), doc! {"a": 1});
         for form in [Form::Documents, Form::Marks] {
-            let stages = copy_stages(Document::new(), "$rule", doc! {"a": 1}, "rejected", form);
-            assert_eq!(stages.len(), 4);
-            let merge = stages[3].get_document("$merge").expect("a merge");
-            assert_eq!(merge.get_str("whenMatched").ok(), Some("fail"));
+            for (existing, word) in [(Existing::Fails, "fail"), (Existing::IsReplaced, "replace")] {
+                let stages = copy_stages(Document::new(), &hit, "rejected", form, existing);
+                assert_eq!(stages.len(), 4);
+                let merge = stages[3].get_document("$merge").expect("a merge");
+                assert_eq!(merge.get_str("whenMatched").ok(), Some(word));
+                // The name of a rule is never an expression.
+                let is_literal = stages[2].to_string().contains(r#""$literal": "$rule""#);
+                assert_eq!(is_literal, form == Form::Documents, "{}", stages[2]);
+            }
         }
-        let stages = copy_stages(Document::new(), "$rule", Document::new(), "rejected", Form::Documents);
-        // The name of a rule is never an expression.
-        assert!(stages[1].to_string().contains(r#""$literal": "$rule""#), "{}", stages[1]);
     }
 
     #[test]

@@ -192,6 +192,31 @@ async fn a_kill_while_rejected_documents_are_copied_leaves_no_range_half_done() 
     expect_split(&bench, valid(), &hits()).await;
 }
 
+/// The first rule has copied them, and then the second hits them before it looks.
+#[tokio::test]
+async fn documents_that_change_their_rule_during_the_copy_are_quarantined_once() {
+    let bench = Bench::new().await;
+    let odd =
+        |id: i32| doc! {"_id": id, "valid": true, "kind": 1, "x.y": id, "n": {"$a": {"b.c": id}, "d": -0.0}};
+    bench.insert_into(SOURCE, (0..3000).map(odd)).await;
+    configure(&bench, RULES);
+    let inserts = FailPoint::reserve(INSERTS);
+    let data = doc! {"nss": bench.namespace(QUARANTINE), "shouldCheckForInterrupt": true};
+    inserts.set(&bench, doc! {"skip": 3}, data).await;
+    let mut run = bench.program(&format!("{COMMAND} --parallel 1")).spawn();
+    let quarantine: Collection<Document> = bench.database.collection(QUARANTINE);
+    wait_for("a part of the first rule", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        quarantine.count_documents(doc! {"rule": "a"}).await.expect("a count") > 100
+    })
+    .await;
+    let source: Collection<Document> = bench.database.collection(SOURCE);
+    source.update_many(doc! {}, doc! {"$set": {"kind": 2}}).await.expect("a write");
+    inserts.off(&bench).await;
+    run.finish().await.expect_exit(0);
+    expect_split(&bench, valid(), &hits()).await;
+}
+
 #[tokio::test]
 async fn a_kill_between_leaving_one_side_and_reaching_the_other_loses_nothing() {
     let bench = bench(600).await;

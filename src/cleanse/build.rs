@@ -67,6 +67,14 @@ pub async fn identity(mongo: &Mongo, namespace: &Namespace) -> Result<Bson> {
         .ok_or_else(|| Error::stopped(format!("{namespace} was just created and is gone")))
 }
 
+/// Whether a collection holds nothing.
+///
+/// # Errors
+/// A stop where the server can't be read.
+pub async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
+    Ok(super::count::exactly(mongo, namespace, &Document::new()).await? == 0)
+}
+
 /// Builds the index that finds marked documents, on the still empty target.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use mongodb::options::Hint;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::quarantine::{self, Existing, Form};
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
 use crate::config::values::Namespace;
@@ -17,7 +18,9 @@ use crate::error::{Context, Error, Result, describe_mongo, joined};
 use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
+use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::command::is_transient;
+use crate::mongo::operation::Operation;
 use crate::mongo::range::Range;
 use crate::mongo::valid::Valid;
 use crate::throttle::pace::Pace;
@@ -40,6 +43,8 @@ pub struct Copy {
     pub target: Namespace,
     /// What makes a document valid. Of a group all candidates are copied.
     pub valid: Valid,
+    /// Where rejected documents go, if they are kept.
+    pub rejected: Option<Quarantine>,
     /// Whether the source has an `_id` index to follow.
     pub hint: bool,
     /// Where the state of ranges is kept.
@@ -172,15 +177,14 @@ impl Copy {
     }
 
     async fn piece(&self, piece: &JobRange) -> Result<Copied> {
+        let mut form = Form::Documents;
         for attempt in 1..=ATTEMPTS {
             self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(piece.number, &RangeState::Copying(session.clone())).await?;
             crash::point("range_begun");
-            let stages = copy_stages(piece.range.filter(), &self.valid, &self.target.collection);
-            let run =
-                self.mongo.run_writing_pipeline(&mut operation, &self.source, stages, self.hint(), &self.job);
+            let run = self.write(&mut operation, piece, form);
             let (result, interrupted) = self.until_stopped(run, &session).await;
             match result {
                 Ok(()) => {
@@ -191,6 +195,10 @@ impl Copy {
                 Err(_) if interrupted => {
                     self.reset(piece, &session).await?;
                     return Ok(Copied::Interrupted);
+                }
+                Err(error) if form == Form::Documents && quarantine::is_too_deep(&error) => {
+                    form = Form::Marks;
+                    self.reset(piece, &session).await?;
                 }
                 Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                     let error = describe_mongo(&error);
@@ -209,6 +217,42 @@ impl Copy {
 
     fn hint(&self) -> Option<Hint> {
         self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}))
+    }
+
+    /// Runs what copies a range, one operation after the other on the same session:
+    /// the valid documents, and those of each rule where they are kept.
+    async fn write(
+        &self,
+        operation: &mut Operation,
+        range: &JobRange,
+        form: Form,
+    ) -> mongodb::error::Result<()> {
+        let filter = || range.range.filter();
+        let stages = copy_stages(filter(), &self.valid, &self.target.collection);
+        self.run_stages(operation, stages).await?;
+        let Some(Quarantine { namespace, hits }) = &self.rejected else { return Ok(()) };
+        for hit in hits {
+            let stages =
+                |existing| quarantine::copy_stages(filter(), hit, &namespace.collection, form, existing);
+            match self.run_stages(operation, stages(Existing::Fails)).await {
+                // It was copied under an earlier rule, and changed before this one looked at it.
+                Err(error) if quarantine::is_duplicate(&error) => {
+                    self.run_stages(operation, stages(Existing::IsReplaced)).await?;
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn run_stages(
+        &self,
+        operation: &mut Operation,
+        stages: Vec<Document>,
+    ) -> mongodb::error::Result<()> {
+        // Whoever has the lease by now has made sure that nothing runs on this session.
+        self.lease.valid().await.map_err(|error| mongodb::error::Error::custom(error.to_string()))?;
+        self.mongo.run_writing_pipeline(operation, &self.source, stages, self.hint(), &self.job).await
     }
 
     /// After a signal the range may finish within a moment, else its session is
@@ -235,24 +279,31 @@ impl Copy {
         self.empty(range).await
     }
 
+    async fn empty(&self, range: &JobRange) -> Result<()> {
+        for namespace in self.rejected.iter().map(|rejected| &rejected.namespace).chain([&self.target]) {
+            self.empty_in(namespace, range).await?;
+        }
+        self.ranges.set(range.number, &RangeState::Pending).await
+    }
+
     /// Emptying runs on a recorded session too: one that outlives its client
     /// would delete what the next one copies.
-    async fn empty(&self, range: &JobRange) -> Result<()> {
+    async fn empty_in(&self, namespace: &Namespace, range: &JobRange) -> Result<()> {
         for attempt in 1.. {
             self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
-            match self.mongo.delete(&mut operation, &self.target, range.range.filter()).await {
+            match self.mongo.delete(&mut operation, namespace, range.range.filter()).await {
                 Ok(()) => break,
                 Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     self.mongo.end_operations(&[session]).await?;
                 }
-                Err(error) => return Err(error).during(format!("emptying a range of {}", self.target)),
+                Err(error) => return Err(error).during(format!("emptying a range of {namespace}")),
             }
         }
-        self.ranges.set(range.number, &RangeState::Pending).await
+        Ok(())
     }
 
     async fn show(&self, ranges: usize, done: usize) {

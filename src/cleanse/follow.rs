@@ -17,6 +17,7 @@ use crate::event::{Events, Progress};
 use crate::job::Job;
 use crate::mongo::Mongo;
 use crate::mongo::catch_up::Applied;
+use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
 use crate::mongo::lanes::Lanes;
 use crate::mongo::valid::Valid;
@@ -59,6 +60,8 @@ pub struct Follower<'a> {
     pub target: &'a Namespace,
     /// What makes a document valid.
     pub valid: Valid,
+    /// Where rejected documents go, if they are kept.
+    pub rejected: Option<Quarantine>,
     /// Where progress goes.
     pub events: &'a Events,
     /// How fast it may go.
@@ -277,7 +280,10 @@ impl Follower<'_> {
             has_collation,
             self.job.name(),
         );
-        let lanes = lanes.await?;
+        let mut lanes = lanes.await?;
+        if let Some(rejected) = &self.rejected {
+            lanes = lanes.with_quarantine(rejected).await?;
+        }
         self.job.save(doc! {SESSIONS: lanes.sessions()}).await?;
         crash::point("session_stored");
         Ok(lanes)

@@ -83,12 +83,16 @@ pub struct Ledger {
     pub source_now: u64,
     /// Documents in the target at the same moment.
     pub in_target: u64,
+    /// Documents in the quarantine at the same moment, where there is one.
+    pub in_quarantine: Option<u64>,
     /// Documents per rule, where they were counted.
     pub rejected_by: BTreeMap<String, u64>,
     /// Documents that the rules keep, where that was counted.
     kept_by_rules: Option<u64>,
     /// Changes of the source that were not applied at that moment.
     behind: u64,
+    /// Whether source and target let documents expire, at moments of their own.
+    expires: bool,
     tally: Tally,
 }
 
@@ -106,9 +110,15 @@ impl Ledger {
     /// Whether the target holds just what the rules keep; `None` where that
     /// can't be told: nobody counted by the rules, or the target was behind.
     pub fn is_balanced(&self) -> Option<bool> {
-        let kept = self.kept_by_rules.filter(|_| self.behind == 0)?;
+        if self.behind > 0 {
+            return None;
+        }
         let rejected: u64 = self.rejected_by.values().sum();
-        Some(kept == self.in_target && kept + rejected == self.source_now)
+        let by_rules =
+            self.kept_by_rules.map(|kept| kept == self.in_target && kept + rejected == self.source_now);
+        let by_place = self.in_quarantine.map(|count| count + self.in_target == self.source_now);
+        let by_place = by_place.filter(|fits| *fits || !self.expires);
+        [by_rules, by_place].into_iter().flatten().reduce(|one, other| one && other)
     }
 
     /// For the result.
@@ -120,6 +130,7 @@ impl Ledger {
             "source_now": self.source_now,
             "kept": self.in_target,
             "rejected": self.rejected(),
+            "quarantined": self.in_quarantine,
             "rejected_by": self.rejected_by,
             "changes_not_applied": self.behind,
             "balanced": self.is_balanced(),
@@ -196,12 +207,18 @@ async fn count_all(
     let all = || vec![doc! {"$count": "n"}];
     let number = |reply: &Document| reply.get("n").and_then(whole_number).unwrap_or(0);
     let in_target = number(&at_moment(mongo, &plan.target, all(), moment).await?);
+    let in_quarantine = match &plan.quarantine {
+        Some(quarantine) => Some(number(&at_moment(mongo, quarantine, all(), moment).await?)),
+        None => None,
+    };
     let mut ledger = Ledger {
         source_now: 0,
         in_target,
+        in_quarantine,
         rejected_by: BTreeMap::new(),
         kept_by_rules: None,
         behind: 0,
+        expires: expires(plan),
         tally: Tally::default(),
     };
     if by_rule {
@@ -215,8 +232,7 @@ async fn count_all(
         // Without rules everything is kept, which costs no further look.
         ledger.kept_by_rules = plan.predicate.valid().is_everything().then_some(ledger.source_now);
     }
-    if expires(plan) {
-        // Source and target let documents expire at moments of their own.
+    if ledger.expires {
         ledger.kept_by_rules = ledger.kept_by_rules.filter(|kept| *kept == in_target);
     }
     Ok(ledger)
@@ -270,9 +286,11 @@ mod tests {
         Ledger {
             source_now: 100,
             in_target: 60,
+            in_quarantine: None,
             rejected_by: BTreeMap::from([("keep".into(), 30), ("old".into(), 10)]),
             kept_by_rules,
             behind,
+            expires: false,
             tally: Tally { since: Some(at(1)), inserted: 7, deleted: 2 },
         }
     }
@@ -283,6 +301,8 @@ mod tests {
         assert_eq!(ledger(Some(61), 0).is_balanced(), Some(false));
         assert_eq!(ledger(Some(61), 3).is_balanced(), None, "the target was behind");
         assert_eq!(ledger(None, 0).is_balanced(), None, "nobody counted by the rules");
+        let quarantined = |count| Ledger { in_quarantine: Some(count), ..ledger(None, 0) }.is_balanced();
+        assert_eq!((quarantined(40), quarantined(41)), (Some(true), Some(false)));
         assert_eq!((ledger(None, 0).source_at_start(), ledger(None, 0).rejected()), (Some(95), 40));
         let uncounted = Ledger { tally: Tally::default(), ..ledger(None, 0) };
         assert_eq!(uncounted.source_at_start(), None);

@@ -3,10 +3,12 @@
 //! `plan` decides, `run` lists the phases; `predicate` and `target` decide without I/O what is
 //! valid and what the target must look like; `copy` moves ranges, `build`
 //! makes and finishes the target, `steer` slows and stops it, `needs` and `affected` care for rules that
-//! look at other documents, `dry_run` shows all of it without a write.
+//! look at other documents, `quarantine` keeps what is rejected, `combine` tells which options go together,
+//! `dry_run` shows all of it without a write.
 
 pub mod affected;
 pub mod build;
+pub mod combine;
 pub mod conflict;
 pub mod copy;
 pub mod count;
@@ -18,6 +20,7 @@ pub mod needs;
 pub mod out;
 pub mod plan;
 pub mod predicate;
+pub mod quarantine;
 pub mod ranges;
 pub mod run;
 pub mod steer;

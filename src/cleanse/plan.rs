@@ -3,8 +3,10 @@
 use bson::{Document, doc};
 
 use super::build;
+use super::combine;
 use super::needs;
 use super::predicate::Predicate;
+use super::quarantine;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::Settings;
 use crate::config::file::{Cleanse, default_max_replication_lag};
@@ -12,6 +14,7 @@ use crate::config::values::{ExtendedJson, Namespace};
 use crate::error::{Error, Result, describe_mongo};
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
+use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::command::{is_transient, retrying};
 use crate::mongo::valid::{Grouping, Valid};
 
@@ -32,6 +35,8 @@ pub struct Plan {
     pub source: Namespace,
     /// The collection to copy to.
     pub target: Namespace,
+    /// The collection for rejected documents, where they are kept.
+    pub quarantine: Option<Namespace>,
     /// Which documents are valid.
     pub predicate: Predicate,
     /// What the source looks like.
@@ -56,7 +61,10 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
     if target == source {
         return Err(Error::usage(format!("source and target are both {source}")));
     }
+    let quarantine = args.quarantine.as_deref();
+    let quarantine = quarantine.map(|name| quarantine::named(&source, &target, name)).transpose()?;
     let predicate = compile(settings, &rules)?;
+    combine::check(args, &predicate.valid())?;
     if let Some(index) = rules.exists_in.iter().position(|rule| rule.collection == target) {
         let key = format!("cleanse.exists_in.{index}.collection");
         return Err(settings.error_at(&key, format!("{target} is the target: its documents prove nothing")));
@@ -64,15 +72,21 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
     let description = build::describe_source(mongo, &source).await?;
     check_on_server(mongo, settings, &source, &predicate).await?;
     needs::check_reading(mongo, &source, &predicate.valid()).await?;
+    let mut identity = doc! {
+        "source": source.to_string(),
+        "target": target.to_string(),
+        "rules": predicate.identity(),
+    };
+    // Absent without: jobs that were begun before there was any go on.
+    if let Some(quarantine) = &quarantine {
+        identity.insert(quarantine::NAME, quarantine.to_string());
+    }
     Ok(Plan {
         job: args.job.clone().unwrap_or_else(|| default_job(&source, &target)),
-        identity: doc! {
-            "source": source.to_string(),
-            "target": target.to_string(),
-            "rules": predicate.identity(),
-        },
+        identity,
         source,
         target,
+        quarantine,
         predicate,
         description,
         parallel: usize::from(args.parallel),
@@ -174,6 +188,14 @@ fn is_parse_error(error: &mongodb::error::Error) -> bool {
             !is_transient(error) && !NOT_THE_RULES.contains(&command.code)
         }
         _ => false,
+    }
+}
+
+impl Plan {
+    /// The quarantine with the rules that fill it, where there is one.
+    pub fn rejected(&self) -> Option<Quarantine> {
+        let namespace = self.quarantine.clone()?;
+        Some(Quarantine { namespace, hits: self.predicate.first_hits() })
     }
 }
 

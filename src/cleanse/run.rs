@@ -17,11 +17,11 @@ use super::ledger::{self, Ledger, Tally};
 use super::needs;
 use super::out;
 use super::plan::{Plan, prepare, range_count};
+use super::quarantine;
 use super::ranges::Ranges;
 use super::steer;
 use crate::Context;
 use crate::cli::cleanse::{CleanseArgs, Method};
-use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
@@ -36,6 +36,7 @@ use crate::throttle::pace::Pace;
 struct Figures {
     source: u64,
     copied: u64,
+    quarantined: u64,
     rejected_by: BTreeMap<String, u64>,
     violations: u64,
     followed: Followed,
@@ -49,6 +50,7 @@ impl Figures {
     fn balance(&mut self, ledger: Ledger) {
         self.source = ledger.source_now;
         self.copied = ledger.in_target;
+        self.quarantined = ledger.in_quarantine.unwrap_or(0);
         self.rejected_by.clone_from(&ledger.rejected_by);
         self.ledger = Some(ledger);
     }
@@ -104,6 +106,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
     let phase = stored("phase").and_then(Bson::as_str);
     let begins_anew = restart || phase == Some(Phase::Clear.as_str()) || job.is_some_and(out::is_interrupted);
+    quarantine::check(mongo, plan, job, begins_anew).await?;
     let is_same_source =
         stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
     if !begins_anew && !is_same_source {
@@ -120,15 +123,11 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
         }
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
         (Some(target), _) if job.is_some_and(|job| out::is_made_by(job, &target)) => Ok(()),
-        (Some(_), None) if phase.is_some() && is_empty(mongo, &plan.target).await? => Ok(()),
+        (Some(_), None) if phase.is_some() && build::is_empty(mongo, &plan.target).await? => Ok(()),
         (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
             .hint("choose another name with --to, or drop it yourself")),
         (None, _) => Ok(()),
     }
-}
-
-async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
-    Ok(count::exactly(mongo, namespace, &Document::new()).await? == 0)
 }
 
 /// The way of the data, phase after phase; each is safe to begin again.
@@ -153,6 +152,7 @@ async fn phases(
         source: &plan.source,
         target: &plan.target,
         valid: plan.predicate.valid(),
+        rejected: plan.rejected(),
         events: &context.events,
         pace: pace.as_ref(),
         tally: Mutex::new(Tally::stored(job.document())),
@@ -195,7 +195,7 @@ async fn phases(
     if phase == Phase::Copy {
         let copied = copy_and_mark(&copy, &follower, &mut position, &halt).await?;
         if copied == Copied::Interrupted {
-            figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+            count_written(mongo, plan, figures).await?;
             return Ok(Copied::Interrupted);
         }
         job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
@@ -204,7 +204,7 @@ async fn phases(
     }
     let is_to_finish = phase == Phase::Finish;
     if !catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await? {
-        figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+        count_written(mongo, plan, figures).await?;
         return Ok(Copied::Interrupted);
     }
     match ledger::take(mongo, plan, &follower, &position, args.count_rules).await? {
@@ -253,6 +253,9 @@ async fn catch_up(
     if is_to_finish {
         out::unmark(mongo, &plan.target).await?;
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
+        if let Some(quarantine) = &plan.quarantine {
+            quarantine::resolve_pending(&follower, quarantine, &mut catch_up, position.time()).await?;
+        }
         crash::point("cleanse_fetched");
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
         crash::point("cleanse_indexed");
@@ -327,6 +330,7 @@ async fn copy_of(
         source: plan.source.clone(),
         target: plan.target.clone(),
         valid: plan.predicate.valid(),
+        rejected: plan.rejected(),
         hint: !plan.description.is_clustered(),
         ranges: ranges.clone(),
         job: job.name().to_owned(),
@@ -349,10 +353,11 @@ async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result
     let is_ours = target
         .as_ref()
         .is_some_and(|target| target.uuid.as_ref() == owned || out::is_made_by(job.document(), target));
-    if target.is_some() && (is_ours || is_empty(mongo, &plan.target).await?) {
+    if target.is_some() && (is_ours || build::is_empty(mongo, &plan.target).await?) {
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
         crash::point("cleanse_dropped");
     }
+    quarantine::clear(mongo, plan, job).await?;
     ranges.clear().await?;
     let nothing =
         doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null};
@@ -385,6 +390,9 @@ async fn create(
         job.save(doc! {out::METHOD: Method::Merge.as_str()}).await?;
         build::index_pending(mongo, &plan.target).await?;
     }
+    if let Some(quarantine) = &plan.quarantine {
+        quarantine::create(mongo, quarantine, &plan.description, job).await?;
+    }
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;
     crash::point("cleanse_begun");
@@ -397,8 +405,17 @@ async fn create(
     Ok(position)
 }
 
-async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {
+/// Counts what is in the target and in the quarantine.
+async fn count_written(mongo: &Mongo, plan: &Plan, figures: &mut Figures) -> Result<()> {
     figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+    if let Some(quarantine) = &plan.quarantine {
+        figures.quarantined = count::exactly(mongo, quarantine, &Document::new()).await?;
+    }
+    Ok(())
+}
+
+async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {
+    count_written(mongo, plan, figures).await?;
     if by_rule {
         let RuleCounts { source, rejected_by, .. } =
             count::by_rule(mongo, &plan.source, &plan.predicate, 0).await?;
@@ -433,12 +450,14 @@ async fn finish(
         "dry_run": false,
         "source": plan.source.to_string(),
         "target": plan.target.to_string(),
+        "quarantine": plan.quarantine.as_ref().map(ToString::to_string),
         "documents": {
             "source": figures.source,
             "kept": figures.copied,
             "rejected": figures.source.saturating_sub(figures.copied),
             "rejected_by": figures.rejected_by,
             "copied": figures.copied,
+            "quarantined": figures.quarantined,
             "validator_violations": figures.violations,
         },
         "followed": {
@@ -481,6 +500,9 @@ fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String
         }
     }
     lines.push(format!("  in target {:>12}", figures.copied));
+    if let Some(quarantine) = &plan.quarantine {
+        lines.push(format!("  rejected  {:>12}  kept in {quarantine}", figures.quarantined));
+    }
     lines.extend(figures.ledger.as_ref().map(Ledger::text));
     if figures.followed.changes > 0 {
         let Followed { changes, applied } = figures.followed;

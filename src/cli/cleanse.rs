@@ -29,10 +29,14 @@ pub struct CleanseArgs {
     /// written; 0 means no limit [default: as configured, else no limit].
     #[arg(long, value_name = "N")]
     pub documents_per_second: Option<u32>,
+    /// Keep the rejected documents too: in this collection of the source's database, as
+    /// {_id, rule, document}. The copy reads the source once more per rule.
+    #[arg(long, value_name = "COLLECTION")]
+    pub quarantine: Option<String>,
     /// Count the rejected documents per rule, which reads the source once more.
     #[arg(long)]
     pub count_rules: bool,
-    /// Drop the target of this job and copy from the start.
+    /// Drop the target and the quarantine of this job and copy from the start.
     #[arg(long)]
     pub restart: bool,
     /// Name of the job [default: cleanse-SOURCE-to-TARGET].

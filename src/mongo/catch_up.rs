@@ -8,6 +8,8 @@
 //! transaction numbers, and the server refuses a number that is lower than one
 //! it has seen.
 
+pub mod quarantine;
+
 use std::collections::HashMap;
 
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
@@ -80,6 +82,7 @@ pub struct CatchUp {
     pub(super) target: Namespace,
     pub(super) valid: Valid,
     pub(super) groups: Groups,
+    quarantine: Option<quarantine::Kept>,
     reading: ClientSession,
     writing: ClientSession,
     transaction: i64,
@@ -107,8 +110,19 @@ impl CatchUp {
         let reading = mongo.client().start_session().await.during("starting a session")?;
         let writing = mongo.client().start_session().await.during("starting a session")?;
         let (source, target) = (source.clone(), target.clone());
-        let at_once = FIRST_STATEMENTS;
-        Ok(Self { mongo, source, target, valid, groups, reading, writing, transaction: 0, at_once })
+        let (quarantine, at_once) = (None, FIRST_STATEMENTS);
+        Ok(Self {
+            mongo,
+            source,
+            target,
+            valid,
+            groups,
+            quarantine,
+            reading,
+            writing,
+            transaction: 0,
+            at_once,
+        })
     }
 
     /// The session of the writes, to be recorded before the first: whoever comes
@@ -174,21 +188,35 @@ impl CatchUp {
                 gone.remove(&bytes);
             }
         }
+        let sorted = self.sort(&documents, &mut gone).await?;
         // Removed first: an `_id` may have come back as an equal number of another type.
         let removed: Vec<RawBson> = gone.into_values().collect();
         self.remove(&removed).await?;
         crash::point("catch_up_removed");
+        self.leave(&sorted).await?;
+        crash::point("left_a_side");
         let written = self.write_all(&documents, again, parties).await?;
+        self.write_rejected(sorted, again).await?;
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
     }
 
     /// The valid ones among these documents, as a majority has them.
     async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
+        self.read_where(ids, &self.valid.clone(), after).await
+    }
+
+    /// The ones among these documents that are valid by that, as a majority has them.
+    async fn read_where(
+        &mut self,
+        ids: &[RawBson],
+        valid: &Valid,
+        after: Option<Timestamp>,
+    ) -> Result<Vec<RawDocumentBuf>> {
         let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
         let by_id = doc! {"_id": {"$in": ids}};
-        let pipeline = self.valid.candidates(by_id.clone());
-        let condition = doc! {"$and": [by_id, self.valid.condition.clone()]};
-        let is_condition = self.valid.is_condition();
+        let pipeline = valid.candidates(by_id.clone());
+        let condition = doc! {"$and": [by_id, valid.condition.clone()]};
+        let is_condition = valid.is_condition();
         if let Some(after) = after {
             self.reading.advance_operation_time(after);
         }
@@ -216,6 +244,10 @@ impl CatchUp {
     /// # Errors
     /// A stop where the server refuses.
     pub async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
+        self.remove_from(&self.target.clone(), ids).await
+    }
+
+    async fn remove_from(&mut self, namespace: &Namespace, ids: &[RawBson]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
@@ -223,7 +255,7 @@ impl CatchUp {
         for id in ids {
             deletes.push(rawdoc! {"q": {"_id": {"$eq": id.clone()}}, "limit": 1});
         }
-        let mut command = rawdoc! {"delete": self.target.collection.as_str(), "ordered": false};
+        let mut command = rawdoc! {"delete": namespace.collection.as_str(), "ordered": false};
         command.append(bson::cstr!("deletes"), deletes);
         let reply = self.send(command).await?;
         match first_error(&reply) {

@@ -8,6 +8,7 @@ use bson::{Document, RawBson, RawBsonRef, Timestamp};
 use futures_util::future::join_all;
 
 use super::Mongo;
+use super::catch_up::quarantine::Quarantine;
 use super::catch_up::{Applied, Attempt, CatchUp};
 use super::sink::value_bytes;
 use super::valid::Valid;
@@ -43,6 +44,18 @@ impl Lanes {
             lanes.push(CatchUp::new(mongo, source, target, valid.clone(), owner).await?);
         }
         Ok(Self { lanes, has_collation })
+    }
+
+    /// Keeps this quarantine in step as well.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn with_quarantine(self, quarantine: &Quarantine) -> Result<Self> {
+        let mut lanes = Vec::new();
+        for lane in self.lanes {
+            lanes.push(lane.with_quarantine(quarantine.clone()).await?);
+        }
+        Ok(Self { lanes, has_collation: self.has_collation })
     }
 
     /// The sessions of the writes, to be recorded before the first: whoever comes

@@ -8,12 +8,14 @@ use serde_json::{Value, json};
 use super::backfill;
 use super::check::Check;
 use super::compare::{self, FieldDifference};
+use super::quarantine::Quarantined;
 use super::{full, structure};
 use crate::Context;
 use crate::backfill::default_job as backfill_job;
 use crate::cleanse::plan::{compile, default_job as cleanse_job, rules, target_of};
 use crate::cleanse::predicate::{Predicate, all_of};
-use crate::cleanse::{count, needs};
+use crate::cleanse::quarantine::of_job;
+use crate::cleanse::{combine, count, needs};
 use crate::cli::verify::VerifyArgs;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
@@ -28,7 +30,7 @@ use crate::report::json::extended;
 use crate::report::outcome::Outcome;
 
 /// Documents that are sampled where the options don't say.
-const DEFAULT_SAMPLE: u32 = 1000;
+pub(super) const DEFAULT_SAMPLE: u32 = 1000;
 /// Documents that are fetched from the other side at once.
 const BATCH: usize = 200;
 
@@ -58,9 +60,16 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
         context.unless_interrupted(quick_checks(context, args, sides.as_ref())).await?;
     let mut full = None;
     if let Some(sides) = sides.as_ref().filter(|_| args.full) {
-        let result = full::run(context, &order(args, sides)).await?;
+        let mut result = full::run(context, &order(args, sides)).await?;
         jobs.push(result.job.clone());
         checks.insert(0, result.check.clone());
+        if result.error.is_none()
+            && let Some(quarantine) = full_quarantine(context, args, sides).await?
+        {
+            jobs.push(quarantine.job);
+            checks.insert(1, quarantine.check);
+            result.error = quarantine.error;
+        }
         full = Some(result);
     }
     if checks.is_empty() {
@@ -91,12 +100,18 @@ async fn quick_checks(
     }
     if let Some(sides) = sides {
         let job = copy_job(args, sides);
-        let exists = !store::list(&context.mongo, Some(&job)).await?.is_empty();
-        if named || explicit || exists {
-            if exists {
-                jobs.push(job);
-            }
+        let stored = store::list(&context.mongo, Some(&job)).await?.into_iter().next();
+        if named || explicit || stored.is_some() {
             checks.extend(compare_sides(context, sides, args, !named).await?);
+        }
+        if let Some(stored) = stored {
+            jobs.push(job);
+            if let Some(quarantine) = of_job(&stored) {
+                let Sides { source, target, predicate } = sides;
+                combine::only_conditions("a copy with a quarantine", &predicate.valid())?;
+                let quarantined = Quarantined { source, target, quarantine: &quarantine, predicate };
+                checks.extend(quarantined.checks(context, args, !named).await?);
+            }
         }
     }
     Ok((jobs, checks))
@@ -120,7 +135,31 @@ fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {
         settle: args.settle.0,
         restart: args.restart,
         most: args.max_differences,
+        is_quarantine: false,
     }
+}
+
+/// Compares the quarantine with what the rules reject, where it holds anything: whether it may
+/// be empty is told by the counts.
+async fn full_quarantine(context: &Context, args: &VerifyArgs, sides: &Sides) -> Result<Option<full::Full>> {
+    let mongo = &context.mongo;
+    let stored = store::list(mongo, Some(&copy_job(args, sides))).await?;
+    let Some(quarantine) = stored.first().and_then(of_job) else { return Ok(None) };
+    let order = order(args, sides);
+    combine::only_conditions("a copy with a quarantine", &order.valid)?;
+    if count::exactly(mongo, &quarantine, &Document::new()).await? == 0 {
+        return Ok(None);
+    }
+    let order = full::Order {
+        target: &quarantine,
+        valid: Valid::condition(doc! {"$nor": [order.valid.condition]}),
+        job: format!("{}-quarantine", order.job),
+        is_quarantine: true,
+        ..order
+    };
+    let result = full::run(context, &order).await?;
+    let check = Check { name: "full quarantine".into(), ..result.check };
+    Ok(Some(full::Full { check, ..result }))
 }
 
 /// The sides of the configured or named copy; `None` where there is none.
@@ -189,7 +228,7 @@ fn counts(sides: &Sides, expected: u64, found: u64) -> Check {
 
 /// From which side documents are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     /// Drawn from the source, looked up in the target: finds missing ones.
     Forward,
     /// Drawn from the target, looked up in the source: finds extra ones.
@@ -241,14 +280,14 @@ async fn sample(
 }
 
 /// Documents drawn at random, as a cursor.
-struct Drawn {
+pub(super) struct Drawn {
     cursor: mongodb::Cursor<RawDocumentBuf>,
     operation: String,
     ended: bool,
 }
 
 /// How many candidates make about a sample of that size; `None` for all of them.
-async fn to_draw(
+pub(super) async fn to_draw(
     mongo: &Mongo,
     from: &Namespace,
     valid: &Valid,
@@ -289,7 +328,7 @@ async fn only_valid(
         .collect())
 }
 
-async fn draw(mongo: &Mongo, from: &Namespace, valid: &Valid, size: Option<u64>) -> Result<Drawn> {
+pub(super) async fn draw(mongo: &Mongo, from: &Namespace, valid: &Valid, size: Option<u64>) -> Result<Drawn> {
     use crate::error::Context as _;
     let mut pipeline = valid.stages();
     if let Some(size) = size {
@@ -307,7 +346,7 @@ async fn draw(mongo: &Mongo, from: &Namespace, valid: &Valid, size: Option<u64>)
 }
 
 impl Drawn {
-    async fn next_batch(&mut self) -> Result<Option<Vec<RawDocumentBuf>>> {
+    pub(super) async fn next_batch(&mut self) -> Result<Option<Vec<RawDocumentBuf>>> {
         use crate::error::Context as _;
         let mut batch = Vec::new();
         while !self.ended && batch.len() < BATCH {
@@ -322,7 +361,7 @@ impl Drawn {
 }
 
 /// The documents of the other side, by the bytes of their `_id`s.
-async fn look_up(
+pub(super) async fn look_up(
     mongo: &Mongo,
     namespace: &Namespace,
     valid: &Valid,
@@ -355,7 +394,7 @@ async fn look_up(
     Ok(found.into_iter().filter_map(|document| Some((id_bytes(&document)?, document))).collect())
 }
 
-fn difference(
+pub(super) fn difference(
     document: &RawDocumentBuf,
     others: &HashMap<Vec<u8>, RawDocumentBuf>,
     direction: Direction,
@@ -396,7 +435,7 @@ pub(super) fn different(id: Value, differences: &[FieldDifference]) -> Option<Va
 
 /// What a sample proves: with no difference among n, the share of differing
 /// documents is below 3/n with 95% confidence (rule of three).
-fn confidence(compared: u64, different: u64, population: u64) -> String {
+pub(super) fn confidence(compared: u64, different: u64, population: u64) -> String {
     if different > 0 {
         return format!("{different} of {compared} differ");
     }

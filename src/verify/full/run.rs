@@ -61,6 +61,8 @@ pub struct Order<'a> {
     pub restart: bool,
     /// Differences to list.
     pub most: usize,
+    /// Whether the target is a quarantine, whose documents are compared as they were.
+    pub is_quarantine: bool,
 }
 
 /// How a comparison ended that was not cut short.
@@ -154,7 +156,8 @@ async fn compare(
         (order.source, source, order.valid.clone()),
         (order.target, target),
         sizes,
-    );
+    )
+    .in_quarantine(order.is_quarantine);
     for (side, what) in [
         (Side::Source, format!("{} has no documents that should be in the target", order.source)),
         (Side::Target, format!("{} is empty", order.target)),

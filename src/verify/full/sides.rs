@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use bson::{Bson, Document, RawDocument, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use futures_util::future::join;
 use tokio::time::Instant;
@@ -17,6 +17,7 @@ use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::command::retrying;
 use crate::mongo::index::whole_number;
+use crate::mongo::quarantine::{self, Read};
 use crate::mongo::range::Range;
 use crate::mongo::scan::Scan;
 use crate::mongo::valid::Valid;
@@ -41,6 +42,7 @@ pub struct Sides {
     pub stop: CancellationToken,
     source: Scan,
     target: Scan,
+    is_quarantine: bool,
 }
 
 /// What was found in a range.
@@ -93,7 +95,46 @@ impl Sides {
             stop: stop.clone(),
             source: scan(source.0, source.1, source.2),
             target: scan(target.0, target.1, Valid::default()),
+            is_quarantine: false,
         }
+    }
+
+    /// The same, where the target is a quarantine, whose documents are compared as
+    /// they were.
+    #[must_use]
+    pub fn in_quarantine(self, is_quarantine: bool) -> Self {
+        Self { is_quarantine, ..self }
+    }
+
+    /// The document that is to be compared, of one that was read. One that is kept
+    /// in parts stays what it is and so differs, until it is looked at again.
+    pub fn compared<'a>(&self, side: Side, document: &'a RawDocument) -> &'a RawDocument {
+        match quarantine::read(document) {
+            Ok(Read::Whole(inner)) if self.is_quarantine && side == Side::Target => inner,
+            _ => document,
+        }
+    }
+
+    /// The same with its parts put together, as far as they make it up: what
+    /// stands for it differs from it otherwise.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn whole(&self, side: Side, document: RawDocumentBuf) -> Result<RawDocumentBuf> {
+        let found = match quarantine::read(&document) {
+            Ok(Read::InParts(head)) if self.is_quarantine && side == Side::Target => {
+                self.mongo.quarantined_parts(&self.target.namespace, &head).await?
+            }
+            _ => Some(self.compared(side, &document).to_owned()),
+        };
+        Ok(found.unwrap_or(document))
+    }
+
+    /// Whether a document of that side is not yet the one to be compared.
+    pub fn is_in_parts(&self, side: Side, document: &RawDocument) -> bool {
+        self.is_quarantine
+            && side == Side::Target
+            && matches!(quarantine::read(document), Ok(Read::InParts(_)))
     }
 
     /// Documents per reply.
@@ -175,7 +216,8 @@ impl Sides {
             let (matcher, stop) = (&matcher, &stop);
             move |documents: &[&RawDocument]| {
                 let mut matcher = matcher.lock().unwrap_or_else(PoisonError::into_inner);
-                let goes_on = documents.iter().all(|document| matcher.take(side, document));
+                let goes_on =
+                    documents.iter().all(|document| matcher.take(side, self.compared(side, document)));
                 if !goes_on {
                     stop.cancel();
                 }

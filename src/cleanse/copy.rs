@@ -9,6 +9,7 @@ use mongodb::options::Hint;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::keep::Keeping;
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
 use crate::config::values::Namespace;
@@ -50,6 +51,9 @@ pub struct Copy {
     pub stop: CancellationToken,
     /// Documents in the source, for progress.
     pub source_count: u64,
+    /// Set where the application writes to the target too: nothing that exists
+    /// there is replaced or removed.
+    pub keeping: Option<Arc<Keeping>>,
 }
 
 /// How copying ended.
@@ -77,7 +81,10 @@ impl Copy {
         }
         self.mongo.end_operations(&sessions).await?;
         for range in &interrupted {
-            self.empty(range).await?;
+            match self.keeping {
+                None => self.empty(range).await?,
+                Some(_) => self.ranges.set(range.number, &RangeState::Pending).await?,
+            }
         }
         Ok(())
     }
@@ -119,6 +126,9 @@ impl Copy {
     }
 
     async fn range(&self, range: &JobRange) -> Result<Copied> {
+        if let Some(keeping) = &self.keeping {
+            return self.range_keeping(range, keeping).await;
+        }
         for attempt in 1..=ATTEMPTS {
             self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;

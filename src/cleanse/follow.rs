@@ -85,6 +85,34 @@ impl Follower<'_> {
         Ok(feed.position().clone())
     }
 
+    /// Marks what was touched up to a moment, and moves the position on; returns
+    /// whether it got that far.
+    ///
+    /// # Errors
+    /// A stop where the source is no longer what it was or the changes are lost.
+    pub async fn mark_up_to(
+        &self,
+        goal: Timestamp,
+        position: &mut Position,
+        stop: &CancellationToken,
+    ) -> Result<bool> {
+        let marks = Marks::of(self.mongo, self.job.name());
+        // An idle source says nothing: its feed moves on with other writes only.
+        nudge(self.mongo).await?;
+        let mut feed = self.open(position.clone()).await?;
+        while !stop.is_cancelled() {
+            self.job.lease().valid().await?;
+            let changes = self.next(&mut feed).await?;
+            marks.set(&changes.touched).await?;
+            position.clone_from(feed.position());
+            self.save_position(position).await?;
+            if feed.has_reached(goal) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Works off all marks.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use bson::{Document, doc};
 
 use super::build;
+use super::dual_write;
 use super::predicate::Predicate;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::Settings;
@@ -36,6 +37,8 @@ pub struct Plan {
     pub description: Description,
     /// Ranges at once.
     pub parallel: usize,
+    /// Whether the application writes to the target too.
+    pub dual_write: bool,
     /// What the job does.
     pub identity: Document,
 }
@@ -57,13 +60,16 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
     let predicate = compile(settings, &rules)?;
     let description = build::describe_source(mongo, &source).await?;
     check_on_server(mongo, settings, &source, &predicate).await?;
+    let mut identity = doc! {
+        "source": source.to_string(),
+        "target": target.to_string(),
+        "rules": predicate.identity(),
+    };
+    dual_write::mark_identity(&mut identity, args.dual_write);
     Ok(Plan {
         job: args.job.clone().unwrap_or_else(|| default_job(&source, &target)),
-        identity: doc! {
-            "source": source.to_string(),
-            "target": target.to_string(),
-            "rules": predicate.identity(),
-        },
+        dual_write: args.dual_write,
+        identity,
         source,
         target,
         predicate,

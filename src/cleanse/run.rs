@@ -12,7 +12,9 @@ use super::build::{self, When};
 use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
 use super::dry_run;
+use super::dual_write::{self, adopt};
 use super::follow::{Followed, Follower, stored_position};
+use super::keep::Keeping;
 use super::plan::{Plan, prepare, range_count};
 use super::ranges::Ranges;
 use crate::Context;
@@ -33,6 +35,7 @@ struct Figures {
     rejected_by: BTreeMap<String, u64>,
     violations: u64,
     followed: Followed,
+    dual_write: dual_write::Figures,
 }
 
 /// Runs the command.
@@ -70,6 +73,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
     let phase = stored("phase").and_then(Bson::as_str);
     let begins_anew = restart || phase == Some(Phase::Clear.as_str());
+    adopt::refuse_to_drop(plan, job, exists.as_ref(), restart)?;
     let is_same_source =
         stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
     if !begins_anew && !is_same_source {
@@ -85,6 +89,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
                 .hint("copy anew with --restart"))
         }
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
+        (Some(target), None) if plan.dual_write => adopt::check(plan, &target),
         (Some(_), None) if phase.is_some() && is_empty(mongo, &plan.target).await? => Ok(()),
         (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
             .hint("choose another name with --to, or drop it yourself")),
@@ -139,6 +144,9 @@ async fn phases(
     })?;
     if phase == Phase::Copy {
         let copied = copy_and_mark(&copy, plan.parallel, &follower, &mut position, &halt).await?;
+        if let Some(keeping) = &copy.keeping {
+            dual_write::count_copied(&mut figures.dual_write, keeping);
+        }
         if copied == Copied::Interrupted {
             figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
             return Ok(Copied::Interrupted);
@@ -146,7 +154,14 @@ async fn phases(
         job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
         phase = Phase::Finish;
     }
-    if !catch_up(context, plan, args, &follower, position, phase == Phase::Finish, figures).await? {
+    let is_to_finish = phase == Phase::Finish;
+    let is_done = if plan.dual_write {
+        let found = &mut figures.dual_write;
+        dual_write::catch_up(context, plan, args, &follower, position, is_to_finish, found).await?
+    } else {
+        catch_up(context, plan, args, &follower, position, is_to_finish, figures).await?
+    };
+    if !is_done {
         figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
         return Ok(Copied::Interrupted);
     }
@@ -215,7 +230,7 @@ async fn catch_up(
 
 /// How far a job is, as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// What an earlier copy has made is to be dropped.
     Clear,
     Create,
@@ -225,7 +240,7 @@ enum Phase {
 }
 
 impl Phase {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Clear => "clear",
             Self::Create => "create",
@@ -264,6 +279,7 @@ async fn copy_of(
         events: context.events.clone(),
         stop,
         source_count,
+        keeping: plan.dual_write.then(|| Keeping::new(&context.mongo)).transpose()?,
     })
 }
 
@@ -272,12 +288,14 @@ async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result
     use crate::error::Context as _;
     let owned = job.stored("target_uuid");
     let exists = mongo.describe(&plan.target).await?.and_then(|target| target.uuid);
-    if exists.is_some() && (exists.as_ref() == owned || is_empty(mongo, &plan.target).await?) {
+    let is_ours = exists.as_ref() == owned;
+    // Empty or not: the application may be about to write to it.
+    let is_foreign = plan.dual_write && !is_ours;
+    if exists.is_some() && !is_foreign && (is_ours || is_empty(mongo, &plan.target).await?) {
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
     }
     ranges.clear().await?;
-    let nothing =
-        doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null};
+    let nothing = doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null, adopt::ADOPTED: Bson::Null};
     job.save(nothing).await
 }
 
@@ -292,13 +310,18 @@ async fn create(
     let mongo = &context.mongo;
     // Recorded first: an empty target found afterwards is ours.
     job.save(doc! {"phase": Phase::Create.as_str()}).await?;
-    let uuid = match mongo.describe(&plan.target).await? {
-        Some(_) => build::identity(mongo, &plan.target).await?,
-        None => build::create(mongo, &plan.target, &plan.description).await?,
+    let existed = mongo.describe(&plan.target).await?.is_some();
+    let uuid = if existed {
+        build::identity(mongo, &plan.target).await?
+    } else {
+        build::create(mongo, &plan.target, &plan.description).await?
     };
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
-    job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
-    build::index_pending(mongo, &plan.target).await?;
+    let adopted = plan.dual_write && existed;
+    job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid, adopt::ADOPTED: adopted}).await?;
+    if !plan.dual_write {
+        build::index_pending(mongo, &plan.target).await?;
+    }
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;
     let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
@@ -329,11 +352,12 @@ async fn finish(
     elapsed: f64,
 ) -> Result<Outcome> {
     let state = match &result {
+        Ok(Copied::All) if figures.dual_write.not_repaired > 0 => JobState::Incomplete,
         Ok(Copied::All) => JobState::Completed,
         Ok(Copied::Interrupted) => JobState::Interrupted,
         Err(_) => JobState::Stopped,
     };
-    let json = json!({
+    let mut json = json!({
         "schema": 1,
         "command": "cleanse",
         "job": plan.job,
@@ -356,7 +380,10 @@ async fn finish(
         },
         "elapsed_seconds": elapsed,
     });
-    let text = text(plan, state, figures, elapsed);
+    let mut text = text(plan, state, figures, elapsed);
+    if plan.dual_write {
+        dual_write::add_to(&mut json, &mut text, &figures.dual_write);
+    }
     let totals = doc! {"source": stored_count(figures.source), "copied": stored_count(figures.copied)};
     let saved = job.finish(state, doc! {"totals": totals}).await;
     Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
@@ -365,6 +392,7 @@ async fn finish(
             let error = context.interrupted("interrupted; what was copied and followed is kept");
             Outcome::failed(json, text, error.hint("start the same command again to go on"))
         }
+        (Ok(_), JobState::Incomplete) => Outcome::not_reached(json, text),
         (Ok(_), _) => Outcome::reached(json, text),
     })
 }

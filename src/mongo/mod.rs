@@ -3,6 +3,7 @@
 //! The layers above see collections in terms of this product (candidates,
 //! guarded updates, ranges) and never a cursor, a session or a write concern.
 
+pub mod by_id;
 pub mod catalog;
 pub mod catch_up;
 pub mod command;
@@ -11,6 +12,8 @@ pub mod fill;
 pub mod flags;
 pub mod health;
 pub mod index;
+pub mod keeping;
+pub mod numbered;
 pub mod operation;
 pub mod preflight;
 pub mod range;

@@ -5,6 +5,7 @@ pub mod backfill;
 pub mod check;
 pub mod compare;
 pub mod full;
+pub mod pairs;
 pub mod run;
 pub mod structure;
 

@@ -22,6 +22,7 @@ mod control;
 mod crash_matrix;
 mod daily;
 mod deadline;
+mod dual_write_copy;
 mod fail_points;
 mod failed_list;
 mod fields;

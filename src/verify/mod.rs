@@ -4,6 +4,7 @@
 pub mod backfill;
 pub mod check;
 pub mod compare;
+pub mod dual_write;
 pub mod full;
 pub mod pairs;
 pub mod run;

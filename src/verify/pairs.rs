@@ -87,8 +87,8 @@ impl Version {
 
 impl Pairs<'_> {
     /// What stands on both sides for each of these `_id`s, and for others that
-    /// the server holds to be equal to one of them. The source is read as of
-    /// `after` or later, and first: what follows it has a moment more.
+    /// the server holds to be equal to one of them, as of `after` or later. The
+    /// source is read first: what follows it has a moment more.
     ///
     /// # Errors
     /// A stop where the server can't be read.
@@ -98,7 +98,7 @@ impl Pairs<'_> {
             let values: Vec<RawBson> = part.iter().filter_map(Id::value).collect();
             let version = |document: &RawDocument| Some((Id::of(document)?, Version::of(document)));
             let source = self.mongo.by_ids(self.source, &values, &self.valid, after, version).await?;
-            let target = self.mongo.by_ids(self.target, &values, &Document::new(), None, version).await?;
+            let target = self.mongo.by_ids(self.target, &values, &Document::new(), after, version).await?;
             for (id, version) in source.into_iter().flatten() {
                 seen.entry(id).or_default().source = Some(version);
             }

@@ -25,11 +25,11 @@ fn valid() -> Document {
     doc! {"valid": {"$ne": false}}
 }
 
-fn document(id: i32, version: i64) -> Document {
+pub fn document(id: i32, version: i64) -> Document {
     doc! {"_id": id, "version": version, "valid": version % 5 != 4, "text": "x".repeat(100), "x.y": version}
 }
 
-async fn bench(documents: i32) -> Bench {
+pub async fn bench(documents: i32) -> Bench {
     let bench = Bench::new().await;
     configure(&bench, RULES);
     if documents > 0 {
@@ -40,7 +40,7 @@ async fn bench(documents: i32) -> Bench {
     bench
 }
 
-fn sides(bench: &Bench) -> [Collection<Document>; 2] {
+pub fn sides(bench: &Bench) -> [Collection<Document>; 2] {
     [SOURCE, TARGET].map(|name| bench.database.collection(name))
 }
 
@@ -141,14 +141,14 @@ async fn dual_write_copy_makes_a_target_that_is_not_there() {
 }
 
 /// An application that writes everything to both sides, each part with `_id`s of its own.
-struct Application {
+pub struct Application {
     stop: Arc<AtomicBool>,
     operations: Arc<AtomicU64>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Application {
-    fn start(bench: &Bench, documents: i32) -> Self {
+    pub fn start(bench: &Bench, documents: i32) -> Self {
         let (stop, operations) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let tasks = (0..4)
             .map(|part| {
@@ -165,11 +165,11 @@ impl Application {
         Self { stop, operations, tasks }
     }
 
-    async fn has_written(&self, operations: u64) {
+    pub async fn has_written(&self, operations: u64) {
         wait_for("writes", async || self.operations.load(Ordering::Relaxed) >= operations).await;
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await.expect("no panic");

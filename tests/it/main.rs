@@ -23,6 +23,7 @@ mod crash_matrix;
 mod daily;
 mod deadline;
 mod dual_write_copy;
+mod dual_write_verify;
 mod fail_points;
 mod failed_list;
 mod fields;

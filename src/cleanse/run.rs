@@ -310,12 +310,7 @@ async fn create(
     let mongo = &context.mongo;
     // Recorded first: an empty target found afterwards is ours.
     job.save(doc! {"phase": Phase::Create.as_str()}).await?;
-    let existed = mongo.describe(&plan.target).await?.is_some();
-    let uuid = if existed {
-        build::identity(mongo, &plan.target).await?
-    } else {
-        build::create(mongo, &plan.target, &plan.description).await?
-    };
+    let (uuid, existed) = adopt::take_or_create(mongo, plan).await?;
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
     let adopted = plan.dual_write && existed;
     job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid, adopt::ADOPTED: adopted}).await?;

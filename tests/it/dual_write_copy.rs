@@ -297,6 +297,38 @@ async fn dual_write_that_missed_the_target_is_repaired_and_reported() {
 }
 
 #[tokio::test]
+async fn dual_write_killed_after_a_repair_ends_right() {
+    let bench = bench(100).await;
+    bench.run(COMMAND).await.expect_exit(0);
+    let [source, _] = sides(&bench);
+    source.delete_many(doc! {"_id": {"$lt": 20}}).await.expect("a write");
+    source.insert_one(document(1_000, 0)).await.expect("a write");
+    let run = bench.program(COMMAND).env("MONGOREKEY_CRASH_AT", "after_repair:1").run().await;
+    assert_eq!(run.exit, None, "{}", run.stderr);
+    assert!(run.stderr.contains("missing in") && run.stderr.contains("extra in"), "{}", run.stderr);
+    bench.run(COMMAND).await.expect_exit(0);
+    expect_equal(&bench).await;
+}
+
+#[tokio::test]
+async fn dual_write_copies_and_repairs_documents_of_sixteen_megabytes() {
+    let bench = bench(0).await;
+    let [source, _] = sides(&bench);
+    let large = |id: i32, letter: &str| doc! {"_id": id, "text": letter.repeat((16 << 20) - 26)};
+    for id in 0..3 {
+        source.insert_one(large(id, "a")).await.expect("a write");
+    }
+    bench.run(COMMAND).await.expect_exit(0);
+    expect_equal(&bench).await;
+    source.replace_one(doc! {"_id": 1}, large(1, "b")).await.expect("a write");
+    source.insert_one(large(3, "b")).await.expect("a write");
+    source.delete_one(doc! {"_id": 0}).await.expect("a write");
+    let run = bench.run(COMMAND).await.expect_exit(0);
+    assert_eq!(run.number("/dual_write/repaired"), 3);
+    expect_equal(&bench).await;
+}
+
+#[tokio::test]
 async fn dual_write_repairs_values_that_swapped_places_under_a_unique_index() {
     let bench = bench(0).await;
     let [source, target] = sides(&bench);

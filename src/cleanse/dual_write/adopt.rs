@@ -4,7 +4,7 @@
 use bson::{Bson, Document};
 
 use crate::cleanse::plan::Plan;
-use crate::cleanse::target;
+use crate::cleanse::{build, target};
 use crate::error::{Error, Result};
 use crate::job::store;
 use crate::mongo::Mongo;
@@ -46,6 +46,24 @@ pub fn check(plan: &Plan, target: &Description) -> Result<()> {
         Some(reason) => Err(Error::refused(format!("{} {reason}", plan.target))),
         None => Ok(()),
     }
+}
+
+/// The identity of the target, which is created where there is none, and whether
+/// it was there.
+///
+/// # Errors
+/// A stop where it can't be created.
+pub async fn take_or_create(mongo: &Mongo, plan: &Plan) -> Result<(Bson, bool)> {
+    let exists = async || Ok::<bool, Error>(mongo.describe(&plan.target).await?.is_some());
+    if !exists().await? {
+        match build::create(mongo, &plan.target, &plan.description).await {
+            Ok(uuid) => return Ok((uuid, false)),
+            // The application has written to it for the first time just now.
+            Err(_) if plan.dual_write && exists().await? => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((build::identity(mongo, &plan.target).await?, true))
 }
 
 /// Whether the target of a job was there before it.

@@ -138,9 +138,13 @@ impl Comparison<'_> {
             }
             _ => Vec::new(),
         };
+        let shown = extended(id.as_raw_bson_ref());
+        // Told at once: should this run be killed, the next one finds it repaired.
+        let target = self.pairs.target;
+        self.context.events.warn(format!("{} in {target}, to be repaired: {shown}", kind.as_str()));
         suspect.entry = Some(differences.len());
         differences.push(json!({
-            "_id": extended(id.as_raw_bson_ref()),
+            "_id": shown,
             "kind": kind.as_str(),
             "fields": fields,
             "outcome": "not repaired",

@@ -402,7 +402,9 @@ fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String
     )];
     if state == JobState::Completed {
         lines.push(format!("  source    {:>12}", figures.source));
-        lines.push(format!("  rejected  {:>12}", figures.source.saturating_sub(figures.copied)));
+        // A target that the application writes to may hold more than was kept.
+        let kept = if plan.dual_write { figures.dual_write.valid } else { figures.copied };
+        lines.push(format!("  rejected  {:>12}", figures.source.saturating_sub(kept)));
         for (rule, count) in &figures.rejected_by {
             lines.push(format!("    {rule:<20} {count}"));
         }

@@ -94,12 +94,20 @@ async fn dual_write_verified_tells_each_kind_of_miss() {
     target.update_one(doc! {"_id": "differs"}, double).await.expect("a write");
     // On the other side, but too late; and one that never rests on the side that is written.
     set(&source, "late", 1).await;
-    for value in 0..28 {
-        set(&source, "hot", value).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let restless = tokio::spawn({
+        let source = source.clone();
+        async move {
+            for value in 0.. {
+                set(&source, "hot", value).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(2_800)).await;
     set(&target, "late", 1).await;
-    let run = run.finish().await.expect_exit(1);
+    let run = run.finish().await;
+    restless.abort();
+    let run = run.expect_exit(1);
     let expected = [
         ("different", "differs"),
         ("different", "hot"),

@@ -23,7 +23,7 @@ use crate::verify::pairs::{Pairs, Seen, id_of};
 const BATCH: usize = 1_000;
 /// Documents under suspicion at once; more wait in their marks.
 const MOST_SUSPECTS: usize = 10_000;
-/// No pause between two looks is longer.
+/// No pause is longer: the lease is looked at in between.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Times that all marks are gone through: documents that are only equal to a
 /// marked one for the server get marks of their own on the way.
@@ -98,7 +98,6 @@ impl<'a> Comparison<'a> {
 
     async fn pass(&mut self) -> Result<bool> {
         let total = self.marks.count().await?;
-        let pause = LONGEST_PAUSE.min(self.grace / 4);
         while !(self.is_through && self.suspects.is_empty()) {
             self.job.lease().valid().await?;
             self.show(total);
@@ -109,12 +108,19 @@ impl<'a> Comparison<'a> {
                 self.take_more().await?;
                 continue;
             }
-            if !super::unless_stopped(self.context, pause).await {
+            if !super::unless_stopped(self.context, self.pause()).await {
                 return Ok(false);
             }
             self.look_again().await?;
         }
         Ok(true)
+    }
+
+    /// Until the first of the suspects has had its time.
+    fn pause(&self) -> Duration {
+        let now = Instant::now();
+        let next = self.suspects.iter().map(|suspect| suspect.since + self.grace).min().unwrap_or(now);
+        next.saturating_duration_since(now).min(LONGEST_PAUSE)
     }
 
     async fn take_more(&mut self) -> Result<()> {
@@ -156,11 +162,15 @@ impl<'a> Comparison<'a> {
     }
 
     async fn look_again(&mut self) -> Result<()> {
-        let all = std::mem::take(&mut self.suspects);
-        let ids: Vec<Id> = all.iter().map(|suspect| suspect.id.clone()).collect();
+        let (grace, now) = (self.grace, Instant::now());
+        let is_due = |suspect: &Suspect| suspect.since + grace <= now;
+        let (due, waiting) = std::mem::take(&mut self.suspects).into_iter().partition(is_due);
+        self.suspects = waiting;
+        let due: Vec<Suspect> = due;
+        let ids: Vec<Id> = due.iter().map(|suspect| suspect.id.clone()).collect();
         let seen = self.pairs.look_up(&ids, self.after).await?;
         let (mut done, mut to_repair, now) = (Vec::new(), Vec::new(), Instant::now());
-        for mut suspect in all {
+        for mut suspect in due {
             let seen = seen.get(&suspect.id).copied().unwrap_or_default();
             match suspect.judge(seen, now, self.grace) {
                 Verdict::Wait => self.suspects.push(suspect),

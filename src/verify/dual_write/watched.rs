@@ -17,7 +17,7 @@ use crate::verify::pairs::{Kind, Seen};
 
 /// What all watched documents together may take in memory; beyond it the streams
 /// are read later.
-const MOST_BYTES: usize = 16 << 20;
+const MOST_BYTES: usize = 24 << 20;
 /// What those may take of it that differ; more are only counted.
 const MOST_OVERDUE_BYTES: usize = 8 << 20;
 /// What an entry takes besides its `_id`, about.
@@ -160,16 +160,6 @@ impl Watched {
         }
     }
 
-    /// When the next document is to be looked at.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.queue.front().map(|(due, _)| *due)
-    }
-
-    /// Whether one is to be looked at now.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        !self.urgent.is_empty() || self.next_due().is_some_and(|due| due <= now)
-    }
-
     /// Documents to be looked at now, at most so many.
     pub(super) fn take_due(&mut self, now: Instant, most: usize) -> Vec<Id> {
         let mut due: Vec<Id> = Vec::new();
@@ -181,7 +171,7 @@ impl Watched {
         let mut turns = self.queue.len();
         while due.len() < most
             && turns > 0
-            && self.next_due().is_some_and(|due| due <= now)
+            && self.queue.front().is_some_and(|(due, _)| *due <= now)
             && let Some((_, id)) = self.queue.pop_front()
         {
             turns -= 1;
@@ -430,7 +420,7 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_all_differences_are_counted() {
         let mut bench = Bench::new();
-        let total = 60_000;
+        let total = 80_000;
         let mut noted = 0;
         while noted < total {
             while noted < total && bench.watched.has_room() {
@@ -445,7 +435,7 @@ mod tests {
         }
         assert_eq!(bench.watched.counts.missing, u64::try_from(total).expect("small"));
         assert!(bench.watched.bytes <= MOST_BYTES + 1024);
-        assert!(bench.watched.overdue().len() < 60_000);
+        assert!(bench.watched.overdue().len() < 60_000, "the rest is counted only");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::cleansing::{
     insert_raw, job_name, store_exactly, zero_timestamps,
 };
 use crate::harness::{Bench, Random, wait_for};
+use crate::own_set::ThreeNodes;
 use crate::program::Finished;
 
 const COMMAND: &str = "cleanse --dual-write --grace 400ms";
@@ -233,6 +234,52 @@ async fn dual_write_with_kills_at_any_moment_loses_nothing() {
     }
     bench.run(COMMAND).await.expect_exit(0);
     application.stop().await;
+    bench.run(COMMAND).await.expect_exit(0);
+    expect_equal(&bench).await;
+}
+
+#[tokio::test]
+async fn dual_write_through_an_election_loses_nothing() {
+    let set = ThreeNodes::start().await;
+    let bench = Bench::on(&set.uri).await;
+    configure(&bench, RULES);
+    bench.insert_into(SOURCE, (0..40_000).map(|id| document(id, 0))).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn({
+        let ([source, target], stop) = (sides(&bench), stop.clone());
+        async move {
+            let mut random = Random::seeded(11);
+            while !stop.load(Ordering::Relaxed) {
+                let id = i32::try_from(random.below(41_000)).expect("small");
+                let (filter, update) =
+                    (doc! {"_id": id}, doc! {"$inc": {"version": 10}, "$set": {"by": "it"}});
+                // A write that fails may have been made, and is not made on the other side.
+                let deletes = random.below(4) == 0;
+                let written = if deletes {
+                    source.delete_one(filter.clone()).await.is_ok()
+                } else {
+                    source.update_one(filter.clone(), update.clone()).await.is_ok()
+                };
+                if written && deletes {
+                    drop(target.delete_one(filter).await);
+                } else if written {
+                    drop(target.update_one(filter, update).await);
+                }
+            }
+        }
+    });
+    let mut run = bench.program(COMMAND).spawn();
+    let [_, target] = sides(&bench);
+    wait_for("documents in the target", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        target.estimated_document_count().await.is_ok_and(|count| count > 1_000)
+    })
+    .await;
+    set.step_down().await;
+    let run = run.finish().await.expect_exit(0);
+    assert_eq!(run.number("/dual_write/not_repaired"), 0, "{}", run.stdout);
+    stop.store(true, Ordering::Relaxed);
+    writer.await.expect("no panic");
     bench.run(COMMAND).await.expect_exit(0);
     expect_equal(&bench).await;
 }

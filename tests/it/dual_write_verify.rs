@@ -6,7 +6,7 @@ use bson::{Document, doc};
 use mongodb::Collection;
 
 use crate::cleansing::{SOURCE, TARGET};
-use crate::dual_write_copy::{Application, bench, document, sides};
+use crate::dual_writing::{Application, bench, document, sides};
 use crate::harness::{Bench, wait_for};
 use crate::program::{Finished, Running, Signal};
 

@@ -24,6 +24,7 @@ mod daily;
 mod deadline;
 mod dual_write_copy;
 mod dual_write_verify;
+mod dual_writing;
 mod fail_points;
 mod failed_list;
 mod fields;

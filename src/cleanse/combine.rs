@@ -10,12 +10,13 @@ use crate::mongo::valid::Valid;
 /// # Errors
 /// A usage error where they don't.
 pub fn check(args: &CleanseArgs, valid: &Valid) -> Result<()> {
-    let option = args.quarantine.is_some().then_some("--quarantine");
-    let Some(option) = option else { return Ok(()) };
-    only_conditions(option, valid)?;
-    if args.method == Method::Out {
-        return Err(Error::usage(format!("--method out and {option} can't be used together"))
-            .hint("leave --method out: ranges are copied by --method merge"));
+    let options = [(args.quarantine.is_some(), "--quarantine"), (args.dual_write, "--dual-write")];
+    for (_, option) in options.into_iter().filter(|(is_given, _)| *is_given) {
+        only_conditions(option, valid)?;
+        if args.method == Method::Out {
+            return Err(Error::usage(format!("--method out and {option} can't be used together"))
+                .hint("leave --method out: ranges are copied by --method merge"));
+        }
     }
     Ok(())
 }

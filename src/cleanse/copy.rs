@@ -9,6 +9,7 @@ use mongodb::options::Hint;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::keep::Keeping;
 use super::quarantine::{self, Existing, Form};
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
@@ -67,6 +68,9 @@ pub struct Copy {
     pub documents_per_range: u64,
     /// Documents in the source, for progress.
     pub source_count: u64,
+    /// Set where the application writes to the target too: nothing that exists
+    /// there is replaced or removed.
+    pub keeping: Option<Arc<Keeping>>,
 }
 
 /// How copying ended.
@@ -96,7 +100,10 @@ impl Copy {
         }
         self.mongo.end_operations(&sessions).await?;
         for range in &interrupted {
-            self.empty(range).await?;
+            match self.keeping {
+                None => self.empty(range).await?,
+                Some(_) => self.ranges.set(range.number, &RangeState::Pending).await?,
+            }
         }
         Ok(())
     }
@@ -139,6 +146,9 @@ impl Copy {
 
     /// Copies what is left of a range, in pieces where it is not to be too fast.
     async fn range(&self, range: &JobRange) -> Result<Copied> {
+        if let Some(keeping) = &self.keeping {
+            return self.range_keeping(range, keeping).await;
+        }
         let mut left = range.clone();
         while let Some(end) = self.next_piece(&left).await? {
             let range =

@@ -109,6 +109,35 @@ impl Follower<'_> {
         Ok(feed.position().clone())
     }
 
+    /// Marks what was touched up to a moment, and moves the position on; returns
+    /// whether it got that far.
+    ///
+    /// # Errors
+    /// A stop where the source is no longer what it was or the changes are lost.
+    pub async fn mark_up_to(
+        &self,
+        goal: Timestamp,
+        position: &mut Position,
+        stop: &CancellationToken,
+    ) -> Result<bool> {
+        let marks = Marks::of(self.mongo, self.job.name());
+        // An idle source says nothing: its feed moves on with other writes only.
+        nudge(self.mongo).await?;
+        let mut feed = self.open(position.clone()).await?;
+        while !stop.is_cancelled() {
+            self.job.lease().valid().await?;
+            let changes = self.checked(feed.next(MARKS).await)?;
+            marks.set(&changes.touched).await?;
+            self.tally().add(&changes.came_or_went, None);
+            position.clone_from(feed.position());
+            self.save_position(position).await?;
+            if feed.has_reached(goal) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Works off all marks; `from` moves on where nothing may be applied for a while.
     ///
     /// # Errors
@@ -173,20 +202,22 @@ impl Follower<'_> {
         // An idle source says nothing: its feed moves on with other writes only.
         nudge(self.mongo).await?;
         let mut batch = self.batch();
-        let mut feed = self.open(from.clone()).await?.ahead(batch);
+        // The oplog may have been long enough for all that was done before.
+        let feed = if for_ever { self.reopen(from).await? } else { self.open(from.clone()).await? };
+        let mut feed = feed.ahead(batch);
         let mut saved = Instant::now();
         while !stop.is_cancelled() {
             if self.pace.held_by().is_some() || self.batch() != batch {
                 self.work_off_marks(catch_up, from, stop, followed).await?;
                 batch = self.batch();
-                feed = self.open(from.clone()).await?.ahead(batch);
+                feed = self.reopen(from).await?.ahead(batch);
                 continue;
             }
             let changes = self.checked(feed.next().await)?;
             self.pace.set_idle(changes.is_empty());
             if !self.pace.turn(changes.len() as u64, stop).await {
                 // What was read is not applied, so it must be read again.
-                feed = self.open(from.clone()).await?.ahead(batch);
+                feed = self.reopen(from).await?.ahead(batch);
                 continue;
             }
             self.job.lease().valid().await?;
@@ -250,7 +281,7 @@ impl Follower<'_> {
                 marking.await
             }
         };
-        *from = marked?;
+        *from = marked.map_err(|error| error.with_class(Class::Stopped))?;
         Ok(())
     }
 
@@ -292,6 +323,11 @@ impl Follower<'_> {
     async fn open(&self, from: Position) -> Result<Feed> {
         let watched = Watched { source: self.source.clone(), memberships: self.valid.memberships.clone() };
         self.mongo.feed(&watched, from).await
+    }
+
+    /// What was possible at the start and no longer is, is no refusal any more.
+    async fn reopen(&self, from: &Position) -> Result<Feed> {
+        self.open(from.clone()).await.map_err(|error| error.with_class(Class::Stopped))
     }
 
     fn checked(&self, changes: Result<Changes>) -> Result<Changes> {

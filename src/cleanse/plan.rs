@@ -4,6 +4,7 @@ use bson::{Document, doc};
 
 use super::build;
 use super::combine;
+use super::dual_write;
 use super::needs;
 use super::predicate::Predicate;
 use super::quarantine;
@@ -43,6 +44,8 @@ pub struct Plan {
     pub description: Description,
     /// Ranges at once.
     pub parallel: usize,
+    /// Whether the application writes to the target too.
+    pub dual_write: bool,
     /// What the job does.
     pub identity: Document,
 }
@@ -81,8 +84,10 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
     if let Some(quarantine) = &quarantine {
         identity.insert(quarantine::NAME, quarantine.to_string());
     }
+    dual_write::mark_identity(&mut identity, args.dual_write);
     Ok(Plan {
         job: args.job.clone().unwrap_or_else(|| default_job(&source, &target)),
+        dual_write: args.dual_write,
         identity,
         source,
         target,

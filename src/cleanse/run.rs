@@ -12,7 +12,9 @@ use super::build::{self, When};
 use super::copy::{Copied, Copy};
 use super::count::{self, RuleCounts};
 use super::dry_run::{self, average_size};
+use super::dual_write::{self, adopt};
 use super::follow::{Followed, Follower, stored_position};
+use super::keep::Keeping;
 use super::ledger::{self, Ledger, Tally};
 use super::needs;
 use super::out;
@@ -40,6 +42,7 @@ struct Figures {
     rejected_by: BTreeMap<String, u64>,
     violations: u64,
     followed: Followed,
+    dual_write: dual_write::Figures,
     limits: Vec<(&'static str, f64)>,
     /// Changes of the source during a copy that follows none.
     touched: Option<u64>,
@@ -106,6 +109,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
     let phase = stored("phase").and_then(Bson::as_str);
     let begins_anew = restart || phase == Some(Phase::Clear.as_str()) || job.is_some_and(out::is_interrupted);
+    adopt::refuse_to_drop(plan, job, exists.as_ref(), restart)?;
     quarantine::check(mongo, plan, job, begins_anew).await?;
     let is_same_source =
         stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
@@ -123,6 +127,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
         }
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
         (Some(target), _) if job.is_some_and(|job| out::is_made_by(job, &target)) => Ok(()),
+        (Some(target), None) if plan.dual_write => adopt::check(plan, &target),
         (Some(_), None) if phase.is_some() && build::is_empty(mongo, &plan.target).await? => Ok(()),
         (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
             .hint("choose another name with --to, or drop it yourself")),
@@ -194,6 +199,9 @@ async fn phases(
     }
     if phase == Phase::Copy {
         let copied = copy_and_mark(&copy, &follower, &mut position, &halt).await?;
+        if let Some(keeping) = &copy.keeping {
+            dual_write::count_copied(&mut figures.dual_write, keeping);
+        }
         if copied == Copied::Interrupted {
             count_written(mongo, plan, figures).await?;
             return Ok(Copied::Interrupted);
@@ -203,9 +211,20 @@ async fn phases(
         phase = Phase::Finish;
     }
     let is_to_finish = phase == Phase::Finish;
-    if !catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await? {
+    let is_done = if plan.dual_write {
+        let found = &mut figures.dual_write;
+        dual_write::catch_up(context, plan, args, &follower, &mut position, is_to_finish, found).await?
+    } else {
+        catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await?
+    };
+    if !is_done {
         count_written(mongo, plan, figures).await?;
         return Ok(Copied::Interrupted);
+    }
+    if plan.dual_write {
+        // The target holds what the application says, so no figures have to add up.
+        count_all(mongo, plan, args.count_rules, figures).await?;
+        return Ok(Copied::All);
     }
     match ledger::take(mongo, plan, &follower, &position, args.count_rules).await? {
         Some(ledger) => figures.balance(ledger),
@@ -342,6 +361,7 @@ async fn copy_of(
         average_bytes: average_size(context, plan).await,
         documents_per_range: source_count / range_count(&context.mongo, plan).await.max(1) as u64,
         source_count,
+        keeping: plan.dual_write.then(|| Keeping::new(&context.mongo)).transpose()?,
     })
 }
 
@@ -353,14 +373,15 @@ async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result
     let is_ours = target
         .as_ref()
         .is_some_and(|target| target.uuid.as_ref() == owned || out::is_made_by(job.document(), target));
-    if target.is_some() && (is_ours || build::is_empty(mongo, &plan.target).await?) {
+    // Empty or not: the application may be about to write to it.
+    let is_foreign = plan.dual_write && !is_ours;
+    if target.is_some() && !is_foreign && (is_ours || build::is_empty(mongo, &plan.target).await?) {
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
         crash::point("cleanse_dropped");
     }
     quarantine::clear(mongo, plan, job).await?;
     ranges.clear().await?;
-    let nothing =
-        doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null};
+    let nothing = doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null, adopt::ADOPTED: Bson::Null};
     job.save(nothing).await
 }
 
@@ -376,19 +397,19 @@ async fn create(
     let mongo = &context.mongo;
     // Recorded first: an empty target found afterwards is ours.
     job.save(doc! {"phase": Phase::Create.as_str()}).await?;
-    let uuid = match mongo.describe(&plan.target).await? {
-        Some(_) => build::identity(mongo, &plan.target).await?,
-        None => build::create(mongo, &plan.target, &plan.description).await?,
-    };
+    let (uuid, existed) = adopt::take_or_create(mongo, plan).await?;
     crash::point("cleanse_target_made");
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
-    job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid}).await?;
+    let adopted = plan.dual_write && existed;
+    job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid, adopt::ADOPTED: adopted}).await?;
     if method == Method::Out {
         ranges.clear().await?;
         out::mark(mongo, job, &plan.target).await?;
     } else {
         job.save(doc! {out::METHOD: Method::Merge.as_str()}).await?;
-        build::index_pending(mongo, &plan.target).await?;
+        if !plan.dual_write {
+            build::index_pending(mongo, &plan.target).await?;
+        }
     }
     if let Some(quarantine) = &plan.quarantine {
         quarantine::create(mongo, quarantine, &plan.description, job).await?;
@@ -436,13 +457,15 @@ async fn finish(
     elapsed: f64,
 ) -> Result<Outcome> {
     let state = match &result {
-        Ok(Copied::All) if figures.is_unbalanced() => JobState::Incomplete,
+        Ok(Copied::All) if figures.is_unbalanced() || figures.dual_write.not_repaired > 0 => {
+            JobState::Incomplete
+        }
         Ok(Copied::All) => JobState::Completed,
         Ok(Copied::Touched) => JobState::Incomplete,
         Ok(Copied::Interrupted) => JobState::Interrupted,
         Err(_) => JobState::Stopped,
     };
-    let json = json!({
+    let mut json = json!({
         "schema": 1,
         "command": "cleanse",
         "job": plan.job,
@@ -470,7 +493,10 @@ async fn finish(
         "limited_by_seconds": figures.limits.iter().copied().collect::<BTreeMap<_, _>>(),
         "elapsed_seconds": elapsed,
     });
-    let text = text(plan, state, figures, elapsed);
+    let mut text = text(plan, state, figures, elapsed);
+    if plan.dual_write {
+        dual_write::add_to(&mut json, &mut text, &figures.dual_write);
+    }
     let totals = doc! {"source": stored_count(figures.source), "copied": stored_count(figures.copied)};
     let saved = job.finish(state, doc! {"totals": totals}).await;
     Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
@@ -494,7 +520,9 @@ fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String
     )];
     if state == JobState::Completed {
         lines.push(format!("  source    {:>12}", figures.source));
-        lines.push(format!("  rejected  {:>12}", figures.source.saturating_sub(figures.copied)));
+        // A target that the application writes to may hold more than was kept.
+        let kept = if plan.dual_write { figures.dual_write.valid } else { figures.copied };
+        lines.push(format!("  rejected  {:>12}", figures.source.saturating_sub(kept)));
         for (rule, count) in &figures.rejected_by {
             lines.push(format!("    {rule:<20} {count}"));
         }

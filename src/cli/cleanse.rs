@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::config::values::Namespace;
+use crate::config::values::{HumanDuration, Namespace};
 
 /// Options of `cleanse`.
 #[derive(Debug, Args)]
@@ -19,6 +19,18 @@ pub struct CleanseArgs {
     /// After the copy keep the target in step with the source until stopped.
     #[arg(long, conflicts_with = "dry_run")]
     pub follow: bool,
+    /// Copy into a target that the application writes to as well.
+    ///
+    /// For an application that makes every change on both sides. Nothing that
+    /// stands in the target is overwritten by the copy. What was touched meanwhile
+    /// is compared afterwards; what still differs after the grace time is brought
+    /// to the state of the source and reported. The target may be there already,
+    /// and is then never dropped.
+    #[arg(long, conflicts_with_all = ["follow", "quarantine"])]
+    pub dual_write: bool,
+    /// How long after a write to one side the application may take for the other.
+    #[arg(long, value_name = "DURATION", default_value = "2s", requires = "dual_write")]
+    pub grace: HumanDuration,
     /// How to copy.
     #[arg(long, value_enum, default_value_t, value_name = "METHOD")]
     pub method: Method,

@@ -206,14 +206,16 @@ fn is_lost(error: &DriverError) -> bool {
 }
 
 impl Feed {
-    /// The next changes: at most so many, fewer or none where there are no more
-    /// for half a second.
+    /// The next changes: at most so many, fewer or none where no more come within
+    /// half a second.
     ///
     /// # Errors
     /// A refusal where the oplog no longer holds what comes next.
     pub async fn next(&mut self, most: usize) -> Result<Changes> {
         let mut changes = Changes::default();
-        while changes.len() < most && changes.ended_by.is_none() {
+        let began = Instant::now();
+        // Few changes that never pause must not be waited for until they are many.
+        while changes.len() < most && changes.ended_by.is_none() && began.elapsed() < WAIT {
             match self.stream.next_if_any().await {
                 Ok(Some(event)) => take(&self.watched, &event, &mut changes),
                 Ok(None) => break,

@@ -4,6 +4,7 @@
 //! guarded updates, ranges) and never a cursor, a session or a write concern.
 
 pub mod ahead;
+pub mod by_id;
 pub mod catalog;
 pub mod catch_up;
 pub mod command;
@@ -13,8 +14,10 @@ pub mod flags;
 pub mod groups;
 pub mod health;
 pub mod index;
+pub mod keeping;
 pub mod lanes;
 pub mod notes;
+pub mod numbered;
 pub mod operation;
 pub mod preflight;
 pub mod quarantine;

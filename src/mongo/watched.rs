@@ -39,6 +39,11 @@ pub struct Member {
 }
 
 impl Watched {
+    /// A collection by itself.
+    pub fn only(source: &Namespace) -> Self {
+        Self { source: source.clone(), memberships: Vec::new() }
+    }
+
     /// The events and their fields that are needed: a changed document may have
     /// megabytes.
     pub fn pipeline(&self) -> Vec<Document> {

@@ -9,7 +9,7 @@ use super::backfill;
 use super::check::Check;
 use super::compare::{self, FieldDifference};
 use super::quarantine::Quarantined;
-use super::{full, structure};
+use super::{dual_write, full, structure};
 use crate::Context;
 use crate::backfill::default_job as backfill_job;
 use crate::cleanse::plan::{compile, default_job as cleanse_job, rules, target_of};
@@ -48,12 +48,17 @@ struct Sides {
 /// A refusal where there is nothing to verify; a stop where the server goes away.
 pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
     let sides = sides(context, args)?;
-    if let Some(sides) = &sides {
-        needs::check_reading(&context.mongo, &sides.source, &sides.predicate.valid()).await?;
-    }
-    if args.full && sides.is_none() {
-        return Err(Error::usage("--full compares two collections, and none are named")
+    let live = [(args.full, "--full"), (args.dual_write, "--dual-write")];
+    if let Some((_, option)) = live.into_iter().find(|(is_given, _)| *is_given && sides.is_none()) {
+        return Err(Error::usage(format!("{option} compares two collections, and none are named"))
             .hint("add `[cleanse]` with `source` and `to`, or give --source and --to"));
+    }
+    if let Some(sides) = &sides {
+        let valid = sides.predicate.valid();
+        if args.dual_write {
+            combine::only_conditions("--dual-write", &valid)?;
+        }
+        needs::check_reading(&context.mongo, &sides.source, &valid).await?;
     }
     // These keep nothing that would have to be saved.
     let (mut jobs, mut checks) =
@@ -72,11 +77,18 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
         }
         full = Some(result);
     }
+    let mut watched = None;
+    let is_unbroken = full.as_ref().is_none_or(|full| full.error.is_none());
+    if let Some(sides) = sides.as_ref().filter(|_| args.dual_write && is_unbroken) {
+        let result = dual_write::run(context, &watch_order(args, sides)).await?;
+        checks.insert(0, result.check.clone());
+        watched = Some(result);
+    }
     if checks.is_empty() {
         return Err(Error::refused("there is nothing to verify: no job of this config has run yet")
             .hint("run `backfill` or `cleanse` first, or name two collections with --source and --to"));
     }
-    Ok(report(&jobs, &checks, full))
+    Ok(report(&jobs, &checks, full, watched))
 }
 
 /// All checks but the full comparison, with the names of the jobs they are about.
@@ -85,7 +97,7 @@ async fn quick_checks(
     args: &VerifyArgs,
     sides: Option<&Sides>,
 ) -> Result<(Vec<String>, Vec<Check>)> {
-    let named = args.counts || args.sample.is_some() || args.full;
+    let named = args.counts || args.sample.is_some() || args.full || args.dual_write;
     let explicit = args.source.is_some() || args.to.is_some();
     let mut checks = Vec::new();
     let mut jobs = Vec::new();
@@ -160,6 +172,17 @@ async fn full_quarantine(context: &Context, args: &VerifyArgs, sides: &Sides) ->
     let result = full::run(context, &order).await?;
     let check = Check { name: "full quarantine".into(), ..result.check };
     Ok(Some(full::Full { check, ..result }))
+}
+
+fn watch_order<'a>(args: &VerifyArgs, sides: &'a Sides) -> dual_write::Order<'a> {
+    dual_write::Order {
+        source: &sides.source,
+        target: &sides.target,
+        valid: sides.predicate.valid().condition,
+        time: args.watch.0,
+        grace: args.settle.0,
+        most: args.max_differences,
+    }
 }
 
 /// The sides of the configured or named copy; `None` where there is none.
@@ -457,8 +480,15 @@ fn show(events: &Events, phase: &str, done: u64, total: u64) {
     });
 }
 
-fn report(jobs: &[String], checks: &[Check], full: Option<full::Full>) -> Outcome {
+fn report(
+    jobs: &[String],
+    checks: &[Check],
+    full: Option<full::Full>,
+    watched: Option<dual_write::DualWrite>,
+) -> Outcome {
     let (summary, error) = full.map_or((None, None), |full| (Some(full.summary), full.error));
+    let (writes, broken) = watched.map_or((None, None), |watched| (Some(watched.summary), watched.error));
+    let error = error.or(broken);
     let passed = error.is_none() && checks.iter().all(|check| check.passed);
     let mut json = json!({
         "schema": 1,
@@ -470,6 +500,9 @@ fn report(jobs: &[String], checks: &[Check], full: Option<full::Full>) -> Outcom
     });
     if let Some(summary) = summary {
         json["full"] = summary;
+    }
+    if let Some(writes) = writes {
+        json["dual_write"] = writes;
     }
     let mut lines: Vec<String> = checks.iter().map(Check::text).collect();
     lines.push(match (passed, &error) {

@@ -1,28 +1,18 @@
-//! What may change while a run is under way, and what changes it: operators by
-//! live control, and the database by the signals it gives.
+//! What may change while a run is under way: what operators change by live control.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bson::Document;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::asker::Asker;
 use super::plan::Plan;
 use crate::config::values::Tps;
-use crate::error::joined;
 use crate::event::Events;
 use crate::job::control::{Control, last_wish_by};
-use crate::mongo::Mongo;
-use crate::mongo::health::HealthProbe;
-use crate::throttle::health::HealthJudge;
 use crate::throttle::pacer::Waiting;
-
-/// Between two looks at the database's health.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Settings that reader and engine look up again and again.
 #[derive(Debug)]
@@ -115,51 +105,5 @@ impl Steering {
         }
         let who = last_wish_by(document);
         self.events.warn(format!("control by {who}: {}", changes.join(", ")));
-    }
-}
-
-/// Pauses calls while the database says, or no longer says, how it is.
-pub(super) async fn watch_health(mongo: Mongo, max_lag: Duration, asker: Arc<Asker>, events: Events) {
-    let mut judge = HealthJudge::new(max_lag, Instant::now());
-    let mut probe = HealthProbe::new(mongo);
-    let mut holding: Vec<Waiting> = Vec::new();
-    loop {
-        // A task of its own: a reading that hangs must not keep the judge from
-        // noticing it, and must be heard out all the same.
-        let mut reading = tokio::spawn(async move {
-            let reading = probe.read().await;
-            (probe, reading)
-        });
-        let result = loop {
-            tokio::select! {
-                done = &mut reading => break joined(done),
-                () = tokio::time::sleep(HEALTH_INTERVAL) => {
-                    tell_health(&judge.judge(Instant::now(), None), &mut holding, &asker, &events);
-                }
-            }
-        };
-        let Ok((same, reading)) = result else { return };
-        probe = same;
-        if let Err(error) = &reading {
-            tracing::info!(%error, "the health of the database can't be read");
-        }
-        tell_health(&judge.judge(Instant::now(), reading.ok()), &mut holding, &asker, &events);
-        tokio::time::sleep(HEALTH_INTERVAL).await;
-    }
-}
-
-fn tell_health(reasons: &[(Waiting, bool)], holding: &mut Vec<Waiting>, asker: &Asker, events: &Events) {
-    for (reason, holds) in reasons {
-        if holding.contains(reason) == *holds {
-            continue;
-        }
-        asker.pacer.pause(*reason, *holds);
-        if *holds {
-            holding.push(*reason);
-            events.warn(format!("paused for the sake of the database: {reason}"));
-        } else {
-            holding.retain(|other| other != reason);
-            events.note(format!("{reason} is over"));
-        }
     }
 }

@@ -16,12 +16,12 @@ use super::engine::{Engine, Parts};
 use super::failures::Failures;
 use super::plan::Plan;
 use super::reader::{Ending, Pass, read_ahead};
-use super::steer::{LiveSettings, Steering, watch_health};
+use super::steer::{LiveSettings, Steering};
 use super::summary::Report;
 use crate::Context;
 use crate::error::{Error, Result, joined};
 use crate::job::crew::{Crew, News};
-use crate::job::{Job, JobState, Role};
+use crate::job::{Job, JobState, Role, health};
 use crate::key_api::client::Client;
 use crate::key_map::KeyMap;
 use crate::mongo::index::whole_number;
@@ -373,7 +373,11 @@ fn start_beside(
         events: context.events.clone(),
     };
     let max_lag = context.settings.backfill.max_replication_lag.0;
-    let health = watch_health(context.mongo.clone(), max_lag, asker.clone(), context.events.clone());
+    let pacer = asker.clone();
+    let health =
+        health::watch(context.mongo.clone(), max_lag, context.events.clone(), move |reason, holds| {
+            pacer.pacer.pause(reason, holds);
+        });
     Beside(vec![
         tokio::spawn(steering.follow(job.lease().document())).abort_handle(),
         tokio::spawn(health).abort_handle(),

@@ -3,7 +3,6 @@
 use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use mongodb::options::Hint;
 
-use super::predicate::all_of;
 use super::target::{self, PENDING, PENDING_INDEX, index_name};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
@@ -12,6 +11,7 @@ use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::command::retrying;
 use crate::mongo::index::BuildProgress;
+use crate::mongo::valid::Valid;
 
 /// Marked documents that are fetched at once.
 const PENDING_BATCH: usize = 100;
@@ -31,7 +31,11 @@ pub async fn describe_source(mongo: &Mongo, source: &Namespace) -> Result<Descri
     }
 }
 
-async fn is_sharded(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
+/// Whether a collection is spread over shards.
+///
+/// # Errors
+/// A stop where the server can't be asked.
+pub(super) async fn is_sharded(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
     if mongo.hello().await?.get_str("msg").ok() != Some("isdbgrid") {
         return Ok(false);
     }
@@ -63,6 +67,14 @@ pub async fn identity(mongo: &Mongo, namespace: &Namespace) -> Result<Bson> {
         .ok_or_else(|| Error::stopped(format!("{namespace} was just created and is gone")))
 }
 
+/// Whether a collection holds nothing.
+///
+/// # Errors
+/// A stop where the server can't be read.
+pub async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
+    Ok(super::count::exactly(mongo, namespace, &Document::new()).await? == 0)
+}
+
 /// Builds the index that finds marked documents, on the still empty target.
 ///
 /// # Errors
@@ -85,7 +97,7 @@ pub async fn resolve_pending(
     mongo: &Mongo,
     source: &Namespace,
     namespace: &Namespace,
-    valid: &Document,
+    valid: &Valid,
 ) -> Result<()> {
     fetch(mongo, source, namespace, valid, vec![Bson::Null]).await?;
     let has_index =
@@ -120,16 +132,16 @@ async fn fetch(
     mongo: &Mongo,
     source: &Namespace,
     namespace: &Namespace,
-    valid: &Document,
+    valid: &Valid,
     ids: Vec<Bson>,
 ) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
-    let condition = all_of(vec![Bson::Document(doc! {"_id": {"$in": &ids}}), Bson::Document(valid.clone())]);
+    let pipeline = valid.candidates(doc! {"_id": {"$in": &ids}});
     let operation = format!("fetching marked documents of {source}");
     let from = mongo.collection(source);
-    let mut cursor = from.find(condition).await.during(&operation)?;
+    let mut cursor = from.aggregate(pipeline).await.during(&operation)?.with_type::<RawDocumentBuf>();
     let mut fetched = Vec::new();
     while cursor.advance().await.during(&operation)? {
         let document = cursor.current();
@@ -199,10 +211,28 @@ pub async fn indexes(
     when: When,
     events: &Events,
 ) -> Result<()> {
+    match try_indexes(mongo, namespace, source, when, events).await? {
+        None => Ok(()),
+        Some((_, error)) => Err(error),
+    }
+}
+
+/// The same; returns the values of documents that stand in each other's way under
+/// a unique index, and what is to be said of them.
+///
+/// # Errors
+/// As [`indexes`].
+pub async fn try_indexes(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    source: &Description,
+    when: When,
+    events: &Events,
+) -> Result<Option<(Document, Error)>> {
     let due: Vec<Document> =
         target::indexes(source).into_iter().filter(|index| When::of(index) == when).collect();
     if due.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let names = due.iter().map(index_name).collect::<Vec<_>>().join(", ");
     let show = |seen: BuildProgress| {
@@ -215,7 +245,7 @@ pub async fn indexes(
             detail: names.clone(),
         });
     };
-    mongo.build_indexes(namespace, due, show).await
+    mongo.try_build_indexes(namespace, due, show).await
 }
 
 /// Sets what must not hold while the copy runs: validator and expiry. Returns

@@ -4,21 +4,27 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::Document;
+use bson::{Bson, Document};
 use mongodb::options::Hint;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::keep::Keeping;
+use super::quarantine::{self, Existing, Form};
 use super::ranges::{JobRange, RangeState, Ranges};
 use super::target::copy_stages;
 use crate::config::values::Namespace;
+use crate::crash;
 use crate::error::{Context, Error, Result, describe_mongo, joined};
 use crate::event::{Events, Progress};
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
+use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::command::is_transient;
+use crate::mongo::operation::Operation;
+use crate::mongo::range::Range;
+use crate::mongo::valid::Valid;
 use crate::throttle::pace::Pace;
-use crate::throttle::waiting::Waiting;
 
 /// Attempts per range; elections and network errors pass.
 const ATTEMPTS: u32 = 8;
@@ -36,8 +42,10 @@ pub struct Copy {
     pub source: Namespace,
     /// The collection to copy to.
     pub target: Namespace,
-    /// The condition for valid documents.
-    pub valid: Document,
+    /// What makes a document valid. Of a group all candidates are copied.
+    pub valid: Valid,
+    /// Where rejected documents go, if they are kept.
+    pub rejected: Option<Quarantine>,
     /// Whether the source has an `_id` index to follow.
     pub hint: bool,
     /// Where the state of ranges is kept.
@@ -52,8 +60,17 @@ pub struct Copy {
     pub stop: CancellationToken,
     /// How fast it may go.
     pub pace: Arc<Pace>,
+    /// Ranges at once.
+    pub parallel: usize,
+    /// Average size of a document; 0 where it is not known.
+    pub average_bytes: u64,
+    /// About how many documents a range has.
+    pub documents_per_range: u64,
     /// Documents in the source, for progress.
     pub source_count: u64,
+    /// Set where the application writes to the target too: nothing that exists
+    /// there is replaced or removed.
+    pub keeping: Option<Arc<Keeping>>,
 }
 
 /// How copying ended.
@@ -61,6 +78,8 @@ pub struct Copy {
 pub enum Copied {
     /// Every range is done.
     All,
+    /// Everything is copied, but what was written meanwhile is not.
+    Touched,
     /// A signal came first.
     Interrupted,
 }
@@ -81,7 +100,10 @@ impl Copy {
         }
         self.mongo.end_operations(&sessions).await?;
         for range in &interrupted {
-            self.empty(range).await?;
+            match self.keeping {
+                None => self.empty(range).await?,
+                Some(_) => self.ranges.set(range.number, &RangeState::Pending).await?,
+            }
         }
         Ok(())
     }
@@ -91,7 +113,7 @@ impl Copy {
     /// # Errors
     /// The first failure; other ranges under way are finished or interrupted
     /// before it is returned.
-    pub async fn run(self: Arc<Self>, parallel: usize) -> Result<Copied> {
+    pub async fn run(self: Arc<Self>) -> Result<Copied> {
         let all = self.ranges.load().await?;
         let total = all.len();
         let mut pending: VecDeque<JobRange> =
@@ -100,7 +122,7 @@ impl Copy {
         let mut ticks = tokio::time::interval(TICK);
         let mut result = Ok(Copied::All);
         loop {
-            while workers.len() < parallel && result.is_ok() && !self.stop.is_cancelled() {
+            while workers.len() < self.parallel && result.is_ok() && !self.stop.is_cancelled() {
                 let Some(range) = pending.pop_front() else { break };
                 let copy = self.clone();
                 workers.spawn(async move { copy.range(&range).await });
@@ -122,38 +144,80 @@ impl Copy {
         Ok(if unfinished { Copied::Interrupted } else { copied })
     }
 
+    /// Copies what is left of a range, in pieces where it is not to be too fast.
     async fn range(&self, range: &JobRange) -> Result<Copied> {
-        let documents = 0;
-        for attempt in 1..=ATTEMPTS {
-            self.lease.valid().await?;
-            if !self.may_begin(documents).await {
+        if let Some(keeping) = &self.keeping {
+            return self.range_keeping(range, keeping).await;
+        }
+        let mut left = range.clone();
+        while let Some(end) = self.next_piece(&left).await? {
+            let range =
+                Range { lower: left.range.lower.clone(), upper: end.clone().or(left.range.upper.clone()) };
+            if self.piece(&JobRange { range, ..left.clone() }).await? == Copied::Interrupted {
                 return Ok(Copied::Interrupted);
             }
+            let Some(end) = end else {
+                self.ranges.set(left.number, &RangeState::Done).await?;
+                return Ok(Copied::All);
+            };
+            self.ranges.advance(left.number, &end).await?;
+            crate::crash::point("after_piece");
+            left.range.lower = Some(end);
+        }
+        Ok(Copied::Interrupted)
+    }
+
+    /// Waits until the next piece may be copied; tells before which `_id` it ends,
+    /// `None` within for the end of the range. `None` where the run is to end.
+    async fn next_piece(&self, left: &JobRange) -> Result<Option<Option<Bson>>> {
+        while !self.stop.is_cancelled() {
+            self.pace.free(&self.stop).await;
+            self.lease.valid().await?;
+            let (documents, end) = match self.pace.piece(self.parallel, self.average_bytes) {
+                Some(most) if self.pace.rate() > 0 || most < self.documents_per_range => {
+                    self.mongo.cut(&self.source, &left.range, most, self.hint()).await?
+                }
+                _ => (self.documents_per_range, None),
+            };
+            if self.pace.turn(documents, &self.stop).await {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn piece(&self, piece: &JobRange) -> Result<Copied> {
+        let mut form = Form::Documents;
+        for attempt in 1..=ATTEMPTS {
+            self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
-            self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
-            let stages = copy_stages(range.range.filter(), self.valid.clone(), &self.target.collection);
-            let hint = self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}));
-            let run = self.mongo.run_writing_pipeline(&mut operation, &self.source, stages, hint, &self.job);
+            self.ranges.set(piece.number, &RangeState::Copying(session.clone())).await?;
+            crash::point("range_begun");
+            let run = self.write(&mut operation, piece, form);
             let (result, interrupted) = self.until_stopped(run, &session).await;
             match result {
                 Ok(()) => {
-                    self.ranges.set(range.number, &RangeState::Done).await?;
+                    crash::point("range_copied");
                     return Ok(Copied::All);
                 }
                 // The operation may still run on the server, or have written a part.
                 Err(_) if interrupted => {
-                    self.reset(range, &session).await?;
+                    self.reset(piece, &session).await?;
                     return Ok(Copied::Interrupted);
+                }
+                Err(error) if form == Form::Documents && quarantine::is_too_deep(&error) => {
+                    form = Form::Marks;
+                    self.reset(piece, &session).await?;
                 }
                 Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                     let error = describe_mongo(&error);
-                    tracing::warn!(error, range = range.number, "the range is emptied and copied again");
+                    tracing::warn!(error, range = piece.number, "the range is emptied and copied again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    self.reset(range, &session).await?;
+                    self.reset(piece, &session).await?;
                 }
                 Err(error) => {
-                    self.reset(range, &session).await?;
+                    self.reset(piece, &session).await?;
                     return Err(error).during(format!("copying a range of {}", self.source));
                 }
             }
@@ -161,15 +225,44 @@ impl Copy {
         Err(Error::stopped(format!("a range of {} could not be copied", self.source)))
     }
 
-    /// Waits until so many documents may be copied; false where the run is to end.
-    async fn may_begin(&self, documents: u64) -> bool {
-        while !self.stop.is_cancelled() {
-            self.pace.free(&self.stop).await;
-            if self.pace.turn(documents, &self.stop).await {
-                return true;
+    fn hint(&self) -> Option<Hint> {
+        self.hint.then(|| Hint::Keys(bson::doc! {"_id": 1}))
+    }
+
+    /// Runs what copies a range, one operation after the other on the same session:
+    /// the valid documents, and those of each rule where they are kept.
+    async fn write(
+        &self,
+        operation: &mut Operation,
+        range: &JobRange,
+        form: Form,
+    ) -> mongodb::error::Result<()> {
+        let filter = || range.range.filter();
+        let stages = copy_stages(filter(), &self.valid, &self.target.collection);
+        self.run_stages(operation, stages).await?;
+        let Some(Quarantine { namespace, hits }) = &self.rejected else { return Ok(()) };
+        for hit in hits {
+            let stages =
+                |existing| quarantine::copy_stages(filter(), hit, &namespace.collection, form, existing);
+            match self.run_stages(operation, stages(Existing::Fails)).await {
+                // It was copied under an earlier rule, and changed before this one looked at it.
+                Err(error) if quarantine::is_duplicate(&error) => {
+                    self.run_stages(operation, stages(Existing::IsReplaced)).await?;
+                }
+                result => result?,
             }
         }
-        false
+        Ok(())
+    }
+
+    async fn run_stages(
+        &self,
+        operation: &mut Operation,
+        stages: Vec<Document>,
+    ) -> mongodb::error::Result<()> {
+        // Whoever has the lease by now has made sure that nothing runs on this session.
+        self.lease.valid().await.map_err(|error| mongodb::error::Error::custom(error.to_string()))?;
+        self.mongo.run_writing_pipeline(operation, &self.source, stages, self.hint(), &self.job).await
     }
 
     /// After a signal the range may finish within a moment, else its session is
@@ -196,24 +289,31 @@ impl Copy {
         self.empty(range).await
     }
 
+    async fn empty(&self, range: &JobRange) -> Result<()> {
+        for namespace in self.rejected.iter().map(|rejected| &rejected.namespace).chain([&self.target]) {
+            self.empty_in(namespace, range).await?;
+        }
+        self.ranges.set(range.number, &RangeState::Pending).await
+    }
+
     /// Emptying runs on a recorded session too: one that outlives its client
     /// would delete what the next one copies.
-    async fn empty(&self, range: &JobRange) -> Result<()> {
+    async fn empty_in(&self, namespace: &Namespace, range: &JobRange) -> Result<()> {
         for attempt in 1.. {
             self.lease.valid().await?;
             let mut operation = self.mongo.operation().await?;
             let session = operation.id();
             self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
-            match self.mongo.delete(&mut operation, &self.target, range.range.filter()).await {
+            match self.mongo.delete(&mut operation, namespace, range.range.filter()).await {
                 Ok(()) => break,
                 Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     self.mongo.end_operations(&[session]).await?;
                 }
-                Err(error) => return Err(error).during(format!("emptying a range of {}", self.target)),
+                Err(error) => return Err(error).during(format!("emptying a range of {namespace}")),
             }
         }
-        self.ranges.set(range.number, &RangeState::Pending).await
+        Ok(())
     }
 
     async fn show(&self, ranges: usize, done: usize) {
@@ -226,7 +326,7 @@ impl Copy {
             unit: "source documents",
             done: share(self.source_count.saturating_mul(done_ranges)),
             total: Some(self.source_count),
-            limited_by: Some(self.pace.limit().map_or("database", Waiting::as_str).into()),
+            limited_by: Some(self.pace.limited_by().into()),
             detail: format!(
                 "{done} of {ranges} ranges done, {copied} documents in {}",
                 self.target.collection

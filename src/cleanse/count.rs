@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 
-use super::predicate::Predicate;
+use super::predicate::{Hits, Predicate};
 use crate::config::values::Namespace;
 use crate::error::Result;
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::index::whole_number;
+use crate::mongo::valid::Valid;
 
 /// A collection by its rules.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -42,38 +43,41 @@ pub async fn by_rule(
     predicate: &Predicate,
     samples: i64,
 ) -> Result<RuleCounts> {
-    let hits = predicate.first_hits();
-    let mut facets = doc! {"all": [{"$count": "n"}]};
-    for (index, (_, condition)) in hits.iter().enumerate() {
-        // By number: a facet's name may not hold a dot or a dollar, a rule's may.
-        facets
-            .insert(format!("count{index}"), vec![doc! {"$match": condition.clone()}, doc! {"$count": "n"}]);
-        if samples > 0 {
-            facets.insert(
-                format!("sample{index}"),
-                vec![
-                    doc! {"$match": condition.clone()},
-                    doc! {"$limit": samples},
-                    doc! {"$project": {"_id": 1}},
-                ],
-            );
-        }
-    }
-    let pipeline = vec![doc! {"$facet": facets}];
+    let pipeline = rule_pipeline(predicate, samples);
     let collection = mongo.collection(namespace).clone_with_type::<Document>();
     let reply: Vec<Document> = retrying(format!("counting {namespace} by rule"), || {
         let cursor = collection.aggregate(pipeline.clone()).allow_disk_use(true);
         async move { cursor.await?.try_collect().await }
     })
     .await?;
-    let reply = reply.into_iter().next().unwrap_or_default();
-    let mut counts = RuleCounts { source: count(&reply, "all"), ..RuleCounts::default() };
-    for (index, (name, _)) in hits.iter().enumerate() {
-        counts.rejected_by.insert(name.clone(), count(&reply, &format!("count{index}")));
-        counts.samples.insert(name.clone(), ids(&reply, &format!("sample{index}")));
+    Ok(read_rule_counts(predicate, &reply.into_iter().next().unwrap_or_default()))
+}
+
+/// The pipeline that counts by rule, to one document.
+pub(super) fn rule_pipeline(predicate: &Predicate, samples: i64) -> Vec<Document> {
+    let hits = predicate.hits();
+    let mut facets = doc! {"all": [{"$count": "n"}]};
+    for (index, hits) in hits.iter().enumerate() {
+        // By number: a facet's name may not hold a dot or a dollar, a rule's may.
+        facets.insert(format!("count{index}"), hits.count.clone());
+        if samples > 0 {
+            let mut sample = hits.sample.clone();
+            sample.extend([doc! {"$limit": samples}, doc! {"$project": {"_id": 1}}]);
+            facets.insert(format!("sample{index}"), sample);
+        }
     }
-    counts.kept = counts.source - counts.rejected_by.values().sum::<u64>();
-    Ok(counts)
+    vec![doc! {"$facet": facets}]
+}
+
+/// Reads what [`rule_pipeline`] has counted.
+pub(super) fn read_rule_counts(predicate: &Predicate, reply: &Document) -> RuleCounts {
+    let mut counts = RuleCounts { source: count(reply, "all"), ..RuleCounts::default() };
+    for (index, Hits { rule: name, .. }) in predicate.hits().iter().enumerate() {
+        counts.rejected_by.insert(name.clone(), count(reply, &format!("count{index}")));
+        counts.samples.insert(name.clone(), ids(reply, &format!("sample{index}")));
+    }
+    counts.kept = counts.source.saturating_sub(counts.rejected_by.values().sum());
+    counts
 }
 
 /// Counts the documents that meet a condition, exactly.
@@ -87,6 +91,46 @@ pub async fn exactly(mongo: &Mongo, namespace: &Namespace, condition: &Document)
         async move { count.await }
     })
     .await
+}
+
+/// Counts the valid documents, exactly.
+///
+/// # Errors
+/// A stop where the server can't be read.
+pub async fn valid(mongo: &Mongo, namespace: &Namespace, valid: &Valid) -> Result<u64> {
+    if valid.is_condition() {
+        return exactly(mongo, namespace, &valid.condition).await;
+    }
+    let mut pipeline = valid.stages();
+    match &valid.grouping {
+        Some(grouping) => pipeline.extend(grouping.count_valid()),
+        None => pipeline.push(doc! {"$count": "n"}),
+    }
+    number(mongo, namespace, pipeline).await
+}
+
+/// Counts the documents that pass everything but the grouping, exactly.
+///
+/// # Errors
+/// A stop where the server can't be read.
+pub async fn candidates(mongo: &Mongo, namespace: &Namespace, valid: &Valid) -> Result<u64> {
+    if valid.memberships.is_empty() {
+        return exactly(mongo, namespace, &valid.condition).await;
+    }
+    let mut pipeline = valid.stages();
+    pipeline.push(doc! {"$count": "n"});
+    number(mongo, namespace, pipeline).await
+}
+
+/// What a pipeline leaves as `n`; nothing is zero.
+async fn number(mongo: &Mongo, namespace: &Namespace, pipeline: Vec<Document>) -> Result<u64> {
+    let collection = mongo.collection(namespace).clone_with_type::<Document>();
+    let reply: Vec<Document> = retrying(format!("counting {namespace}"), || {
+        let cursor = collection.aggregate(pipeline.clone()).allow_disk_use(true);
+        async move { cursor.await?.try_collect().await }
+    })
+    .await?;
+    Ok(reply.first().and_then(|reply| reply.get("n")).and_then(whole_number).unwrap_or(0))
 }
 
 fn count(reply: &Document, facet: &str) -> u64 {

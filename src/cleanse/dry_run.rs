@@ -27,6 +27,11 @@ pub async fn run(context: &Context, plan: &Plan) -> Result<Outcome> {
     if mongo.describe(&plan.target).await?.is_some() {
         warnings.push(format!("{} exists already", plan.target));
     }
+    if let Some(quarantine) = &plan.quarantine
+        && mongo.describe(quarantine).await?.is_some()
+    {
+        warnings.push(format!("{quarantine} exists already"));
+    }
     let steps = json!({
         "ranges": range_count(mongo, plan).await,
         "parallel": plan.parallel,
@@ -53,6 +58,7 @@ pub async fn run(context: &Context, plan: &Plan) -> Result<Outcome> {
         "dry_run": true,
         "source": plan.source.to_string(),
         "target": plan.target.to_string(),
+        "quarantine": plan.quarantine.as_ref().map(ToString::to_string),
         "documents": {
             "source": counts.source,
             "kept": counts.kept,
@@ -69,7 +75,7 @@ pub async fn run(context: &Context, plan: &Plan) -> Result<Outcome> {
 }
 
 /// Average size of a document in bytes; 0 where it can't be asked for.
-async fn average_size(context: &Context, plan: &Plan) -> u64 {
+pub(super) async fn average_size(context: &Context, plan: &Plan) -> u64 {
     let command = bson::doc! {"collStats": &plan.source.collection};
     let stats = context.mongo.database(&plan.source.database).run_command(command).await;
     stats
@@ -91,6 +97,11 @@ fn text(plan: &Plan, counts: &RuleCounts, json: &Value) -> String {
         let example =
             if shown.is_empty() { String::new() } else { format!("  such as {}", shown.join(", ")) };
         lines.push(format!("    {rule:<20} {count:>8}{example}"));
+    }
+    if let Some(quarantine) = &plan.quarantine {
+        lines.push(format!(
+            "rejected documents go to {quarantine}, which reads the source once more per rule"
+        ));
     }
     let steps = &json["plan"];
     let indexes: Vec<&str> =

@@ -1,26 +1,36 @@
 //! Following the source: what is touched while the copy runs is marked; after
 //! it, what was marked and what is touched from then on is brought up to date.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBson, doc};
+use bson::{Bson, Document, RawBson, Timestamp, doc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ledger::{self, Tally};
 use super::marks::Marks;
 use crate::config::values::Namespace;
+use crate::crash;
 use crate::error::{Class, Error, Result};
 use crate::event::{Events, Progress};
 use crate::job::Job;
 use crate::mongo::Mongo;
-use crate::mongo::catch_up::{Applied, CatchUp};
+use crate::mongo::catch_up::Applied;
+use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::exchange::Validation;
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
+use crate::mongo::lanes::Lanes;
+use crate::mongo::valid::Valid;
+use crate::mongo::watched::Watched;
 use crate::throttle::pace::Pace;
-use crate::throttle::waiting::Waiting;
 
 /// Changes that are worked on at once.
-const BATCH: usize = 1_000;
+const BATCH: usize = 4_000;
+/// Changes that are marked at once.
+const MARKS: usize = 1_000;
+/// Documents are brought up to date by so many side by side.
+const LANES: usize = 4;
 /// The position is stored this often where nothing changes, or the oplog would
 /// outrun it.
 const IDLE_SAVE: Duration = Duration::from_secs(10);
@@ -42,8 +52,8 @@ impl Direction {
         }
     }
 
-    /// The field with the session of the writes.
-    fn session(self) -> &'static str {
+    /// The field with the sessions of the writes.
+    fn sessions(self) -> &'static str {
         match self {
             Self::Forward => "catch_up_session",
             Self::Back => "feed_back_session",
@@ -71,8 +81,10 @@ pub struct Follower<'a> {
     pub source: &'a Namespace,
     /// The collection that is kept in step.
     pub target: &'a Namespace,
-    /// The condition for valid documents.
-    pub valid: Document,
+    /// What makes a document valid.
+    pub valid: Valid,
+    /// Where rejected documents go, if they are kept.
+    pub rejected: Option<Quarantine>,
     /// Where the job keeps the position.
     pub direction: Direction,
     /// The options that the source must keep; `None` where they are not known.
@@ -81,6 +93,8 @@ pub struct Follower<'a> {
     pub events: &'a Events,
     /// How fast it may go.
     pub pace: &'a Pace,
+    /// What came and went in the source up to the position.
+    pub tally: Mutex<Tally>,
 }
 
 impl Follower<'_> {
@@ -91,6 +105,8 @@ impl Follower<'_> {
     pub async fn begin(&self) -> Result<Position> {
         let position = Position::Time(self.mongo.majority_time().await?);
         Marks::of(self.mongo, self.job.name()).clear().await?;
+        self.forget_affected().await?;
+        *self.tally() = Tally::since(position.time());
         self.save_position(&position).await?;
         Ok(position)
     }
@@ -105,15 +121,48 @@ impl Follower<'_> {
         let mut saved = Instant::now();
         while !copied.is_cancelled() {
             self.job.lease().valid().await?;
-            let changes = self.next(&mut feed).await?;
+            let changes = self.checked(feed.next(MARKS).await).await?;
             marks.set(&changes.touched).await?;
+            self.note_members(&changes.members).await?;
+            crash::point("marks_set");
+            self.tally().add(&changes.came_or_went, None);
             // Never before the marks: what it stands for must be remembered.
-            if !changes.touched.is_empty() || saved.elapsed() >= IDLE_SAVE {
+            if !changes.is_empty() || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
+                crash::point("marks_position_saved");
             }
         }
         Ok(feed.position().clone())
+    }
+
+    /// Marks what was touched up to a moment, and moves the position on; returns
+    /// whether it got that far.
+    ///
+    /// # Errors
+    /// A stop where the source is no longer what it was or the changes are lost.
+    pub async fn mark_up_to(
+        &self,
+        goal: Timestamp,
+        position: &mut Position,
+        stop: &CancellationToken,
+    ) -> Result<bool> {
+        let marks = Marks::of(self.mongo, self.job.name());
+        // An idle source says nothing: its feed moves on with other writes only.
+        nudge(self.mongo).await?;
+        let mut feed = self.open(position.clone()).await?;
+        while !stop.is_cancelled() {
+            self.job.lease().valid().await?;
+            let changes = self.checked(feed.next(MARKS).await).await?;
+            marks.set(&changes.touched).await?;
+            self.tally().add(&changes.came_or_went, None);
+            position.clone_from(feed.position());
+            self.save_position(position).await?;
+            if feed.has_reached(goal) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Works off all marks; `from` moves on where nothing may be applied for a while.
@@ -122,7 +171,7 @@ impl Follower<'_> {
     /// A stop where a document can't be brought up to date.
     pub async fn work_off_marks(
         &self,
-        catch_up: &mut CatchUp,
+        catch_up: &mut Lanes,
         from: &mut Position,
         stop: &CancellationToken,
         followed: &mut Followed,
@@ -133,6 +182,7 @@ impl Follower<'_> {
         while !stop.is_cancelled() {
             self.job.lease().valid().await?;
             self.mark_while_held(from, stop).await?;
+            self.work_off_members(catch_up, from.time(), stop, followed).await?;
             let some = marks.some(i64::try_from(self.batch()).unwrap_or(i64::MAX)).await?;
             if some.is_empty() {
                 return Ok(());
@@ -141,8 +191,10 @@ impl Follower<'_> {
                 continue;
             }
             let ids: Vec<RawBson> = some.iter().map(|mark| mark.id.clone()).collect();
-            followed.applied.add(catch_up.apply(&ids, from.time()).await?);
+            followed.applied.add(self.apply(catch_up, &ids, from.time()).await?);
+            crash::point("marks_applied");
             marks.remove(&some).await?;
+            crash::point("marks_removed");
             done += u64::try_from(some.len()).unwrap_or(0);
             followed.changes += u64::try_from(some.len()).unwrap_or(0);
             self.events.progress(Progress {
@@ -150,7 +202,7 @@ impl Follower<'_> {
                 unit: "documents",
                 done,
                 total: Some(total.max(done)),
-                limited_by: Some(self.limit("database")),
+                limited_by: Some(self.pace.limited_by().into()),
                 detail: "touched before".into(),
             });
         }
@@ -165,47 +217,80 @@ impl Follower<'_> {
     /// longer what it was or the changes are lost.
     pub async fn drain(
         &self,
-        catch_up: &mut CatchUp,
+        catch_up: &mut Lanes,
         from: &mut Position,
         for_ever: bool,
         stop: &CancellationToken,
         followed: &mut Followed,
     ) -> Result<bool> {
-        // A run that was ended while nothing might be applied has left some.
+        // What a run has left that was killed, or ended while nothing might be applied.
         self.work_off_marks(catch_up, from, stop, followed).await?;
         let goal = self.mongo.last_write_time().await?;
         // An idle source says nothing: its feed moves on with other writes only.
         nudge(self.mongo).await?;
-        let mut feed = self.open(from.clone()).await?;
+        let mut batch = self.batch();
+        // The oplog may have been long enough for all that was done before.
+        let feed = if for_ever { self.reopen(from).await? } else { self.open(from.clone()).await? };
+        let mut feed = feed.ahead(batch);
         let mut saved = Instant::now();
         while !stop.is_cancelled() {
-            self.job.lease().valid().await?;
-            if self.pace.held_by().is_some() {
+            if self.pace.held_by().is_some() || self.batch() != batch {
                 self.work_off_marks(catch_up, from, stop, followed).await?;
-                feed = self.open(from.clone()).await?;
+                batch = self.batch();
+                feed = self.reopen(from).await?.ahead(batch);
                 continue;
             }
-            let changes = self.next(&mut feed).await?;
-            if !self.pace.turn(changes.touched.len() as u64, stop).await {
+            let changes = self.checked(feed.next().await).await?;
+            self.pace.set_idle(changes.is_empty());
+            if !self.pace.turn(changes.len() as u64, stop).await {
                 // What was read is not applied, so it must be read again.
-                feed = self.open(from.clone()).await?;
+                feed = self.reopen(from).await?.ahead(batch);
                 continue;
             }
-            followed.applied.add(catch_up.apply(&changes.touched, changes.time).await?);
-            followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
+            self.job.lease().valid().await?;
+            followed.applied.add(self.apply(catch_up, &changes.touched, changes.time).await?);
+            followed.applied.add(self.bring_members(catch_up, &changes.members, changes.time).await?);
+            crash::point("changes_applied");
+            followed.changes += u64::try_from(changes.len()).unwrap_or(0);
             from.clone_from(feed.position());
+            self.tally().add(&changes.came_or_went, None);
             let has_reached = feed.has_reached(goal);
-            if !changes.touched.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
+            if !changes.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
+                crash::point("changes_position_saved");
             }
             if has_reached && !for_ever {
                 return Ok(true);
             }
-            self.show(&changes, feed.position(), followed);
+            self.show(feed.position(), followed);
         }
         // Stopped: marks may be left, however far the stream was read.
         Ok(false)
+    }
+
+    /// Reads what was touched up to that moment, and leaves position and target as
+    /// they are. Returns how many changes there were, and the tally up to then.
+    ///
+    /// # Errors
+    /// A stop where the source is no longer what it was or the changes are lost.
+    pub async fn look_ahead(&self, from: Position, until: Timestamp) -> Result<(u64, Tally)> {
+        let beyond = Timestamp { increment: until.increment + 1, ..until };
+        // An idle source says nothing: its feed moves on with other writes only.
+        nudge(self.mongo).await?;
+        let mut feed = self.open(from).await?;
+        let (mut touched, mut tally) = (0, self.tally().clone());
+        while !feed.has_reached(beyond) {
+            self.job.lease().valid().await?;
+            let changes = self.checked(feed.next(BATCH).await).await?;
+            touched += changes.len() as u64;
+            tally.add(&changes.came_or_went, Some(until));
+        }
+        Ok((touched, tally))
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// While nothing may be applied, what is touched is marked and the position
@@ -223,7 +308,7 @@ impl Follower<'_> {
                 marking.await
             }
         };
-        *from = marked?;
+        *from = marked.map_err(|error| error.with_class(Class::Stopped))?;
         Ok(())
     }
 
@@ -235,31 +320,50 @@ impl Follower<'_> {
         }
     }
 
-    fn limit(&self, otherwise: &'static str) -> String {
-        self.pace.limit().map_or(otherwise, Waiting::as_str).into()
-    }
-
-    /// A session for the writes, stored before the first one, after what still
-    /// runs on that of an earlier holder was ended.
+    /// Sessions for the writes, stored before the first one, after what still
+    /// runs on those of an earlier holder was ended.
     ///
     /// # Errors
     /// A stop where that can't be made sure.
-    pub async fn catch_up(&self) -> Result<CatchUp> {
-        if let Some(Bson::Document(session)) = self.job.stored(self.direction.session()) {
-            self.mongo.end_operations(std::slice::from_ref(session)).await?;
+    pub async fn catch_up(&self) -> Result<Lanes> {
+        self.mongo.end_operations(&stored_sessions(self.job.stored(self.direction.sessions()))).await?;
+        let source = self.mongo.describe(self.source).await?;
+        let has_collation = source.is_some_and(|source| source.collation().is_some());
+        let lanes = Lanes::new(
+            self.mongo,
+            self.source,
+            self.target,
+            &self.valid,
+            LANES,
+            has_collation,
+            self.job.name(),
+        );
+        let mut lanes = lanes.await?;
+        if let Some(rejected) = &self.rejected {
+            lanes = lanes.with_quarantine(rejected).await?;
         }
-        let catch_up = CatchUp::new(self.mongo, self.source, self.target, self.valid.clone()).await?;
-        self.job.save(doc! {self.direction.session(): catch_up.session()}).await?;
-        Ok(catch_up)
+        self.job.save(doc! {self.direction.sessions(): lanes.sessions()}).await?;
+        crash::point("session_stored");
+        Ok(lanes)
+    }
+
+    /// What is followed: the source, and what decides about its documents.
+    pub fn watched(&self) -> Watched {
+        Watched { source: self.source.clone(), memberships: self.valid.memberships.clone() }
     }
 
     async fn open(&self, from: Position) -> Result<Feed> {
-        self.mongo.feed(self.source, from).await
+        self.mongo.feed(&self.watched(), from).await
     }
 
-    async fn next(&self, feed: &mut Feed) -> Result<Changes> {
+    /// What was possible at the start and no longer is, is no refusal any more.
+    async fn reopen(&self, from: &Position) -> Result<Feed> {
+        self.open(from.clone()).await.map_err(|error| error.with_class(Class::Stopped))
+    }
+
+    async fn checked(&self, changes: Result<Changes>) -> Result<Changes> {
         // What was possible at the start and no longer is, is no refusal any more.
-        let changes = feed.next(self.batch()).await.map_err(|error| error.with_class(Class::Stopped))?;
+        let changes = changes.map_err(|error| error.with_class(Class::Stopped))?;
         self.check(&changes).await?;
         Ok(changes)
     }
@@ -298,21 +402,22 @@ impl Follower<'_> {
     /// # Errors
     /// A stop where the lease is lost or the job can't be written.
     pub async fn save_position(&self, position: &Position) -> Result<()> {
-        self.job.save(doc! {self.direction.position(): position.to_document()}).await
+        // Together: what was counted belongs to that position.
+        let tally = self.tally().to_document();
+        self.job.save(doc! {self.direction.position(): position.to_document(), ledger::TALLY: tally}).await
     }
 
-    fn show(&self, changes: &Changes, position: &Position, followed: &Followed) {
+    fn show(&self, position: &Position, followed: &Followed) {
         let lag = position.time().map(|time| {
             let now = jiff::Timestamp::now().as_second();
             now.saturating_sub(i64::from(time.time)).max(0)
         });
-        let waiting = if changes.touched.len() >= self.batch() { "database" } else { "source" };
         self.events.progress(Progress {
             phase: "follow".into(),
             unit: "changes",
             done: followed.changes,
             total: None,
-            limited_by: Some(self.limit(waiting)),
+            limited_by: Some(self.pace.limited_by().into()),
             detail: format!(
                 "{} written, {} removed, {} s behind",
                 followed.applied.written,
@@ -320,6 +425,15 @@ impl Follower<'_> {
                 lag.unwrap_or(0)
             ),
         });
+    }
+}
+
+/// The sessions as they were stored; of an earlier version one by itself.
+fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
+    match stored {
+        Some(Bson::Array(sessions)) => sessions.iter().filter_map(Bson::as_document).cloned().collect(),
+        Some(Bson::Document(session)) => vec![session.clone()],
+        _ => Vec::new(),
     }
 }
 

@@ -71,6 +71,53 @@ impl Marks {
         documents.iter().map(read).collect()
     }
 
+    /// The marks of these documents.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn these(&self, ids: &[RawBson]) -> Result<Vec<Mark>> {
+        let keys = ids.iter().map(|id| self.key(id)).collect::<Result<Vec<Document>>>()?;
+        let documents: Vec<Document> = retrying("reading the marks", || {
+            let find = self.collection.find(doc! {"_id": {"$in": keys.clone()}});
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        documents.iter().map(read).collect()
+    }
+
+    /// The marks that follow a given one in their order, or the first ones.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn following(&self, last: Option<&Mark>, most: i64) -> Result<Vec<Mark>> {
+        let mut filter = self.all();
+        if let (Some(last), Ok(bounds)) = (last, filter.get_document_mut("_id")) {
+            bounds.remove("$gte");
+            bounds.insert("$gt", self.key(&last.id)?);
+        }
+        let documents: Vec<Document> = retrying("reading the marks", || {
+            let find = self.collection.find(filter.clone()).sort(doc! {"_id": 1}).limit(most);
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        documents.iter().map(read).collect()
+    }
+
+    /// Whether one of these documents is marked.
+    ///
+    /// # Errors
+    /// A stop where that can't be read.
+    pub async fn has_any(&self, ids: &[RawBson]) -> Result<bool> {
+        let keys = ids.iter().map(|id| self.key(id)).collect::<Result<Vec<Document>>>()?;
+        let filter = doc! {"_id": {"$in": keys}};
+        let found = retrying("reading the marks", || {
+            let find = self.collection.find_one(filter.clone());
+            async move { find.await }
+        })
+        .await?;
+        Ok(found.is_some())
+    }
+
     /// Removes marks that were not set again since they were read.
     ///
     /// # Errors

@@ -2,17 +2,29 @@
 //!
 //! `plan` decides, `run` lists the phases; `predicate` and `target` decide without I/O what is
 //! valid and what the target must look like; `copy` moves ranges, `build`
-//! makes and finishes the target, `steer` slows and stops it, `dry_run` shows all of it without a write.
+//! makes and finishes the target, `steer` slows and stops it, `needs` and `affected` care for rules that
+//! look at other documents, `quarantine` keeps what is rejected, `combine` tells which options go together,
+//! `dry_run` shows all of it without a write.
 
+pub mod affected;
 pub mod build;
+pub mod combine;
+pub mod conflict;
 pub mod copy;
 pub mod count;
 pub mod dry_run;
+pub mod dual_write;
 pub mod follow;
+pub mod keep;
+pub mod ledger;
 pub mod marks;
+pub mod needs;
+pub mod out;
 pub mod plan;
 pub mod predicate;
+pub mod quarantine;
 pub mod ranges;
+mod result;
 pub mod run;
 pub mod steer;
 pub mod target;

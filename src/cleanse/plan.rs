@@ -3,15 +3,21 @@
 use bson::{Document, doc};
 
 use super::build;
+use super::combine;
+use super::dual_write;
+use super::needs;
 use super::predicate::Predicate;
+use super::quarantine;
 use crate::cli::cleanse::CleanseArgs;
 use crate::config::Settings;
-use crate::config::file::Cleanse;
+use crate::config::file::{Cleanse, default_max_replication_lag};
 use crate::config::values::{ExtendedJson, Namespace};
 use crate::error::{Error, Result, describe_mongo};
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
+use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::command::{is_transient, retrying};
+use crate::mongo::valid::{Grouping, Valid};
 
 /// Documents per range: large enough that starting one costs nothing, small
 /// enough that an interrupted one is soon copied again.
@@ -30,12 +36,16 @@ pub struct Plan {
     pub source: Namespace,
     /// The collection to copy to.
     pub target: Namespace,
+    /// The collection for rejected documents, where they are kept.
+    pub quarantine: Option<Namespace>,
     /// Which documents are valid.
     pub predicate: Predicate,
     /// What the source looks like.
     pub description: Description,
     /// Ranges at once.
     pub parallel: usize,
+    /// Whether the application writes to the target too.
+    pub dual_write: bool,
     /// What the job does.
     pub identity: Document,
 }
@@ -54,18 +64,34 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
     if target == source {
         return Err(Error::usage(format!("source and target are both {source}")));
     }
+    let quarantine = args.quarantine.as_deref();
+    let quarantine = quarantine.map(|name| quarantine::named(&source, &target, name)).transpose()?;
     let predicate = compile(settings, &rules)?;
+    combine::check(args, &predicate.valid())?;
+    if let Some(index) = rules.exists_in.iter().position(|rule| rule.collection == target) {
+        let key = format!("cleanse.exists_in.{index}.collection");
+        return Err(settings.error_at(&key, format!("{target} is the target: its documents prove nothing")));
+    }
     let description = build::describe_source(mongo, &source).await?;
     check_on_server(mongo, settings, &source, &predicate).await?;
+    needs::check_reading(mongo, &source, &predicate.valid()).await?;
+    let mut identity = doc! {
+        "source": source.to_string(),
+        "target": target.to_string(),
+        "rules": predicate.identity(),
+    };
+    // Absent without: jobs that were begun before there was any go on.
+    if let Some(quarantine) = &quarantine {
+        identity.insert(quarantine::NAME, quarantine.to_string());
+    }
+    dual_write::mark_identity(&mut identity, args.dual_write);
     Ok(Plan {
         job: args.job.clone().unwrap_or_else(|| default_job(&source, &target)),
-        identity: doc! {
-            "source": source.to_string(),
-            "target": target.to_string(),
-            "rules": predicate.identity(),
-        },
+        dual_write: args.dual_write,
+        identity,
         source,
         target,
+        quarantine,
         predicate,
         description,
         parallel: usize::from(args.parallel),
@@ -102,26 +128,19 @@ pub fn rules(settings: &Settings, source: Option<&Namespace>) -> Result<Cleanse>
             reject: Vec::new(),
             exists_in: Vec::new(),
             dedupe: None,
+            documents_per_second: 0,
+            max_replication_lag: default_max_replication_lag(),
         }),
         (None, None) => Err(Error::usage("nothing to cleanse is configured")
             .hint("add `[cleanse]` with its `source`, or give --source")),
     }
 }
 
-/// Compiles the rules, refusing those that this version does not act upon.
+/// Compiles the rules.
 ///
 /// # Errors
-/// A usage error at the key of the rule.
+/// A usage error at the key of a rule that can't be used.
 pub fn compile(settings: &Settings, rules: &Cleanse) -> Result<Predicate> {
-    for (is_set, key) in
-        [(!rules.exists_in.is_empty(), "cleanse.exists_in"), (rules.dedupe.is_some(), "cleanse.dedupe")]
-    {
-        if is_set {
-            return Err(settings
-                .error_at(key, "is not supported by this version")
-                .hint("remove it from the config"));
-        }
-    }
     Predicate::compile(rules).map_err(|(key, message)| settings.error_at(&key, message))
 }
 
@@ -132,7 +151,7 @@ async fn check_on_server(
     source: &Namespace,
     predicate: &Predicate,
 ) -> Result<()> {
-    let explain = doc! {"explain": {"find": &source.collection, "filter": predicate.valid(), "limit": 1}};
+    let explain = explain(source, &predicate.valid());
     let database = mongo.database(&source.database);
     let refused = retrying("checking the rules on the server", || {
         let reply = database.run_command(explain.clone());
@@ -153,6 +172,18 @@ async fn check_on_server(
     }
 }
 
+fn explain(source: &Namespace, valid: &Valid) -> Document {
+    if valid.is_condition() {
+        return doc! {"explain": {"find": &source.collection, "filter": valid.condition.clone(), "limit": 1}};
+    }
+    let mut pipeline = valid.stages();
+    pipeline.extend(valid.grouping.iter().flat_map(Grouping::winners));
+    doc! {
+        "explain": {"aggregate": &source.collection, "pipeline": pipeline, "cursor": {}},
+        "verbosity": "queryPlanner",
+    }
+}
+
 /// Whether the server could not make sense of a condition, as opposed to being
 /// unable or not allowed to answer.
 fn is_parse_error(error: &mongodb::error::Error) -> bool {
@@ -162,6 +193,14 @@ fn is_parse_error(error: &mongodb::error::Error) -> bool {
             !is_transient(error) && !NOT_THE_RULES.contains(&command.code)
         }
         _ => false,
+    }
+}
+
+impl Plan {
+    /// The quarantine with the rules that fill it, where there is one.
+    pub fn rejected(&self) -> Option<Quarantine> {
+        let namespace = self.quarantine.clone()?;
+        Some(Quarantine { namespace, hits: self.predicate.first_hits() })
     }
 }
 

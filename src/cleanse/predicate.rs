@@ -6,9 +6,13 @@
 use bson::{Bson, Document, doc};
 
 use crate::config::file::Cleanse;
+use crate::config::values::FieldPath;
+use crate::mongo::valid::{Grouping, Membership, Valid};
 
 /// The name under which documents that fail `keep` are counted.
 pub const KEEP: &str = "keep";
+/// The name under which documents are counted that lose to another one.
+pub const DEDUPE: &str = "dedupe";
 
 /// Operators whose result changes without a change of the document, or that an
 /// aggregation can't evaluate.
@@ -35,6 +39,19 @@ const FORBIDDEN_VARIABLES: [&str; 3] = ["$$NOW", "$$CLUSTER_TIME", "$$USER_ROLES
 pub struct Predicate {
     keep: Document,
     rejects: Vec<(String, Document)>,
+    memberships: Vec<(String, Membership)>,
+    grouping: Option<Grouping>,
+}
+
+/// A rule, and the documents that it is the first to hit, as stages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hits {
+    /// Name of the rule.
+    pub rule: String,
+    /// Leave one document with their number, as `n`, or none where there are none.
+    pub count: Vec<Document>,
+    /// Leave documents with their `_id`.
+    pub sample: Vec<Document>,
 }
 
 impl Predicate {
@@ -59,16 +76,32 @@ impl Predicate {
         Ok(Self {
             keep: rules.keep.0.clone(),
             rejects: rules.reject.iter().map(|rule| (rule.name.clone(), rule.when.0.clone())).collect(),
+            memberships: memberships(rules)?,
+            grouping: grouping(rules)?,
         })
     }
 
     /// A predicate that every document passes.
     pub fn everything() -> Self {
-        Self { keep: Document::new(), rejects: Vec::new() }
+        Self { keep: Document::new(), rejects: Vec::new(), memberships: Vec::new(), grouping: None }
     }
 
-    /// The condition for valid documents.
-    pub fn valid(&self) -> Document {
+    /// What makes a document valid: what every step asks the database.
+    pub fn valid(&self) -> Valid {
+        Valid { grouping: self.grouping.clone(), ..self.passing(self.memberships.len()) }
+    }
+
+    /// What passes `keep`, `reject` and so many of `exists_in`.
+    fn passing(&self, memberships: usize) -> Valid {
+        let memberships: Vec<Membership> =
+            self.memberships.iter().take(memberships).map(|(_, membership)| membership.clone()).collect();
+        let mut conditions = vec![Bson::Document(self.condition())];
+        conditions.extend(memberships.iter().map(|membership| Bson::Document(membership.asks())));
+        Valid { condition: all_of(conditions), memberships, grouping: None }
+    }
+
+    /// The condition on the document alone: `keep`, and none of `reject`.
+    pub fn condition(&self) -> Document {
         let mut conditions = Vec::new();
         if !self.keep.is_empty() {
             conditions.push(Bson::Document(self.keep.clone()));
@@ -81,8 +114,38 @@ impl Predicate {
         all_of(conditions)
     }
 
-    /// The rules in the order in which they count, each with the condition for
-    /// documents that it is the first to hit.
+    /// The rules in the order in which they count, each with the documents that it
+    /// is the first to hit.
+    pub fn hits(&self) -> Vec<Hits> {
+        let counted = |rule: &str, documents: Vec<Document>| Hits {
+            rule: rule.to_owned(),
+            count: documents.iter().cloned().chain([doc! {"$count": "n"}]).collect(),
+            sample: documents,
+        };
+        let mut hits: Vec<Hits> = self
+            .first_hits()
+            .into_iter()
+            .map(|(rule, condition)| counted(&rule, vec![doc! {"$match": condition}]))
+            .collect();
+        for (number, (rule, membership)) in self.memberships.iter().enumerate() {
+            let mut stages = self.passing(number).stages();
+            stages.extend(membership.strangers());
+            hits.push(counted(rule, stages));
+        }
+        if let Some(grouping) = &self.grouping {
+            let candidates = self.valid().stages();
+            let with = |stages: Vec<Document>| candidates.iter().cloned().chain(stages).collect();
+            hits.push(Hits {
+                rule: DEDUPE.into(),
+                count: with(grouping.count_losers()),
+                sample: with(grouping.losers()),
+            });
+        }
+        hits
+    }
+
+    /// The rules on the document alone in the order in which they count, each with
+    /// the condition for documents that it is the first to hit.
     pub fn first_hits(&self) -> Vec<(String, Document)> {
         let mut hits = Vec::new();
         let mut passed: Vec<Bson> = Vec::new();
@@ -108,8 +171,66 @@ impl Predicate {
             .iter()
             .map(|(name, when)| Bson::Document(doc! {"name": name, "when": text(when)}))
             .collect();
-        doc! {"keep": text(&self.keep), "reject": rejects}
+        let mut identity = doc! {"keep": text(&self.keep), "reject": rejects};
+        if !self.memberships.is_empty() {
+            let exists_in = self.memberships.iter().map(|(name, membership)| {
+                let Membership { collection, local, foreign } = membership;
+                Bson::Document(
+                    doc! {"name": name, "collection": collection, "local": local, "foreign": foreign},
+                )
+            });
+            identity.insert("exists_in", exists_in.collect::<Vec<_>>());
+        }
+        if let Some(Grouping { by, keep_latest }) = &self.grouping {
+            identity.insert("dedupe", doc! {"by": by, "keep_latest": keep_latest});
+        }
+        identity
     }
+}
+
+/// The error of a rule: its key in the config, and what is wrong with it.
+type BadRule = (String, String);
+
+fn memberships(rules: &Cleanse) -> Result<Vec<(String, Membership)>, BadRule> {
+    let membership = |(index, rule): (usize, &crate::config::file::ExistsIn)| {
+        let bad = |key: &str, message: String| Err((format!("cleanse.exists_in.{index}.{key}"), message));
+        if rule.collection.database != rules.source.database {
+            return bad(
+                "collection",
+                format!(
+                    "`{}` is in another database than {}: the server can't look it up from there",
+                    rule.collection, rules.source
+                ),
+            );
+        }
+        if rule.foreign != "_id"
+            && let Err(message) = rule.foreign.parse::<FieldPath>()
+        {
+            return bad("foreign", message);
+        }
+        let membership = Membership {
+            collection: rule.collection.collection.clone(),
+            local: rule.local.to_string(),
+            foreign: rule.foreign.clone(),
+        };
+        Ok((rule.name.clone(), membership))
+    };
+    rules.exists_in.iter().enumerate().map(membership).collect()
+}
+
+fn grouping(rules: &Cleanse) -> Result<Option<Grouping>, BadRule> {
+    let Some(dedupe) = &rules.dedupe else { return Ok(None) };
+    let bad = |message: &str| Err(("cleanse.dedupe".to_owned(), message.to_owned()));
+    if dedupe.by.is_empty() {
+        return bad("`by` names no field");
+    }
+    for (index, field) in dedupe.by.iter().enumerate() {
+        if dedupe.by[..index].iter().any(|other| other.overlaps(field)) {
+            return bad("`by` names a field twice");
+        }
+    }
+    let by = dedupe.by.iter().map(ToString::to_string).collect();
+    Ok(Some(Grouping { by, keep_latest: dedupe.keep_latest.to_string() }))
 }
 
 /// All conditions at once, without a needless `$and`.
@@ -158,6 +279,8 @@ mod tests {
                 .map(|(name, when)| RejectRule { name: (*name).into(), when: ExtendedJson(when.clone()) })
                 .collect(),
             exists_in: Vec::new(),
+            documents_per_second: 0,
+            max_replication_lag: crate::config::file::default_max_replication_lag(),
             dedupe: None,
         }
     }
@@ -167,7 +290,8 @@ mod tests {
         let predicate =
             Predicate::compile(&rules(doc! {"k": 1}, &[("a", doc! {"a": 1}), ("b", doc! {"b": 1})]))
                 .expect("valid");
-        assert_eq!(predicate.valid(), doc! {"$and": [{"k": 1}, {"$nor": [{"a": 1}, {"b": 1}]}]});
+        assert!(predicate.valid().is_condition());
+        assert_eq!(predicate.valid().condition, doc! {"$and": [{"k": 1}, {"$nor": [{"a": 1}, {"b": 1}]}]});
         let hits = predicate.first_hits();
         assert_eq!(hits[0], ("keep".into(), doc! {"$nor": [{"k": 1}]}));
         assert_eq!(hits[1], ("a".into(), doc! {"$and": [{"k": 1}, {"a": 1}]}));
@@ -178,7 +302,70 @@ mod tests {
     fn no_rules_keep_everything() {
         let predicate = Predicate::compile(&rules(Document::new(), &[])).expect("valid");
         assert_eq!(predicate, Predicate::everything());
-        assert!(predicate.valid().is_empty() && predicate.first_hits().is_empty());
+        assert!(predicate.valid().is_everything() && predicate.first_hits().is_empty());
+    }
+
+    fn with_members_and_groups() -> Cleanse {
+        let mut rules = rules(doc! {"k": 1}, &[("a", doc! {"a": 1})]);
+        rules.exists_in = ["one", "other"]
+            .map(|name| crate::config::file::ExistsIn {
+                name: name.into(),
+                collection: format!("app.{name}").parse().expect("a namespace"),
+                local: "l".parse().expect("a path"),
+                foreign: "_id".into(),
+            })
+            .to_vec();
+        rules.dedupe = Some(crate::config::file::Dedupe {
+            by: vec!["b".parse().expect("a path")],
+            keep_latest: "at".parse().expect("a path"),
+        });
+        rules
+    }
+
+    #[test]
+    fn every_rule_is_asked_of_what_passed_the_ones_before() {
+        let predicate = Predicate::compile(&with_members_and_groups()).expect("valid");
+        let hits = predicate.hits();
+        let names: Vec<&str> = hits.iter().map(|hits| hits.rule.as_str()).collect();
+        assert_eq!(names, ["keep", "a", "one", "other", "dedupe"]);
+        let lookups = |hits: &Hits| hits.count.iter().filter(|stage| stage.contains_key("$lookup")).count();
+        assert_eq!(hits.iter().map(lookups).collect::<Vec<_>>(), [0, 0, 1, 2, 2]);
+        assert!(!predicate.valid().is_condition());
+        assert_eq!(predicate.valid().memberships.len(), 2);
+    }
+
+    #[test]
+    fn rules_that_look_elsewhere_belong_to_the_identity() {
+        let all = with_members_and_groups();
+        let identity = |rules: &Cleanse| Predicate::compile(rules).expect("valid").identity();
+        let mut without = all.clone();
+        without.dedupe = None;
+        let mut other = all.clone();
+        other.exists_in[1].foreign = "n".into();
+        assert_ne!(identity(&all), identity(&without));
+        assert_ne!(identity(&all), identity(&other));
+        without.exists_in.clear();
+        assert_eq!(identity(&without).len(), 2, "that of a job of an earlier version");
+    }
+
+    #[test]
+    fn rules_that_can_not_be_asked_are_refused_at_their_key() {
+        let refused = |change: fn(&mut Cleanse)| {
+            let mut rules = with_members_and_groups();
+            change(&mut rules);
+            Predicate::compile(&rules).expect_err("refused").0
+        };
+        let elsewhere = |rules: &mut Cleanse| {
+            rules.exists_in[1].collection = "elsewhere.members".parse().expect("a namespace");
+        };
+        assert_eq!(refused(elsewhere), "cleanse.exists_in.1.collection");
+        assert_eq!(refused(|rules| rules.exists_in[0].foreign = "$x".into()), "cleanse.exists_in.0.foreign");
+        for by in [&[][..], &["a", "a"], &["a", "a.b"]] {
+            let mut rules = with_members_and_groups();
+            let dedupe = rules.dedupe.as_mut().expect("set");
+            dedupe.by = by.iter().map(|field| field.parse().expect("a path")).collect();
+            assert_eq!(Predicate::compile(&rules).expect_err("refused").0, "cleanse.dedupe");
+        }
     }
 
     #[test]

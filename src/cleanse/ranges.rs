@@ -17,7 +17,7 @@ const COLLECTION: &str = "ranges";
 pub struct JobRange {
     /// Its number within the job.
     pub number: i32,
-    /// Its bounds.
+    /// The bounds of what is not copied yet.
     pub range: Range,
     /// How far it is.
     pub state: RangeState,
@@ -126,6 +126,25 @@ impl Ranges {
         .map(|_| ())
     }
 
+    /// Stores that everything of a range below this `_id` is in the target, and
+    /// nothing else of it.
+    ///
+    /// # Errors
+    /// A stop where it can't be stored.
+    pub async fn advance(&self, number: i32, reached: &Bson) -> Result<()> {
+        let update = doc! {
+            "$set": {"state": "pending", "at": DateTime::now(), "reached": reached.clone()},
+            "$unset": {"session": ""},
+        };
+        let filter = doc! {"_id": self.id(number)};
+        retrying(format!("storing how far a range of {} is", self.job), || {
+            let update = self.collection.update_one(filter.clone(), update.clone());
+            async move { update.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
     fn id(&self, number: i32) -> Document {
         doc! {"job": &self.job, "number": number}
     }
@@ -139,6 +158,7 @@ fn read(mut document: Document) -> JobRange {
         ("copying", _) => RangeState::Copying(Document::new()),
         _ => RangeState::Pending,
     };
-    let range = Range { lower: document.remove("lower"), upper: document.remove("upper") };
+    let lower = document.remove("reached").or_else(|| document.remove("lower"));
+    let range = Range { lower, upper: document.remove("upper") };
     JobRange { number, range, state }
 }

@@ -1,46 +1,41 @@
 //! The cleanse from its first check to its last count: the list of phases.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bson::{Bson, Document, doc};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::build::{self, When};
 use super::copy::{Copied, Copy};
-use super::count::{self, RuleCounts};
-use super::dry_run;
-use super::follow::{Direction, Followed, Follower, stored_position};
+use super::count;
+use super::dry_run::{self, average_size};
+use super::dual_write::{self, adopt};
+use super::follow::{Direction, Follower, stored_position};
+use super::keep::Keeping;
+use super::ledger::Tally;
+use super::needs;
+use super::out;
 use super::plan::{Plan, prepare, range_count};
+use super::quarantine;
 use super::ranges::Ranges;
+use super::result::{self, Figures};
 use super::steer;
 use crate::Context;
-use crate::cli::cleanse::CleanseArgs;
-use crate::config::values::{ExtendedJson, Namespace};
+use crate::config::values::ExtendedJson;
 use crate::cutover::gates::CHANGED_AT;
 use crate::cutover::record::Record;
+use crate::cli::cleanse::{CleanseArgs, Method};
+use crate::crash;
 use crate::error::{Error, Result};
-use crate::job::{Job, JobState, store};
+use crate::job::{Job, store};
 use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
-use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
 use crate::throttle::pace::Pace;
 
 /// The field of the job document with the options of the source.
 const SOURCE_OPTIONS: &str = "source_options";
-
-/// What a finished or interrupted copy has done.
-#[derive(Debug, Default)]
-struct Figures {
-    source: u64,
-    copied: u64,
-    rejected_by: BTreeMap<String, u64>,
-    violations: u64,
-    followed: Followed,
-}
 
 /// Runs the command.
 ///
@@ -52,19 +47,27 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
         return context.unless_interrupted(dry_run::run(context, &plan)).await;
     }
     let start = Instant::now();
-    let job = context.unless_interrupted(begin(&context.mongo, &plan, args.restart)).await?;
+    let valid = plan.predicate.valid();
+    let check = needs::check_following(&context.mongo, &plan.source, &plan.description, &valid);
+    context.unless_interrupted(check).await?;
+    let job = context.unless_interrupted(begin(&context.mongo, &plan, args)).await?;
     let mut figures = Figures::default();
     let steered = steer::start(context, &job, args.documents_per_second).await?;
     let context = &steered.context;
-    let result = phases(context, &steered.pace, &plan, &job, args, &mut figures).await;
-    finish(context, &plan, job, result, &figures, start.elapsed().as_secs_f64()).await
+    let work = phases(context, &steered.pace, &plan, &job, args, &mut figures);
+    let ended = steered.beside(&job, work).await;
+    figures.limits = steered.limits();
+    result::finish(context, &plan, job, ended, &figures, start.elapsed().as_secs_f64()).await
 }
 
 /// Takes the job, if source and target are what they should be.
-async fn begin(mongo: &Mongo, plan: &Plan, restart: bool) -> Result<Job> {
+async fn begin(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<Job> {
     let existing = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
-    check_target(mongo, plan, existing.as_ref(), restart).await?;
-    if restart {
+    check_target(mongo, plan, existing.as_ref(), args.restart).await?;
+    if let Some(job) = existing.as_ref().filter(|_| !args.restart) {
+        out::check_method(job, args.method)?;
+    }
+    if args.restart {
         let mark = doc! {"phase": Phase::Clear.as_str()};
         Job::restart(mongo, &plan.job, "cleanse", &plan.identity, mark).await
     } else {
@@ -87,7 +90,9 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
             "`rollback` takes that back; `cleanup` forgets the job, after which another cleanse may begin",
         ));
     }
-    let begins_anew = restart || phase == Some(Phase::Clear.as_str());
+    let begins_anew = restart || phase == Some(Phase::Clear.as_str()) || job.is_some_and(out::is_interrupted);
+    adopt::refuse_to_drop(plan, job, exists.as_ref(), restart)?;
+    quarantine::check(mongo, plan, job, begins_anew).await?;
     let is_same_source =
         stored("source_uuid").is_none_or(|uuid| plan.description.uuid.as_ref() == Some(uuid));
     if !begins_anew && !is_same_source {
@@ -103,15 +108,13 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
                 .hint("copy anew with --restart"))
         }
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
-        (Some(_), None) if phase.is_some() && is_empty(mongo, &plan.target).await? => Ok(()),
+        (Some(target), _) if job.is_some_and(|job| out::is_made_by(job, &target)) => Ok(()),
+        (Some(target), None) if plan.dual_write => adopt::check(plan, &target),
+        (Some(_), None) if phase.is_some() && build::is_empty(mongo, &plan.target).await? => Ok(()),
         (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
             .hint("choose another name with --to, or drop it yourself")),
         (None, _) => Ok(()),
     }
-}
-
-async fn is_empty(mongo: &Mongo, namespace: &Namespace) -> Result<bool> {
-    Ok(count::exactly(mongo, namespace, &Document::new()).await? == 0)
 }
 
 /// The way of the data, phase after phase; each is safe to begin again.
@@ -126,6 +129,7 @@ async fn phases(
     let mongo = &context.mongo;
     let ranges = Ranges::of(mongo, job.name());
     let mut phase = Phase::stored(job);
+    let method = out::method(job.document(), args.method);
     let halt = context.stop.child_token();
     let copy = Arc::new(copy_of(context, pace, plan, job, &ranges, halt.clone()).await?);
     copy.clean_up().await?;
@@ -137,8 +141,10 @@ async fn phases(
         valid: plan.predicate.valid(),
         direction: Direction::Forward,
         options: Some(source_options(plan, job)),
+        rejected: plan.rejected(),
         events: &context.events,
         pace: pace.as_ref(),
+        tally: Mutex::new(Tally::stored(job.document())),
     };
     let mut position = stored_position(job, Direction::Forward);
     if phase == Phase::Done {
@@ -147,32 +153,53 @@ async fn phases(
             plan.target
         ));
     }
+    if phase == Phase::Copy && out::is_out(job.document()) {
+        out::end_former(mongo, job).await?;
+        context.events.note("the interrupted $out is begun anew");
+        phase = Phase::Clear;
+    }
     if phase == Phase::Clear {
         clear(mongo, plan, job, &ranges).await?;
+        crash::point("cleanse_cleared");
         phase = Phase::Create;
     }
     if phase == Phase::Create {
-        position = Some(create(context, plan, job, &ranges, &follower).await?);
+        position = Some(create(context, plan, job, &ranges, &follower, method).await?);
+        crash::point("cleanse_created");
         phase = Phase::Copy;
     }
     let mut position = position.ok_or_else(|| {
         Error::refused(format!("the job {} was begun by a version that followed no writes", job.name()))
             .hint("copy anew with --restart")
     })?;
-    if phase == Phase::Copy {
-        let copied = copy_and_mark(&copy, plan.parallel, &follower, &mut position, &halt).await?;
-        if copied == Copied::Interrupted {
+    if phase == Phase::Copy && method == Method::Out {
+        let shot = out::copy(context, plan, job, &follower, &position).await?;
+        figures.touched = Some(shot.touched);
+        if shot.copied == Copied::Interrupted || shot.touched > 0 {
             figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+            return Ok(shot.copied.max(Copied::Touched));
+        }
+        phase = Phase::Finish;
+    }
+    if phase == Phase::Copy {
+        let copied = copy_and_mark(&copy, &follower, &mut position, &halt).await?;
+        if let Some(keeping) = &copy.keeping {
+            dual_write::count_copied(&mut figures.dual_write, keeping);
+        }
+        if copied == Copied::Interrupted {
+            result::count_written(mongo, plan, figures).await?;
             return Ok(Copied::Interrupted);
         }
         job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
+        crash::point("cleanse_copied");
         phase = Phase::Finish;
     }
-    if !catch_up(context, plan, args, &follower, position, phase == Phase::Finish, figures).await? {
-        figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
+    let is_to_finish = phase == Phase::Finish;
+    if !catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await? {
+        result::count_written(mongo, plan, figures).await?;
         return Ok(Copied::Interrupted);
     }
-    count_all(mongo, plan, args.count_rules, figures).await?;
+    result::count_at_the_end(plan, &follower, &position, args.count_rules, figures).await?;
     Ok(Copied::All)
 }
 
@@ -191,14 +218,13 @@ pub fn source_options(plan: &Plan, job: &Job) -> Document {
 /// Copies, and marks meanwhile what is touched; moves the position on.
 async fn copy_and_mark(
     copy: &Arc<Copy>,
-    parallel: usize,
     follower: &Follower<'_>,
     position: &mut Position,
     halt: &CancellationToken,
 ) -> Result<Copied> {
     let copied = CancellationToken::new();
     let copying = async {
-        let result = copy.clone().run(parallel).await;
+        let result = copy.clone().run().await;
         copied.cancel();
         result
     };
@@ -218,31 +244,47 @@ async fn catch_up(
     plan: &Plan,
     args: &CleanseArgs,
     follower: &Follower<'_>,
-    mut position: Position,
+    position: &mut Position,
     is_to_finish: bool,
     figures: &mut Figures,
 ) -> Result<bool> {
+    if plan.dual_write {
+        let found = &mut figures.dual_write;
+        return dual_write::catch_up(context, plan, args, follower, position, is_to_finish, found).await;
+    }
     let (mongo, events, stop) = (&context.mongo, &context.events, &context.stop);
     let followed = &mut figures.followed;
     let mut catch_up = follower.catch_up().await?;
     if is_to_finish {
+        out::unmark(mongo, &plan.target).await?;
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
+        if let Some(quarantine) = &plan.quarantine {
+            quarantine::resolve_pending(follower, quarantine, &mut catch_up, position.time()).await?;
+        }
+        crash::point("cleanse_fetched");
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
-        follower.work_off_marks(&mut catch_up, &mut position, stop, followed).await?;
+        crash::point("cleanse_indexed");
+        follower.mark_crowded().await?;
+        follower.work_off_marks(&mut catch_up, position, stop, followed).await?;
     }
-    if !follower.drain(&mut catch_up, &mut position, false, stop, followed).await? {
+    if !follower.drain(&mut catch_up, position, false, stop, followed).await? {
         return Ok(false);
     }
     if is_to_finish {
-        build::indexes(mongo, &plan.target, &plan.description, When::CaughtUp, events).await?;
+        if !follower.unique_indexes(&mut catch_up, position, &plan.description, stop, followed).await? {
+            return Ok(false);
+        }
+        crash::point("cleanse_unique");
         figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
+        crash::point("cleanse_options");
         build::indexes(mongo, &plan.target, &plan.description, When::Last, events).await?;
-        let done = doc! {"phase": Phase::Done.as_str(), CHANGED_AT: bson::DateTime::now()};
-        follower.job.save(done).await?;
+        crash::point("cleanse_last_indexes");
+        follower.job.save(doc! {"phase": Phase::Done.as_str(), CHANGED_AT: bson::DateTime::now()}).await?;
+        crash::point("cleanse_done");
     }
     if args.follow {
         events.note(format!("{} is up to date and follows {}", plan.target, plan.source));
-        follower.drain(&mut catch_up, &mut position, true, stop, followed).await?;
+        follower.drain(&mut catch_up, position, true, stop, followed).await?;
         return Ok(false);
     }
     Ok(true)
@@ -250,7 +292,7 @@ async fn catch_up(
 
 /// How far a job is, as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// What an earlier copy has made is to be dropped.
     Clear,
     Create,
@@ -260,7 +302,7 @@ enum Phase {
 }
 
 impl Phase {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Clear => "clear",
             Self::Create => "create",
@@ -293,6 +335,7 @@ async fn copy_of(
         source: plan.source.clone(),
         target: plan.target.clone(),
         valid: plan.predicate.valid(),
+        rejected: plan.rejected(),
         hint: !plan.description.is_clustered(),
         ranges: ranges.clone(),
         job: job.name().to_owned(),
@@ -300,7 +343,11 @@ async fn copy_of(
         events: context.events.clone(),
         stop,
         pace: pace.clone(),
+        parallel: plan.parallel,
+        average_bytes: average_size(context, plan).await,
+        documents_per_range: source_count / range_count(&context.mongo, plan).await.max(1) as u64,
         source_count,
+        keeping: plan.dual_write.then(|| Keeping::new(&context.mongo)).transpose()?,
     })
 }
 
@@ -308,13 +355,19 @@ async fn copy_of(
 async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<()> {
     use crate::error::Context as _;
     let owned = job.stored("target_uuid");
-    let exists = mongo.describe(&plan.target).await?.and_then(|target| target.uuid);
-    if exists.is_some() && (exists.as_ref() == owned || is_empty(mongo, &plan.target).await?) {
+    let target = mongo.describe(&plan.target).await?;
+    let is_ours = target
+        .as_ref()
+        .is_some_and(|target| target.uuid.as_ref() == owned || out::is_made_by(job.document(), target));
+    // Empty or not: the application may be about to write to it.
+    let is_foreign = plan.dual_write && !is_ours;
+    if target.is_some() && !is_foreign && (is_ours || build::is_empty(mongo, &plan.target).await?) {
         mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
+        crash::point("cleanse_dropped");
     }
+    quarantine::clear(mongo, plan, job).await?;
     ranges.clear().await?;
-    let nothing =
-        doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null};
+    let nothing = doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null, adopt::ADOPTED: Bson::Null};
     job.save(nothing).await
 }
 
@@ -325,116 +378,43 @@ async fn create(
     job: &Job,
     ranges: &Ranges,
     follower: &Follower<'_>,
+    method: Method,
 ) -> Result<Position> {
     let mongo = &context.mongo;
     // Recorded first: an empty target found afterwards is ours.
     job.save(doc! {"phase": Phase::Create.as_str()}).await?;
-    let uuid = match mongo.describe(&plan.target).await? {
-        Some(_) => build::identity(mongo, &plan.target).await?,
-        None => build::create(mongo, &plan.target, &plan.description).await?,
-    };
+    let (uuid, existed) = adopt::take_or_create(mongo, plan).await?;
+    crash::point("cleanse_target_made");
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
     let options = Bson::Document(plan.description.options.clone()).into_canonical_extjson().to_string();
-    job.save(doc! {"target_uuid": uuid, "source_uuid": source_uuid, SOURCE_OPTIONS: options}).await?;
-    build::index_pending(mongo, &plan.target).await?;
+    let adopted = plan.dual_write && existed;
+    job.save(doc! {
+        "target_uuid": uuid,
+        "source_uuid": source_uuid,
+        adopt::ADOPTED: adopted,
+        SOURCE_OPTIONS: options,
+    })
+    .await?;
+    if method == Method::Out {
+        ranges.clear().await?;
+        out::mark(mongo, job, &plan.target).await?;
+    } else {
+        job.save(doc! {out::METHOD: Method::Merge.as_str()}).await?;
+        if !plan.dual_write {
+            build::index_pending(mongo, &plan.target).await?;
+        }
+    }
+    if let Some(quarantine) = &plan.quarantine {
+        quarantine::create(mongo, quarantine, &plan.description, job).await?;
+    }
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;
-    let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
-    ranges.create(&tiles).await?;
+    crash::point("cleanse_begun");
+    if method != Method::Out {
+        let tiles = mongo.ranges(&plan.source, range_count(mongo, plan).await).await?;
+        ranges.create(&tiles).await?;
+        crash::point("cleanse_ranges_made");
+    }
     job.save(doc! {"phase": Phase::Copy.as_str()}).await?;
     Ok(position)
-}
-
-async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {
-    figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
-    if by_rule {
-        let RuleCounts { source, rejected_by, .. } =
-            count::by_rule(mongo, &plan.source, &plan.predicate, 0).await?;
-        figures.source = source;
-        figures.rejected_by = rejected_by;
-    } else {
-        figures.source = count::exactly(mongo, &plan.source, &Document::new()).await?;
-    }
-    Ok(())
-}
-
-async fn finish(
-    context: &Context,
-    plan: &Plan,
-    job: Job,
-    result: Result<Copied>,
-    figures: &Figures,
-    elapsed: f64,
-) -> Result<Outcome> {
-    let state = match &result {
-        Ok(Copied::All) => JobState::Completed,
-        Ok(Copied::Interrupted) => JobState::Interrupted,
-        Err(_) => JobState::Stopped,
-    };
-    let json = json!({
-        "schema": 1,
-        "command": "cleanse",
-        "job": plan.job,
-        "status": state.as_str(),
-        "dry_run": false,
-        "source": plan.source.to_string(),
-        "target": plan.target.to_string(),
-        "documents": {
-            "source": figures.source,
-            "kept": figures.copied,
-            "rejected": figures.source.saturating_sub(figures.copied),
-            "rejected_by": figures.rejected_by,
-            "copied": figures.copied,
-            "validator_violations": figures.violations,
-        },
-        "followed": {
-            "changes": figures.followed.changes,
-            "written": figures.followed.applied.written,
-            "removed": figures.followed.applied.removed,
-        },
-        "elapsed_seconds": elapsed,
-    });
-    let text = text(plan, state, figures, elapsed);
-    let totals = doc! {"source": stored_count(figures.source), "copied": stored_count(figures.copied)};
-    let saved = job.finish(state, doc! {"totals": totals}).await;
-    Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
-        (Err(error), _) => Outcome::failed(json, text, error),
-        (Ok(_), JobState::Interrupted) => {
-            let error = context.interrupted("interrupted; what was copied and followed is kept");
-            Outcome::failed(json, text, error.hint("start the same command again to go on"))
-        }
-        (Ok(_), _) => Outcome::reached(json, text),
-    })
-}
-
-fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String {
-    let mut lines = vec![format!(
-        "cleanse of {} to {} {} in {elapsed:.1} s, job {}",
-        plan.source,
-        plan.target,
-        state.as_str(),
-        plan.job
-    )];
-    if state == JobState::Completed {
-        lines.push(format!("  source    {:>12}", figures.source));
-        lines.push(format!("  rejected  {:>12}", figures.source.saturating_sub(figures.copied)));
-        for (rule, count) in &figures.rejected_by {
-            lines.push(format!("    {rule:<20} {count}"));
-        }
-    }
-    lines.push(format!("  in target {:>12}", figures.copied));
-    if figures.followed.changes > 0 {
-        let Followed { changes, applied } = figures.followed;
-        lines.push(format!(
-            "  followed  {changes:>12}  changes ({} documents written, {} removed)",
-            applied.written, applied.removed
-        ));
-    }
-    if figures.violations > 0 {
-        lines.push(format!(
-            "  {} of them violate the validator, as they did in the source",
-            figures.violations
-        ));
-    }
-    lines.join("\n")
 }

@@ -1,18 +1,28 @@
 //! What may change while a cleanse is under way: operators pause, slow and stop
-//! it by live control.
+//! it by live control, and it pauses for the sake of the database.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bson::{Document, doc};
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::Context;
+use crate::config::file::default_max_replication_lag;
 use crate::error::Result;
 use crate::event::Events;
-use crate::job::Job;
 use crate::job::control::{Control, last_wish_by};
+use crate::job::{Job, health};
+use crate::throttle::limits::Limits;
 use crate::throttle::pace::Pace;
 use crate::throttle::waiting::Waiting;
+
+/// How often it is looked at what limits the speed.
+const TICK: Duration = Duration::from_millis(250);
+/// Looks until it is stored with the job, for who looks from afar.
+const TICKS_PER_SAVE: u32 = 8;
 
 /// A run that does as it is told.
 #[derive(Debug)]
@@ -21,6 +31,8 @@ pub struct Steered {
     pub context: Context,
     /// How fast it may go.
     pub pace: Arc<Pace>,
+    limits: Mutex<Limits>,
+    _ended: DropGuard,
 }
 
 /// Follows what operators want of this run until its lease is given back.
@@ -29,22 +41,79 @@ pub struct Steered {
 /// # Errors
 /// A stop where the job can't be written.
 pub async fn start(context: &Context, job: &Job, documents_per_second: Option<u32>) -> Result<Steered> {
-    let rate = documents_per_second.unwrap_or(0);
+    let config = context.settings.cleanse.as_ref();
+    let rate = documents_per_second.or(config.map(|config| config.documents_per_second)).unwrap_or(0);
+    let max_lag = config.map_or_else(default_max_replication_lag, |config| config.max_replication_lag);
     let settings = doc! {"settings": {"documents_per_second": i64::from(rate)}};
     let mut at_first = job.lease().document().borrow().clone();
     at_first.extend(settings.clone());
     job.save(settings).await?;
-    let steered = Steered { context: context.of_one_run(), pace: Arc::new(Pace::new(rate)) };
-    let mut steering = Steering {
-        context: steered.context.clone(),
-        pace: steered.pace.clone(),
-        rate,
-        before: Control::default(),
-    };
+    let (run, pace) = (context.of_one_run(), Arc::new(Pace::new(rate)));
+    let mut steering =
+        Steering { context: run.clone(), pace: pace.clone(), rate, before: Control::default() };
     // At once: nothing may be begun in spite of a pause that outlived a restart.
     steering.apply(&at_first);
     tokio::spawn(steering.follow(job.lease().document()));
-    Ok(steered)
+    let ended = CancellationToken::new();
+    tokio::spawn(watch_health(run.clone(), max_lag.0, pace.clone(), ended.clone()));
+    let limits = Mutex::new(Limits::new(Instant::now()));
+    Ok(Steered { context: run, pace, limits, _ended: ended.drop_guard() })
+}
+
+/// Holds the pace while the database is in trouble.
+async fn watch_health(context: Context, max_lag: Duration, pace: Arc<Pace>, ended: CancellationToken) {
+    let hold = |reason, holds| pace.hold(reason, holds);
+    tokio::select! {
+        () = health::watch(context.mongo, max_lag, context.events, hold) => {}
+        () = ended.cancelled() => {}
+    }
+}
+
+impl Steered {
+    /// Does the work, and shows meanwhile in the job what limits its speed.
+    pub async fn beside<T>(&self, job: &Job, work: impl Future<Output = T>) -> T {
+        let ended = CancellationToken::new();
+        let work = async {
+            let result = work.await;
+            ended.cancel();
+            result
+        };
+        tokio::join!(work, self.show(job, &ended)).0
+    }
+
+    /// Seconds by what limited the speed, the costliest first.
+    pub fn limits(&self) -> Vec<(&'static str, f64)> {
+        self.lock().seconds()
+    }
+
+    async fn show(&self, job: &Job, ended: &CancellationToken) {
+        let mut tick = 0_u32;
+        while !ended.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => {}
+                () = ended.cancelled() => {}
+            }
+            self.lock().record(Instant::now(), self.pace.limited_by());
+            tick += 1;
+            if !tick.is_multiple_of(TICKS_PER_SAVE) || ended.is_cancelled() {
+                continue;
+            }
+            let seconds: Document = self
+                .limits()
+                .into_iter()
+                .map(|(limit, seconds)| (limit.to_owned(), seconds.into()))
+                .collect();
+            let fields = doc! {"limited_by": self.pace.limited_by(), "limited_by_seconds": seconds};
+            if let Err(error) = job.save(fields).await {
+                tracing::info!(%error, "what limits the speed could not be stored");
+            }
+        }
+    }
+
+    /// Whoever panicked with the lock has left nothing half-done.
+    fn lock(&self) -> MutexGuard<'_, Limits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Steering {

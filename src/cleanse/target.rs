@@ -3,6 +3,7 @@
 use bson::{Bson, Document, doc};
 
 use crate::mongo::catalog::Description;
+use crate::mongo::valid::Valid;
 
 /// Options that are set when the copy is complete: old documents may violate a
 /// validator, and a TTL would delete what was just copied.
@@ -83,16 +84,17 @@ pub const PENDING_INDEX: &str = "mongorekey_pending";
 /// The stages that copy: valid documents as they are, except that one with a
 /// `Timestamp(0, 0)` at its top level is replaced by a mark, because every
 /// insert would turn that value into the time of day.
-pub fn copy_stages(range: Document, valid: Document, into: &str) -> Vec<Document> {
+pub fn copy_stages(range: Document, valid: &Valid, into: &str) -> Vec<Document> {
     let zero = Bson::Timestamp(bson::Timestamp { time: 0, increment: 0 });
     let values = doc! {"$map": {"input": {"$objectToArray": "$$ROOT"}, "in": "$$this.v"}};
     let mut stages = Vec::new();
     // `$merge` refuses an `_id` of null, so that document is fetched afterwards too.
-    for condition in [range, valid, doc! {"_id": {"$ne": Bson::Null}}] {
+    for condition in [range, doc! {"_id": {"$ne": Bson::Null}}] {
         if !condition.is_empty() {
             stages.push(doc! {"$match": condition});
         }
     }
+    stages.extend(valid.stages());
     stages.push(doc! {"$replaceWith": {"$cond": [
         {"$in": [{"$literal": zero}, values]},
         {"_id": "$_id", PENDING: true},

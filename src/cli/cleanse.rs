@@ -1,8 +1,9 @@
 //! `cleanse`
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use crate::config::values::Namespace;
+use super::cutover::CopyArgs;
+use crate::config::values::{HumanDuration, Namespace};
 
 /// Options of `cleanse`.
 #[derive(Debug, Args)]
@@ -19,6 +20,21 @@ pub struct CleanseArgs {
     /// After the copy keep the target in step with the source until stopped.
     #[arg(long, conflicts_with = "dry_run")]
     pub follow: bool,
+    /// Copy into a target that the application writes to as well.
+    ///
+    /// For an application that makes every change on both sides. Nothing that
+    /// stands in the target is overwritten by the copy. What was touched meanwhile
+    /// is compared afterwards; what still differs after the grace time is brought
+    /// to the state of the source and reported. The target may be there already,
+    /// and is then never dropped.
+    #[arg(long, conflicts_with_all = ["follow", "quarantine"])]
+    pub dual_write: bool,
+    /// How long after a write to one side the application may take for the other.
+    #[arg(long, value_name = "DURATION", default_value = "2s", requires = "dual_write")]
+    pub grace: HumanDuration,
+    /// How to copy.
+    #[arg(long, value_enum, default_value_t, value_name = "METHOD")]
+    pub method: Method,
     /// Ranges to copy at once.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallel: u8,
@@ -26,10 +42,14 @@ pub struct CleanseArgs {
     /// written; 0 means no limit [default: as configured, else no limit].
     #[arg(long, value_name = "N")]
     pub documents_per_second: Option<u32>,
+    /// Keep the rejected documents too: in this collection of the source's database, as
+    /// {_id, rule, document}. The copy reads the source once more per rule.
+    #[arg(long, value_name = "COLLECTION")]
+    pub quarantine: Option<String>,
     /// Count the rejected documents per rule, which reads the source once more.
     #[arg(long)]
     pub count_rules: bool,
-    /// Drop the target of this job and copy from the start.
+    /// Drop the target and the quarantine of this job and copy from the start.
     #[arg(long)]
     pub restart: bool,
     /// Name of the job [default: cleanse-SOURCE-to-TARGET].
@@ -39,17 +59,47 @@ pub struct CleanseArgs {
 
 impl CleanseArgs {
     /// The options that name a copy, and nothing else.
-    pub fn of_copy(source: Option<Namespace>, to: Option<String>, job: Option<String>) -> Self {
+    pub fn of_copy(copy: &CopyArgs, quarantine: Option<&str>) -> Self {
+        let quarantine = quarantine.and_then(|name| name.split_once('.')).map(|(_, name)| name.to_owned());
         Self {
-            to,
-            source,
+            to: copy.to.clone(),
+            source: copy.source.clone(),
+            job: copy.job.clone(),
+            quarantine,
             dry_run: false,
             follow: false,
+            dual_write: false,
+            grace: HumanDuration(std::time::Duration::from_secs(2)),
+            method: Method::Auto,
             parallel: 2,
             documents_per_second: None,
             count_rules: false,
             restart: false,
-            job,
+        }
+    }
+}
+
+/// How documents are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Method {
+    /// The best for a source that is written to: `merge`.
+    #[default]
+    Auto,
+    /// Range by range: resumes, can be slowed, follows what is written meanwhile.
+    Merge,
+    /// By one `$out`, for maintenance windows: the source must not be written
+    /// meanwhile (that it was is noticed), an interrupted one is begun anew, and
+    /// a Timestamp(0, 0) at the top level of a document becomes the time of day.
+    Out,
+}
+
+impl Method {
+    /// The word that is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Merge => "merge",
+            Self::Out => "out",
         }
     }
 }

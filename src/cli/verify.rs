@@ -1,12 +1,13 @@
 //! `verify`
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::BackfillTargetArgs;
 use crate::config::values::{HumanDuration, Namespace};
 
 /// Options of `verify`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("live").args(["full", "dual_write"]).multiple(true))]
 pub struct VerifyArgs {
     /// Compare the number of documents that should be in the target with what is there.
     #[arg(long)]
@@ -24,8 +25,20 @@ pub struct VerifyArgs {
     /// Ranges that --full compares at once.
     #[arg(long, value_name = "N", default_value_t = 2, requires = "full", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallel: u8,
-    /// How long --full reads differing documents again before it reports them.
-    #[arg(long, value_name = "DURATION", default_value = "10s", requires = "full")]
+    /// Watch an application that writes to both sides, and tell what reached one side only.
+    ///
+    /// Follows the changes of both sides for a while and compares each touched
+    /// document, byte for byte, once the other side has had the time of --settle
+    /// to follow. Tells what is missing, extra or different, and what came late.
+    /// Does not pass where nothing was written.
+    #[arg(long)]
+    pub dual_write: bool,
+    /// How long --dual-write watches.
+    #[arg(long = "for", value_name = "DURATION", default_value = "10m", requires = "dual_write")]
+    pub watch: HumanDuration,
+    /// How long --full reads differing documents again before it reports them, and
+    /// how long --dual-write lets the other side take to follow.
+    #[arg(long, value_name = "DURATION", default_value = "10s", requires = "live")]
     pub settle: HumanDuration,
     /// Do not go on with an interrupted --full: start over.
     #[arg(long, requires = "full")]

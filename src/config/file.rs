@@ -199,7 +199,7 @@ impl Default for Backfill {
             time_zone: TimeZoneName::default(),
             key_map: true,
             read_preference: ReadPreference::default(),
-            max_replication_lag: HumanDuration(Duration::from_secs(5)),
+            max_replication_lag: default_max_replication_lag(),
             max_api_latency: HumanDuration(Duration::from_secs(2)),
             max_not_found_share: Share(0.5),
             max_no_legacy_key_share: Share(0.5),
@@ -246,6 +246,12 @@ pub struct Cleanse {
     pub exists_in: Vec<ExistsIn>,
     /// Keep only the newest document per key.
     pub dedupe: Option<Dedupe>,
+    /// Documents per second to copy and to catch up with; 0 is no limit.
+    #[serde(default)]
+    pub documents_per_second: u32,
+    /// Lag above which to pause.
+    #[serde(default = "default_max_replication_lag")]
+    pub max_replication_lag: HumanDuration,
 }
 
 /// One entry of `cleanse.reject`.
@@ -291,6 +297,11 @@ fn default_not_found_status() -> Vec<u16> {
 }
 
 fn default_timeout() -> HumanDuration {
+    HumanDuration(Duration::from_secs(5))
+}
+
+/// Lag above which work pauses, where the config does not say.
+pub(crate) fn default_max_replication_lag() -> HumanDuration {
     HumanDuration(Duration::from_secs(5))
 }
 

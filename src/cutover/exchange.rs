@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Timestamp, doc};
+use bson::{Bson, Document, Timestamp, doc};
 use tokio::time::Instant;
 
 use super::fence::{self, Raised};
 use super::gap;
 use super::in_step::InStep;
+use super::residual::{self, Residue, bring_along};
 use super::order::{Joint, Method, Renames};
 use super::record::{self, Fence, Record, State};
 use super::recover::{Found, look, unknown};
@@ -20,7 +21,7 @@ use crate::Context;
 use crate::cli::cutover::Mode;
 use crate::config::values::Namespace;
 use crate::crash;
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Class, Context as _, Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::exchange::{Obstacle, Validation};
 use crate::mongo::operation::Operation;
@@ -56,7 +57,7 @@ pub struct Exchange<'a> {
 /// What came of it.
 #[derive(Debug)]
 pub enum Exchanged {
-    /// Names are exchanged; the residue of the last moment is still to be looked at.
+    /// Names are exchanged.
     Yes(Swapped),
     /// Nothing was exchanged, for this reason.
     No(String),
@@ -67,13 +68,14 @@ pub enum Exchanged {
 pub struct Swapped {
     /// For how long writes were held off.
     pub pause: Duration,
-    /// Since when; the feed of the incoming collection tells the rest.
-    pub fenced_at: Timestamp,
+    /// What came at the last moment.
+    pub residue: Residue,
 }
 
 /// What an attempt came to.
 enum Attempt {
-    Done(Swapped),
+    /// Names are exchanged; writes are held off since that moment.
+    Done(Timestamp),
     Again(String),
     GivenUp(String),
 }
@@ -87,12 +89,13 @@ impl Exchange<'_> {
         let mut reason = String::new();
         for attempt in 1..=ATTEMPTS {
             match self.attempt(in_step).await? {
-                Attempt::Done(swapped) => return Ok(Exchanged::Yes(swapped)),
-                Attempt::GivenUp(reason) => return Ok(Exchanged::No(reason)),
-                Attempt::Again(why) => {
+                Ok(swapped) => return Ok(Exchanged::Yes(swapped)),
+                Err(Attempt::Again(why)) => {
                     self.context.events.note(format!("attempt {attempt}: {why}; writes go on"));
                     reason = why;
                 }
+                Err(Attempt::GivenUp(reason)) => return Ok(Exchanged::No(reason)),
+                Err(Attempt::Done(_)) => return Err(unknown(&self.renames)),
             }
             tokio::time::sleep(BREATH).await;
             if in_step.draw_level(&self.context.stop).await?.is_none() {
@@ -102,7 +105,7 @@ impl Exchange<'_> {
         Ok(Exchanged::No(format!("{reason}, {ATTEMPTS} times")))
     }
 
-    async fn attempt(&self, in_step: &mut InStep<'_>) -> Result<Attempt> {
+    async fn attempt(&self, in_step: &mut InStep<'_>) -> Result<std::result::Result<Swapped, Attempt>> {
         let (mongo, job) = (&self.context.mongo, in_step.follower.job);
         let fence = fence::planned(mongo, &self.method, &self.renames).await?;
         let mut operation = mongo.operation().await?;
@@ -112,12 +115,24 @@ impl Exchange<'_> {
             Watchdog::start(&settings.uri, &settings.state_database, job.name(), &record.id).await?;
         job.save(doc! {record::FIELD: record.to_document()}).await?;
         crash::point("cutover_recorded");
-        // As close as it gets before anybody has to wait.
-        in_step.draw_level(&self.context.stop).await?;
-        let attempt = self.fenced(in_step, &fence, &mut operation).await;
-        let attempt = self.settle(job.name(), &record, &fence, attempt).await;
+        let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation).await;
         watchdog.dismiss().await;
         attempt
+    }
+
+    async fn under_a_fence(
+        &self,
+        in_step: &mut InStep<'_>,
+        record: &Record,
+        fence: &Fence,
+        operation: &mut Operation,
+    ) -> Result<std::result::Result<Swapped, Attempt>> {
+        fence::prepare(&self.context.mongo, fence, &self.renames).await?;
+        // As close as it gets before anybody has to wait.
+        in_step.draw_level(&self.context.stop).await?;
+        let begun = Instant::now();
+        let attempt = self.fenced(in_step, fence, operation, begun).await;
+        self.settle(in_step, record, fence, begun, attempt).await
     }
 
     fn record(&self, fence: &Fence, operation: &Operation) -> Record {
@@ -139,9 +154,9 @@ impl Exchange<'_> {
         in_step: &mut InStep<'_>,
         fence: &Fence,
         operation: &mut Operation,
+        begun: Instant,
     ) -> Result<Attempt> {
         let mongo = &self.context.mongo;
-        let begun = Instant::now();
         if self.context.stop.is_cancelled() {
             return Ok(Attempt::GivenUp("interrupted before writes were held off".into()));
         }
@@ -178,14 +193,13 @@ impl Exchange<'_> {
         crash::point("cutover_renaming");
         let limit = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_RENAME);
         let renamed = self.rename(operation, limit).await;
-        let pause = begun.elapsed();
         crash::point("cutover_renamed");
         match renamed {
             Ok(()) => {}
             Err(error) => tracing::warn!(%error, "looking what became of the rename"),
         }
         match self.outcome(operation).await? {
-            Found::Exchanged => Ok(Attempt::Done(Swapped { pause, fenced_at })),
+            Found::Exchanged => Ok(Attempt::Done(fenced_at)),
             Found::AsBefore => Ok(Attempt::Again("the rename was not done in time".into())),
             Found::Between => {
                 self.go_back().await?;
@@ -240,23 +254,38 @@ impl Exchange<'_> {
     /// Lets writes through again and stores what it came to, whatever that is.
     async fn settle(
         &self,
-        job: &str,
+        in_step: &mut InStep<'_>,
         record: &Record,
         fence: &Fence,
+        begun: Instant,
         attempt: Result<Attempt>,
-    ) -> Result<Attempt> {
+    ) -> Result<std::result::Result<Swapped, Attempt>> {
         let mongo = &self.context.mongo;
-        if attempt.as_ref().is_err_and(|error| error.class() == crate::error::Class::Unknown) {
-            return attempt;
+        match attempt {
+            // Nobody may touch what nobody understands.
+            Err(error) if error.class() == Class::Unknown => Err(error),
+            Ok(Attempt::Done(fenced_at)) => {
+                let brought = match in_step.last_moment().await {
+                    Ok(last) => bring_along(mongo, self.job, &self.renames, fenced_at, last).await,
+                    Err(error) => Err(error),
+                };
+                // Whoever comes next does what could not be done, by the record.
+                fence::lift(mongo, fence, &self.renames).await?;
+                let pause = begun.elapsed();
+                let (residue, renamed_at) = brought?;
+                let fields = residual::fields(record, &residue, renamed_at);
+                record::close(mongo, self.job, &record.id, record.end(), fields).await?;
+                Ok(Ok(Swapped { pause, residue }))
+            }
+            other => {
+                fence::lift(mongo, fence, &self.renames).await?;
+                if look(mongo, &self.renames).await? != Found::AsBefore {
+                    return Err(other.err().unwrap_or_else(|| unknown(&self.renames)));
+                }
+                record::close(mongo, self.job, &record.id, State::GivenUp, Document::new()).await?;
+                other.map(Err)
+            }
         }
-        fence::lift(mongo, fence, &self.renames).await?;
-        let state = match look(mongo, &self.renames).await? {
-            Found::Exchanged => State::Renamed,
-            Found::AsBefore => State::GivenUp,
-            Found::Between | Found::Unknown => return Err(unknown(&self.renames)),
-        };
-        record::close(mongo, job, &record.id, state).await?;
-        attempt
     }
 }
 

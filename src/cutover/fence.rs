@@ -31,21 +31,41 @@ pub enum Raised {
 /// The fence that a method needs, with what it replaces.
 ///
 /// # Errors
-/// A stop where the live collection can't be looked at.
+/// A stop where one of the collections is not what it was, a refusal where one
+/// refuses writes already.
 pub async fn planned(mongo: &Mongo, method: &Method, renames: &Renames) -> Result<Fence> {
     if method.is_blocking_all {
         return Ok(Fence::WriteBlock);
     }
-    let live = mongo.describe(&renames.live).await?;
-    let live = live.filter(|live| live.uuid.as_ref() == Some(&renames.live_uuid)).ok_or_else(|| {
-        Error::stopped(format!("{} is no longer the collection that was copied", renames.live))
+    Ok(Fence::Validator {
+        live: original(mongo, &renames.live, &renames.live_uuid).await?,
+        incoming: original(mongo, &renames.incoming, &renames.incoming_uuid).await?,
+    })
+}
+
+async fn original(mongo: &Mongo, namespace: &Namespace, uuid: &Bson) -> Result<Validation> {
+    let found = mongo.describe(namespace).await?;
+    let found = found.filter(|found| found.uuid.as_ref() == Some(uuid)).ok_or_else(|| {
+        Error::stopped(format!("{namespace} is no longer the collection that this job knows"))
     })?;
-    let original = Validation::of(&live.options);
+    let original = Validation::of(&found.options);
     if original == Validation::refusing() {
-        return Err(Error::refused(format!("{} refuses all writes already", renames.live))
+        return Err(Error::refused(format!("{namespace} refuses all writes already"))
             .hint("remove its validator {$expr: false} first, if nobody needs it"));
     }
-    Ok(Fence::Validator(original))
+    Ok(original)
+}
+
+/// Raises the part of a fence that nobody waits for: around the collection that
+/// nobody uses yet.
+///
+/// # Errors
+/// A stop where the server refuses.
+pub async fn prepare(mongo: &Mongo, fence: &Fence, renames: &Renames) -> Result<()> {
+    if *fence == Fence::WriteBlock {
+        return Ok(());
+    }
+    restore(mongo, &renames.incoming, &renames.incoming_uuid, &Validation::refusing()).await
 }
 
 /// Raises a fence that is in the record already.
@@ -55,7 +75,7 @@ pub async fn planned(mongo: &Mongo, method: &Method, renames: &Renames) -> Resul
 pub async fn raise(mongo: &Mongo, fence: &Fence, renames: &Renames, max_pause: Duration) -> Result<Raised> {
     let limit = (max_pause / 2).min(LONGEST_WAIT).max(Duration::from_millis(20));
     let raised = match fence {
-        Fence::Validator(_) => {
+        Fence::Validator { .. } => {
             let refusing = Validation::refusing();
             mongo.set_validation(&renames.live, &renames.live_uuid, &refusing, limit).await
         }
@@ -78,24 +98,31 @@ pub async fn lift(mongo: &Mongo, fence: &Fence, renames: &Renames) -> Result<()>
         Fence::WriteBlock => {
             retrying("letting all writes through again", || mongo.block_writes(false)).await.map(|_| ())
         }
-        Fence::Validator(original) => {
-            for namespace in std::iter::once(&renames.live).chain(&renames.retired) {
-                let found = mongo.describe(namespace).await?;
-                if let Some(found) = found.filter(|found| found.uuid.as_ref() == Some(&renames.live_uuid)) {
-                    if Validation::of(&found.options) != Validation::refusing() {
-                        return Ok(());
-                    }
-                    return restore(mongo, namespace, &renames.live_uuid, original).await;
-                }
-            }
-            // It was dropped, and its fence with it.
-            Ok(())
+        Fence::Validator { live, incoming } => {
+            // First the one that the application waits for.
+            lift_from(mongo, renames, &renames.incoming_uuid, incoming).await?;
+            lift_from(mongo, renames, &renames.live_uuid, live).await
         }
     }
 }
 
+/// Restores the validator of a collection, whichever name it bears. One that was
+/// dropped took its fence with it.
+async fn lift_from(mongo: &Mongo, renames: &Renames, uuid: &Bson, original: &Validation) -> Result<()> {
+    for namespace in [&renames.live, &renames.incoming].into_iter().chain(&renames.retired) {
+        let found = mongo.describe(namespace).await?;
+        if let Some(found) = found.filter(|found| found.uuid.as_ref() == Some(uuid)) {
+            if Validation::of(&found.options) != Validation::refusing() {
+                return Ok(());
+            }
+            return restore(mongo, namespace, uuid, original).await;
+        }
+    }
+    Ok(())
+}
+
 async fn restore(mongo: &Mongo, namespace: &Namespace, uuid: &Bson, original: &Validation) -> Result<()> {
-    retrying(format!("letting the writes to {namespace} through again"), || {
+    retrying(format!("changing which writes {namespace} refuses"), || {
         mongo.set_validation(namespace, uuid, original, LIFTING)
     })
     .await

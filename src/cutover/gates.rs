@@ -95,6 +95,7 @@ fn order(plan: &Plan) -> full::Order<'_> {
         settle: SETTLE,
         restart: false,
         most: MOST_DIFFERENCES,
+        is_quarantine: false,
     }
 }
 

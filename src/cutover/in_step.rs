@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cleanse::follow::{Followed, Follower};
 use crate::error::{Class, Error, Result};
-use crate::mongo::catch_up::CatchUp;
 use crate::mongo::feed::{Ended, Feed, Position};
+use crate::mongo::lanes::Lanes;
 
 /// Changes that are worked on at once.
 const BATCH: usize = 500;
@@ -21,7 +21,7 @@ const SAVE: Duration = Duration::from_secs(1);
 pub struct InStep<'a> {
     /// Knows both collections.
     pub follower: &'a Follower<'a>,
-    catch_up: CatchUp,
+    catch_up: Lanes,
     feed: Feed,
     saved: Instant,
     /// What was done so far.
@@ -46,7 +46,7 @@ impl<'a> InStep<'a> {
     /// A refusal where the oplog no longer holds what comes next.
     pub async fn from(follower: &'a Follower<'a>, position: Position, followed: Followed) -> Result<Self> {
         let catch_up = follower.catch_up().await?;
-        let feed = follower.mongo.prompt_feed(follower.source, position).await?;
+        let feed = follower.mongo.prompt_feed(&follower.watched(), position).await?;
         Ok(Self { follower, catch_up, feed, saved: Instant::now(), followed })
     }
 
@@ -99,7 +99,10 @@ impl<'a> InStep<'a> {
         self.follower.job.lease().valid().await?;
         let changes = self.feed.next(BATCH).await.map_err(|error| error.with_class(Class::Stopped))?;
         self.follower.check(&changes).await?;
-        self.followed.applied.add(self.catch_up.apply(&changes.touched, changes.time).await?);
+        self.followed.applied.add(self.follower.apply(&mut self.catch_up, &changes.touched, changes.time).await?);
+        let members =
+            self.follower.bring_members(&mut self.catch_up, &changes.members, changes.time).await?;
+        self.followed.applied.add(members);
         self.followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
         if self.saved.elapsed() >= SAVE {
             self.follower.save_position(self.feed.position()).await?;

@@ -23,8 +23,6 @@ pub enum State {
     Fenced,
     /// Everything written before is brought along; names may be exchanged.
     Renaming,
-    /// Names are exchanged; what came at the last moment may still have to be looked at.
-    Renamed,
     /// All is done.
     Finished,
     /// Nothing was exchanged.
@@ -36,10 +34,9 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 6] = [
         Self::Fenced,
         Self::Renaming,
-        Self::Renamed,
         Self::Finished,
         Self::GivenUp,
         Self::RolledBack,
@@ -51,7 +48,6 @@ impl State {
         match self {
             Self::Fenced => "fenced",
             Self::Renaming => "renaming",
-            Self::Renamed => "renamed",
             Self::Finished => "finished",
             Self::GivenUp => "given_up",
             Self::RolledBack => "rolled_back",
@@ -63,8 +59,14 @@ impl State {
 /// A fence that may be up.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fence {
-    /// A validator instead of this one, on the collection that was live.
-    Validator(Validation),
+    /// Validators that refuse, instead of these.
+    Validator {
+        /// On the collection that was live.
+        live: Validation,
+        /// On the collection that takes its place: until what came at the last moment
+        /// is brought along, nobody may write upon it.
+        incoming: Validation,
+    },
     /// The block of all writes.
     WriteBlock,
 }
@@ -72,7 +74,9 @@ pub enum Fence {
 impl Fence {
     fn to_document(&self) -> Document {
         match self {
-            Self::Validator(original) => doc! {"kind": "validator", "original": original.to_document()},
+            Self::Validator { live, incoming } => {
+                doc! {"kind": "validator", "live": live.to_document(), "incoming": incoming.to_document()}
+            }
             Self::WriteBlock => doc! {"kind": "write-block"},
         }
     }
@@ -80,8 +84,8 @@ impl Fence {
     fn from_document(document: &Document) -> Option<Self> {
         match document.get_str("kind").ok()? {
             "validator" => {
-                let original = document.get_document("original").ok()?;
-                Some(Self::Validator(Validation::from_document(original)?))
+                let original = |name: &str| Validation::from_document(document.get_document(name).ok()?);
+                Some(Self::Validator { live: original("live")?, incoming: original("incoming")? })
             }
             "write-block" => Some(Self::WriteBlock),
             _ => None,
@@ -173,9 +177,14 @@ impl Record {
         })
     }
 
+    /// What it is when all is done.
+    pub fn end(&self) -> State {
+        if self.is_rollback { State::RolledBack } else { State::Finished }
+    }
+
     /// Whether the new collection bears the live name.
     pub fn is_done(&self) -> bool {
-        matches!(self.state, State::Renamed | State::Finished) && !self.is_rollback
+        self.state == State::Finished && !self.is_rollback
     }
 
     /// Where a job of ours may have left writes held off.
@@ -218,18 +227,20 @@ pub async fn claim(mongo: &Mongo, job: &str, id: &str) -> Result<bool> {
 /// How long lifting a fence may take.
 const CLAIM_MILLISECONDS: i64 = 20_000;
 
-/// Stores what an exchange of names came to; the fence is down.
+/// Stores what an exchange of names came to, and what belongs to that; the fence
+/// is down.
 ///
 /// # Errors
 /// A stop where the job can't be written.
-pub async fn close(mongo: &Mongo, job: &str, id: &str, state: State) -> Result<()> {
+pub async fn close(mongo: &Mongo, job: &str, id: &str, state: State, mut fields: Document) -> Result<()> {
     let jobs: Collection<Document> = mongo.state("jobs");
     let filter = doc! {"_id": job, format!("{FIELD}.id"): id};
-    let update = doc! {"$set": {
+    fields.extend(doc! {
         format!("{FIELD}.state"): state.as_str(),
         format!("{FIELD}.fence"): Bson::Null,
         format!("{FIELD}.claimed_at"): Bson::Null,
-    }};
+    });
+    let update = doc! {"$set": fields};
     crate::mongo::command::retrying(format!("storing what became of the cutover of {job}"), || {
         let update = jobs.update_one(filter.clone(), update.clone());
         async move { update.await }
@@ -257,7 +268,7 @@ mod tests {
                 incoming_uuid: 2.into(),
                 retired: Some("app.users_before_j".parse().expect("valid")),
             },
-            fence: Some(Fence::Validator(validation)),
+            fence: Some(Fence::Validator { live: validation, incoming: Validation::of(&doc! {}) }),
             session: Some(doc! {"id": 5}),
             fenced_at: Some(Timestamp { time: 1, increment: 2 }),
         };

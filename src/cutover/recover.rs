@@ -7,12 +7,18 @@ use bson::{Bson, Document};
 
 use super::exchange::take_name;
 use super::fence;
+use super::gap::merge_back;
+use super::in_step::last_moment;
 use super::order::Renames;
 use super::record::{self, Record, State};
+use super::residual::{self, bring_along};
+use crate::cleanse::follow::Direction;
 use crate::error::{Class, Error, Result};
 use crate::event::Events;
 use crate::job::store;
 use crate::mongo::Mongo;
+use crate::mongo::feed::Position;
+use crate::mongo::watched::Watched;
 
 /// What a dead process has sent may still be on its way to the server.
 const ON_THE_WAY: Duration = Duration::from_millis(250);
@@ -98,16 +104,38 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
         }
         found => found,
     };
-    if let Some(fence) = &record.fence {
-        fence::lift(mongo, fence, renames).await?;
-    }
     let state = match found {
-        Found::Exchanged => State::Renamed,
+        Found::Exchanged => record.end(),
         Found::AsBefore => State::GivenUp,
         Found::Between | Found::Unknown => return Err(unknown(renames)),
     };
-    record::close(mongo, job, &record.id, state).await?;
+    let brought = if found == Found::Exchanged { brought_along(mongo, job, record).await } else { Ok(Document::new()) };
+    // Writes go on, whatever could not be done.
+    if let Some(fence) = &record.fence {
+        fence::lift(mongo, fence, renames).await?;
+    }
+    let fields = brought?;
+    if found == Found::AsBefore {
+        merge_back(mongo, job, &renames.live).await?;
+    }
+    record::close(mongo, job, &record.id, state, fields).await?;
     Ok(Some(state))
+}
+
+/// What came at the last moment of an exchange whose process did not live to see
+/// to it; returns what is to be stored.
+async fn brought_along(mongo: &Mongo, job: &str, record: &Record) -> Result<Document> {
+    let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+    let direction = if record.is_rollback { Direction::Back } else { Direction::Forward };
+    let position = stored.get_document(direction.position()).ok().and_then(Position::from_document);
+    let latest = Record::of(&stored)?.and_then(|latest| latest.fenced_at);
+    let (Some(position), Some(fenced_at)) = (position, latest) else {
+        return Err(Error::stopped(format!("the job {job} does not tell since when writes were held off")));
+    };
+    let mut feed = mongo.prompt_feed(&Watched::only(&record.renames.live), position).await?;
+    let last = last_moment(&mut feed).await?;
+    let (residue, renamed_at) = bring_along(mongo, job, &record.renames, fenced_at, last).await?;
+    Ok(residual::fields(record, &residue, renamed_at))
 }
 
 /// Lifts every fence that a process has left which is gone.
@@ -130,7 +158,7 @@ pub async fn lift_orphans(mongo: &Mongo, events: &Events) -> Result<()> {
             "a cutover of {} was cut short and had left its writes held off: they are let through again; {}",
             record.renames.live,
             match state {
-                State::Renamed => "the new collection is live: start `cutover` again to finish",
+                State::Finished => "the new collection is live",
                 _ => "the old collection is live as before",
             }
         ));

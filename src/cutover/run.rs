@@ -2,18 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, Document};
 use serde_json::{Value, json};
 
 use super::exchange::{Exchange, Exchanged, Swapped};
 use super::gates::{self, CHANGED_AT, Gate};
-use super::in_step::{InStep, last_moment};
-use super::order::{Renames, method, retired_name};
-use super::record::{self, Record, State, mode_word};
+use super::in_step::InStep;
+use super::order::{Renames, job_name, method, retired_name};
+use super::record::{Record, State, mode_word};
 use super::recover::recover;
-use super::residual::{Residue, bring_along};
+use super::residual::Residue;
 use crate::Context;
 use crate::cleanse::follow::{Direction, Followed, Follower, stored_position};
+use crate::cleanse::ledger::Tally;
 use crate::cleanse::plan::{Plan, prepare};
 use crate::cleanse::run::{is_copied, source_options};
 use crate::cleanse::steer::{self, Steered};
@@ -87,7 +88,9 @@ fn check_options(args: &CutoverArgs) -> Result<()> {
 /// # Errors
 /// As for the cleanse itself.
 pub async fn prepare_copy(context: &Context, copy: &CopyArgs) -> Result<Plan> {
-    let args = CleanseArgs::of_copy(copy.source.clone(), copy.to.clone(), copy.job.clone());
+    let stored = stored_job(context, &job_name(&context.settings, copy)?).await?;
+    let identity = stored.get_document("identity").cloned().unwrap_or_default();
+    let args = CleanseArgs::of_copy(copy, identity.get_str("quarantine").ok());
     prepare(&context.mongo, &context.settings, &args).await
 }
 
@@ -172,31 +175,13 @@ async fn steps(
         recover(&context.mongo, &plan.job, &record).await?;
     }
     let stored = stored_job(context, &plan.job).await?;
-    let follower = forward(steered, plan, job);
-    match earlier(&stored)? {
-        Some(record) if record.state == State::Renamed => {
-            report.outcome = "cut_over";
-            context.events.note("the names were exchanged already: finishing");
-            let position = stored_position_of(job, Direction::Forward)?;
-            let mut feed = context.mongo.prompt_feed(&record.renames.live, position).await?;
-            let fenced_at = fenced_at(&stored, &record)?;
-            let last = last_moment(&mut feed).await?;
-            finish_exchange(context, &follower, &record.renames, fenced_at, last, report).await
-        }
-        Some(record) => {
-            report.outcome = "cut_over";
-            report.old_collection = record.renames.retired.as_ref().map(ToString::to_string);
-            context.events.note("this was cut over before");
-            Ok(())
-        }
-        None => cut_over(context, args, plan, &follower, report).await,
+    if let Some(record) = earlier(&stored)? {
+        report.outcome = "cut_over";
+        report.old_collection = record.renames.retired.as_ref().map(ToString::to_string);
+        context.events.note("the names were exchanged before");
+        return Ok(());
     }
-}
-
-fn fenced_at(stored: &Document, record: &Record) -> Result<bson::Timestamp> {
-    let stored =
-        stored.get_document(record::FIELD).ok().and_then(|stored| stored.get_timestamp("fenced_at").ok());
-    stored.or(record.fenced_at).ok_or_else(|| Error::stopped("the record of the cutover has no moment"))
+    cut_over(context, args, plan, &forward(steered, plan, job), report).await
 }
 
 /// The follower from the source to the target of a cleanse.
@@ -208,6 +193,8 @@ pub fn forward<'a>(steered: &'a Steered, plan: &'a Plan, job: &'a Job) -> Follow
         source: &plan.source,
         target: &plan.target,
         valid: plan.predicate.valid(),
+        rejected: plan.rejected(),
+        tally: std::sync::Mutex::new(Tally::stored(job.document())),
         direction: Direction::Forward,
         options: Some(source_options(plan, job)),
         events: &steered.context.events,
@@ -262,11 +249,12 @@ async fn cut_over(
             report.reason = Some(reason);
             Ok(())
         }
-        Exchanged::Yes(Swapped { pause, fenced_at }) => {
+        Exchanged::Yes(Swapped { pause, residue }) => {
             report.outcome = "cut_over";
             report.pause = Some(pause);
-            let last = in_step.last_moment().await?;
-            finish_exchange(context, follower, &exchange.renames, fenced_at, last, report).await
+            report.residue = residue;
+            report.old_collection = exchange.renames.retired.as_ref().map(ToString::to_string);
+            Ok(())
         }
     }
 }
@@ -299,33 +287,9 @@ async fn renames(context: &Context, plan: &Plan, job: &Job, mode: Mode) -> Resul
     Ok(renames)
 }
 
-/// What is left once the names are exchanged: the last moment, and the position
-/// from which the way back would be followed.
-async fn finish_exchange(
-    context: &Context,
-    follower: &Follower<'_>,
-    renames: &Renames,
-    fenced_at: bson::Timestamp,
-    last: super::in_step::LastMoment,
-    report: &mut Report,
-) -> Result<()> {
-    let (mongo, job) = (&context.mongo, follower.job);
-    let (residue, renamed_at) =
-        bring_along(mongo, job.name(), renames, fenced_at, last, &follower.valid).await?;
-    report.residue = residue;
-    report.old_collection = renames.retired.as_ref().map(ToString::to_string);
-    job.save(doc! {
-        format!("{}.state", record::FIELD): State::Finished.as_str(),
-        format!("{}.renamed_at", record::FIELD): renamed_at,
-        "old_collection": report.old_collection.clone(),
-        Direction::Back.position(): Position::Time(renamed_at).to_document(),
-    })
-    .await
-}
-
 /// Lifts the fence of a cutover that was cut short.
 async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
-    let name = super::order::job_name(&context.settings, copy)?;
+    let name = job_name(&context.settings, copy)?;
     let stored = stored_job(context, &name).await?;
     let record = Record::of(&stored)?.filter(|record| record.fence.is_some());
     let Some(record) = record else {
@@ -342,9 +306,7 @@ async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
     }
     let state = recover(&context.mongo, &name, &record).await?;
     let (outcome, text) = match state {
-        Some(State::Renamed) => {
-            ("cut_over", "the new collection is live already; start `cutover` again to finish")
-        }
+        Some(State::Finished) => ("cut_over", "the names were exchanged already, the new collection is live"),
         Some(_) => ("aborted", "the old collection is live as before, its writes go on"),
         None => ("aborted", "another process is lifting the fence at this moment"),
     };
@@ -402,7 +364,6 @@ impl Report {
             "reason": self.reason,
             "pause_ms": self.pause.map(|pause| pause.as_secs_f64() * 1000.0),
             "residual_deletes": self.residue.deletes,
-            "residual_writes": self.residue.writes,
             "lost_writes": ids(&self.residue.lost),
             "gap": {"merged": self.residue.gap.merged, "conflicts": ids(&self.residue.gap.conflicts)},
             "old_collection": self.old_collection,
@@ -421,15 +382,15 @@ impl Report {
         if let Some(pause) = self.pause {
             lines.push(format!("  writes were held off for {pause:.0?}"));
         }
-        let Residue { deletes, writes, lost, gap } = &self.residue;
-        if deletes + writes > 0 {
-            lines.push(format!("  brought along from the last moment: {deletes} deletes, {writes} writes"));
+        let Residue { deletes, lost, gap } = &self.residue;
+        if *deletes > 0 {
+            lines.push(format!("  brought along from the last moment: {deletes} deletes"));
         }
         if gap.merged > 0 {
             lines.push(format!("  merged from the gap between the renames: {} documents", gap.merged));
         }
         for (ids, what) in [
-            (lost, "written past validation in the last moment, and lost with the old collection"),
+            (lost, "written past validation at the last moment: the new collection does not have that"),
             (
                 &gap.conflicts,
                 "written into the gap though they exist; kept in the state database (gap_writes)",

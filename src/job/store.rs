@@ -158,6 +158,11 @@ impl Job {
         self.document.get(field)
     }
 
+    /// The document as it was when the job was started.
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
     /// Lets fields that were just stored count as stored.
     pub(super) fn remember(&mut self, fields: Document) {
         self.document.extend(fields);

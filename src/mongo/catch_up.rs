@@ -8,6 +8,8 @@
 //! transaction numbers, and the server refuses a number that is lower than one
 //! it has seen.
 
+pub mod quarantine;
+
 use std::collections::HashMap;
 
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
@@ -15,21 +17,28 @@ use mongodb::ClientSession;
 use mongodb::options::ReadConcern;
 
 use super::command::{is_transient_code, retrying_in};
+use super::groups::Groups;
 use super::index::whole_number;
 use super::sink::{check_write_concern, id_bytes, value_bytes};
 use super::source::to_bson;
+use super::valid::Valid;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
+use crate::crash;
 use crate::error::{Context, Error, Result};
 
-/// Bytes of documents per command.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of documents per command, and about as many are read at once.
+pub(super) const MOST_BYTES: usize = 2 * 1024 * 1024;
 /// Statements per command.
-const MOST_STATEMENTS: usize = 1000;
+pub(super) const MOST_STATEMENTS: usize = 1000;
+/// The same as long as nobody knows how large documents are.
+const FIRST_STATEMENTS: usize = 100;
 /// The server's code for a duplicate key.
 const DUPLICATE_KEY: u64 = 11000;
-/// Rounds in which documents that stand in each other's way are written again.
-const ROUNDS: usize = 10;
+/// The server's code for a document that a validator refuses.
+const INVALID: u64 = 121;
+/// Rounds in which documents are written again that failed for a passing reason.
+pub(super) const ROUNDS: usize = 10;
 
 /// What was done to the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,37 +58,76 @@ impl Applied {
     }
 }
 
+/// What became of some documents.
+#[derive(Debug, Default)]
+pub struct Attempt {
+    /// What was done.
+    pub applied: Applied,
+    /// Documents that were not written because of others under a unique index,
+    /// and these others. They are left as they are.
+    pub parties: Vec<RawBson>,
+}
+
+impl Attempt {
+    /// Adds what became of others.
+    pub fn add(&mut self, other: Self) {
+        self.applied.add(other.applied);
+        self.parties.extend(other.parties);
+    }
+}
+
 /// Keeps a target in step with a source.
 #[derive(Debug)]
 pub struct CatchUp {
-    mongo: Mongo,
-    source: Namespace,
-    target: Namespace,
-    valid: Document,
+    pub(super) mongo: Mongo,
+    pub(super) source: Namespace,
+    pub(super) target: Namespace,
+    pub(super) valid: Valid,
+    pub(super) groups: Groups,
+    quarantine: Option<quarantine::Kept>,
     reading: ClientSession,
     writing: ClientSession,
     transaction: i64,
-}
-
-/// A duplicate key: whose document, and the values that stand in its way.
-struct Conflict {
-    id: RawBson,
-    values: Option<Document>,
+    /// Documents to read at once, by the size of those before.
+    at_once: usize,
+    /// Whether the target has refused what stands in the source.
+    bypasses: bool,
 }
 
 impl CatchUp {
-    /// Brings documents from one collection to another where `valid` holds.
+    /// Brings documents from one collection to another where they are valid; `owner`
+    /// is whose notes are kept.
     ///
     /// # Errors
     /// A stop where no session can be had.
-    pub async fn new(mongo: &Mongo, source: &Namespace, target: &Namespace, valid: Document) -> Result<Self> {
+    pub async fn new(
+        mongo: &Mongo,
+        source: &Namespace,
+        target: &Namespace,
+        valid: Valid,
+        owner: &str,
+    ) -> Result<Self> {
         // The driver hands sessions on, and whoever got one of ours would be
         // refused for its numbers.
         let mongo = mongo.apart()?;
+        let groups = Groups::of(&mongo, owner);
         let reading = mongo.client().start_session().await.during("starting a session")?;
         let writing = mongo.client().start_session().await.during("starting a session")?;
         let (source, target) = (source.clone(), target.clone());
-        Ok(Self { mongo, source, target, valid, reading, writing, transaction: 0 })
+        let (quarantine, at_once) = (None, FIRST_STATEMENTS);
+        Ok(Self {
+            bypasses: false,
+            mongo,
+            source,
+            target,
+            valid,
+            groups,
+            quarantine,
+            reading,
+            writing,
+            transaction: 0,
+            at_once,
+        })
     }
 
     /// The session of the writes, to be recorded before the first: whoever comes
@@ -88,32 +136,43 @@ impl CatchUp {
         self.writing.id().clone()
     }
 
+    /// Whether a document decides about others.
+    pub(super) fn has_groups(&self) -> bool {
+        self.valid.grouping.is_some()
+    }
+
     /// Brings these documents up to the state that they have now or later, at
     /// least that of `after`.
     ///
     /// # Errors
     /// A stop where a document can't be written for good.
-    pub async fn apply(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Applied> {
-        let mut applied = Applied::default();
+    pub async fn apply(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Attempt> {
+        if let Some(grouping) = self.valid.grouping.clone() {
+            // What stands in the way of a winner is cared for there.
+            let applied = self.apply_groups(&grouping, &distinct(ids), after).await?;
+            return Ok(Attempt { applied, parties: Vec::new() });
+        }
+        let mut attempt = Attempt::default();
         let mut open = distinct(ids);
         for _ in 0..ROUNDS {
             let mut again = Vec::new();
-            for part in open.chunks(MOST_STATEMENTS) {
-                applied.add(self.apply_once(part, after, &mut again).await?);
+            let mut rest = open.as_slice();
+            while !rest.is_empty() {
+                let (part, others) = rest.split_at(self.at_once.min(rest.len()));
+                attempt.applied.add(self.apply_once(part, after, &mut again, &mut attempt.parties).await?);
+                rest = others;
             }
             if again.is_empty() {
-                return Ok(applied);
+                return Ok(attempt);
             }
             open = distinct(&again);
         }
-        let id = open.first().map(|id| crate::report::json::extended(id.as_raw_bson_ref()));
         Err(Error::stopped(format!(
-            "{} documents of {} stand in each other's way under a unique index, {} among them",
+            "{} documents could not be brought up to date in {}",
             open.len(),
-            self.source,
-            id.unwrap_or_default()
+            self.target
         ))
-        .hint("does the source itself hold duplicates that the rules keep? Started again, the job goes on"))
+        .hint("the server was interrupted again and again; start the same command again"))
     }
 
     async fn apply_once(
@@ -121,37 +180,61 @@ impl CatchUp {
         ids: &[RawBson],
         after: Option<Timestamp>,
         again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
     ) -> Result<Applied> {
         let mut gone: HashMap<Vec<u8>, RawBson> =
             ids.iter().map(|id| (value_bytes(id.as_raw_bson_ref()), id.clone())).collect();
         let documents = self.read(ids, after).await?;
+        if !documents.is_empty() {
+            self.at_once = statements_at_once(&documents);
+        }
         for document in &documents {
             if let Some(bytes) = id_bytes(document) {
                 gone.remove(&bytes);
             }
         }
+        let sorted = self.sort(&documents, &mut gone).await?;
         // Removed first: an `_id` may have come back as an equal number of another type.
         let removed: Vec<RawBson> = gone.into_values().collect();
         self.remove(&removed).await?;
-        let written = self.write_all(&documents, again).await?;
+        crash::point("catch_up_removed");
+        self.leave(&sorted).await?;
+        crash::point("left_a_side");
+        let written = self.write_all(&documents, again, parties).await?;
+        self.write_rejected(sorted, again).await?;
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
     }
 
     /// The valid ones among these documents, as a majority has them.
     async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
+        self.read_where(ids, &self.valid.clone(), after).await
+    }
+
+    /// The ones among these documents that are valid by that, as a majority has them.
+    async fn read_where(
+        &mut self,
+        ids: &[RawBson],
+        valid: &Valid,
+        after: Option<Timestamp>,
+    ) -> Result<Vec<RawDocumentBuf>> {
         let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
-        let mut condition = doc! {"_id": {"$in": ids}};
-        if !self.valid.is_empty() {
-            condition.insert("$and", vec![self.valid.clone()]);
-        }
+        let by_id = doc! {"_id": {"$in": ids}};
+        let pipeline = valid.candidates(by_id.clone());
+        let condition = doc! {"$and": [by_id, valid.condition.clone()]};
+        let is_condition = valid.is_condition();
         if let Some(after) = after {
             self.reading.advance_operation_time(after);
         }
         let collection = self.mongo.collection(&self.source);
         let reading = &mut self.reading;
         retrying_in(format!("re-reading documents of {}", self.source), reading, async |session| {
-            let find = collection.find(condition.clone()).read_concern(ReadConcern::majority());
-            let mut cursor = find.session(&mut *session).await?;
+            let majority = ReadConcern::majority();
+            let mut cursor = if is_condition {
+                collection.find(condition.clone()).read_concern(majority).session(&mut *session).await?
+            } else {
+                let read = collection.aggregate(pipeline.clone()).read_concern(majority);
+                read.session(&mut *session).await?.with_type()
+            };
             let mut documents = Vec::new();
             while cursor.advance(&mut *session).await? {
                 documents.push(cursor.current().to_owned());
@@ -161,7 +244,15 @@ impl CatchUp {
         .await
     }
 
-    async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
+    /// Removes documents from the target.
+    ///
+    /// # Errors
+    /// A stop where the server refuses.
+    pub async fn remove(&mut self, ids: &[RawBson]) -> Result<()> {
+        self.remove_from(&self.target.clone(), ids).await
+    }
+
+    async fn remove_from(&mut self, namespace: &Namespace, ids: &[RawBson]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
         }
@@ -169,7 +260,7 @@ impl CatchUp {
         for id in ids {
             deletes.push(rawdoc! {"q": {"_id": {"$eq": id.clone()}}, "limit": 1});
         }
-        let mut command = rawdoc! {"delete": self.target.collection.as_str(), "ordered": false};
+        let mut command = rawdoc! {"delete": namespace.collection.as_str(), "ordered": false};
         command.append(bson::cstr!("deletes"), deletes);
         let reply = self.send(command).await?;
         match first_error(&reply) {
@@ -178,45 +269,61 @@ impl CatchUp {
         }
     }
 
-    async fn write_all(&mut self, documents: &[RawDocumentBuf], again: &mut Vec<RawBson>) -> Result<u64> {
+    pub(super) async fn write_all(
+        &mut self,
+        documents: &[RawDocumentBuf],
+        again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
+    ) -> Result<u64> {
         let (mut start, mut bytes, mut written) = (0, 0, 0);
         for (position, document) in documents.iter().enumerate() {
             let size = document.as_bytes().len();
             if position > start && bytes + size > MOST_BYTES {
-                written += self.write(&documents[start..position], again).await?;
+                written += self.write(&documents[start..position], again, parties).await?;
                 (start, bytes) = (position, 0);
             }
             bytes += size;
         }
         if start < documents.len() {
-            written += self.write(&documents[start..], again).await?;
+            written += self.write(&documents[start..], again, parties).await?;
         }
         Ok(written)
     }
 
-    async fn write(&mut self, documents: &[RawDocumentBuf], again: &mut Vec<RawBson>) -> Result<u64> {
+    async fn write(
+        &mut self,
+        documents: &[RawDocumentBuf],
+        again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
+    ) -> Result<u64> {
         let mut updates = RawArrayBuf::new();
         for document in documents {
             updates.push(statement(document)?);
         }
         let mut command = rawdoc! {"update": self.target.collection.as_str(), "ordered": false};
         command.append(bson::cstr!("updates"), updates);
+        let bypasses = self.bypasses;
+        if bypasses {
+            command.append(bson::cstr!("bypassDocumentValidation"), true);
+        }
         let reply = self.send(command).await?;
         let errors = errors(&reply);
         let failed = u64::try_from(errors.len()).unwrap_or(u64::MAX);
         for error in errors {
-            self.resolve(documents, &error, again).await?;
+            self.resolve(documents, &error, bypasses, again, parties).await?;
         }
         Ok(u64::try_from(documents.len()).unwrap_or(u64::MAX).saturating_sub(failed))
     }
 
-    /// A document that could not be written: removes what stands in its way, so
-    /// that both are looked at again.
+    /// A document that could not be written: it is tried again, or it is told who
+    /// stands in whose way.
     async fn resolve(
         &mut self,
         documents: &[RawDocumentBuf],
         error: &Document,
+        did_bypass: bool,
         again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
     ) -> Result<()> {
         let code = error.get("code").and_then(whole_number).unwrap_or(0);
         let index = error.get("index").and_then(whole_number).and_then(|index| usize::try_from(index).ok());
@@ -227,31 +334,39 @@ impl CatchUp {
             again.push(id);
             return Ok(());
         }
+        if code == INVALID && !did_bypass {
+            // What the source holds is right, whatever the validator says; only where it
+            // must be, because that takes a privilege.
+            self.bypasses = true;
+            again.push(id);
+            return Ok(());
+        }
         if code != DUPLICATE_KEY {
             return Err(self.refused(error));
         }
-        let values = error.get_document("keyValue").ok().cloned();
-        let parties = self.parties(&Conflict { id, values }).await?;
-        self.remove(&parties).await?;
-        again.extend(parties);
+        parties.push(id);
+        if let Some(values) = error.get_document("keyValue").ok().filter(|values| !values.contains_key("_id"))
+        {
+            parties.extend(self.holders(values).await?);
+        }
         Ok(())
     }
 
-    /// Everybody in the target who is part of a conflict.
-    async fn parties(&mut self, conflict: &Conflict) -> Result<Vec<RawBson>> {
-        let mut parties = vec![conflict.id.clone()];
-        let Some(values) = conflict.values.as_ref().filter(|values| !values.contains_key("_id")) else {
-            return Ok(parties);
-        };
+    /// The documents of the target that hold these values.
+    ///
+    /// # Errors
+    /// A stop where the target can't be read.
+    pub async fn holders(&self, values: &Document) -> Result<Vec<RawBson>> {
         let filter: Document =
             values.iter().map(|(field, value)| (field.clone(), doc! {"$eq": value.clone()}.into())).collect();
         let collection = self.mongo.collection(&self.target);
         let operation = format!("finding what stands in the way in {}", self.target);
+        let mut holders = Vec::new();
         let mut cursor = collection.find(filter).projection(doc! {"_id": 1}).await.during(&operation)?;
         while cursor.advance().await.during(&operation)? {
-            parties.extend(cursor.current().get("_id").ok().flatten().map(RawBson::from));
+            holders.extend(cursor.current().get("_id").ok().flatten().map(RawBson::from));
         }
-        Ok(parties)
+        Ok(holders)
     }
 
     /// Sends a write, again and again under the same number: the server executes
@@ -290,7 +405,16 @@ pub(super) fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
     Ok(rawdoc! {"q": {"_id": {"$eq": id}}, "u": pipeline, "upsert": true})
 }
 
-fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
+/// How many documents to read at once, so that they are no more than a command
+/// holds: by the average size of the last. Pure.
+fn statements_at_once(documents: &[RawDocumentBuf]) -> usize {
+    let bytes: usize = documents.iter().map(|document| document.as_bytes().len()).sum();
+    let average = bytes / documents.len().max(1);
+    (MOST_BYTES / average.max(1)).clamp(1, MOST_STATEMENTS)
+}
+
+/// Each `_id` once.
+pub(crate) fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
     let mut seen = std::collections::HashSet::new();
     ids.iter().filter(|id| seen.insert(value_bytes(id.as_raw_bson_ref()))).cloned().collect()
 }

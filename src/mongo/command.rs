@@ -77,16 +77,32 @@ pub async fn retrying_in<T>(
     session: &mut ClientSession,
     mut action: impl AsyncFnMut(&mut ClientSession) -> mongodb::error::Result<T>,
 ) -> Result<T> {
-    let mut waits =
-        ExponentialBackoff::from_millis(2).factor(50).max_delay(LONGEST_WAIT).map(jitter).take(RETRIES);
+    let mut attempts = Attempts::default();
     loop {
-        match (action(session).await, waits.next()) {
-            (Err(error), Some(wait)) if is_transient(&error) => {
-                let error = describe_mongo(&error);
-                tracing::debug!(%operation, error, "will be sent again");
-                tokio::time::sleep(wait).await;
-            }
-            (result, _) => return result.during(&operation),
+        match action(session).await {
+            Err(error) if attempts.again(&operation, &error).await => {}
+            result => return result.during(&operation),
         }
+    }
+}
+
+/// The attempts at one operation, for a loop of its own: a task that is spawned
+/// can't await the closure of [`retrying_in`].
+#[derive(Debug, Default)]
+pub struct Attempts {
+    failed: usize,
+}
+
+impl Attempts {
+    /// Whether the operation may be sent again after this failure; waits until
+    /// it should be.
+    pub async fn again(&mut self, operation: &impl Display, error: &DriverError) -> bool {
+        let mut waits = ExponentialBackoff::from_millis(2).factor(50).max_delay(LONGEST_WAIT).take(RETRIES);
+        let Some(wait) = waits.nth(self.failed).filter(|_| is_transient(error)) else { return false };
+        self.failed += 1;
+        let error = describe_mongo(error);
+        tracing::debug!(%operation, error, "will be sent again");
+        tokio::time::sleep(jitter(wait)).await;
+        true
     }
 }

@@ -311,7 +311,10 @@ impl GivingWay {
     pub async fn write(&mut self, document: &bson::RawDocument) -> Result<Guarded> {
         let mut updates = bson::RawArrayBuf::new();
         updates.push(super::catch_up::statement(document)?);
-        let mut command = rawdoc! {"update": self.namespace.collection.as_str()};
+        let mut command = rawdoc! {
+            "update": self.namespace.collection.as_str(),
+            "bypassDocumentValidation": true,
+        };
         command.append(bson::cstr!("updates"), updates);
         self.attempt(command).await
     }

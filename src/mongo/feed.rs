@@ -1,4 +1,4 @@
-//! The change feed of one collection: which documents were touched, and how far
+//! The change feed of a collection: which documents were touched, and how far
 //! one has to read to have seen everything up to a moment.
 
 use std::time::Duration;
@@ -7,17 +7,21 @@ use bson::{Bson, Document, RawBson, RawDocumentBuf, Timestamp, doc};
 use mongodb::change_stream::ChangeStream;
 use mongodb::change_stream::event::ResumeToken;
 use mongodb::error::{Error as DriverError, ErrorKind};
+use mongodb::options::FullDocumentBeforeChangeType;
 use tokio::time::Instant;
 
 use super::Mongo;
 use super::command::{is_transient, retrying};
-use crate::config::values::Namespace;
+use super::watched::{Member, Watched};
 use crate::error::{Context, Error, Result};
 
 /// How long the server waits for a change before it answers that there is none.
 const WAIT: Duration = Duration::from_millis(500);
 /// The same where somebody waits for the answer.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
+/// Changes per answer of the server: without a limit it sends megabytes at once,
+/// each change with a token several times its size.
+const FETCHED: u32 = 2_000;
 /// The server's codes for a token that its oplog no longer holds.
 const LOST: [i32; 4] = [136, 222, 280, 286];
 /// How long to try to open a feed again, through elections.
@@ -52,6 +56,11 @@ impl Position {
         }
     }
 
+    /// Whether it is not before that moment.
+    pub fn has_reached(&self, moment: Timestamp) -> bool {
+        self.time().is_some_and(|time| (time.time, time.increment) >= (moment.time, moment.increment))
+    }
+
     /// The moment it stands for.
     pub fn time(&self) -> Option<Timestamp> {
         match self {
@@ -79,8 +88,12 @@ pub struct Changes {
     pub touched: Vec<RawBson>,
     /// Those of them that were written, not deleted.
     pub written: Vec<RawBson>,
+    /// Documents of other collections that were touched, which decide about ours.
+    pub members: Vec<Member>,
     /// The moment of the last of them.
     pub time: Option<Timestamp>,
+    /// When documents came and went: true where one came.
+    pub came_or_went: Vec<(Timestamp, bool)>,
     /// Whether the options of the collection were changed.
     pub modified: bool,
     /// What ended the collection as we know it, such as `drop`.
@@ -103,10 +116,22 @@ pub struct Ended {
     pub at: Option<Timestamp>,
 }
 
+impl Changes {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.touched.len() + self.members.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// An open feed.
 pub struct Feed {
     mongo: Mongo,
-    namespace: Namespace,
+    watched: Watched,
     stream: ChangeStream<RawDocumentBuf>,
     position: Position,
     wait: Duration,
@@ -143,13 +168,13 @@ impl Mongo {
             .ok_or_else(|| Error::stopped("the server does not tell its last write"))
     }
 
-    /// Opens the feed of a collection.
+    /// Opens a feed.
     ///
     /// # Errors
     /// A refusal where the oplog no longer reaches back that far, a stop where
     /// the server can't be read.
-    pub async fn feed(&self, namespace: &Namespace, from: Position) -> Result<Feed> {
-        self.feed_waiting(namespace, from, WAIT).await
+    pub async fn feed(&self, watched: &Watched, from: Position) -> Result<Feed> {
+        self.feed_waiting(watched, from, WAIT).await
     }
 
     /// Opens a feed that answers at once: in small portions, with the price of
@@ -157,33 +182,41 @@ impl Mongo {
     ///
     /// # Errors
     /// As [`Mongo::feed`].
-    pub async fn prompt_feed(&self, namespace: &Namespace, from: Position) -> Result<Feed> {
-        self.feed_waiting(namespace, from, SHORT_WAIT).await
+    pub async fn prompt_feed(&self, watched: &Watched, from: Position) -> Result<Feed> {
+        self.feed_waiting(watched, from, SHORT_WAIT).await
     }
 
-    async fn feed_waiting(&self, namespace: &Namespace, from: Position, wait: Duration) -> Result<Feed> {
-        let stream = open(self, namespace, &from, wait).await?;
-        Ok(Feed { mongo: self.clone(), namespace: namespace.clone(), stream, position: from, wait })
+    async fn feed_waiting(&self, watched: &Watched, from: Position, wait: Duration) -> Result<Feed> {
+        let stream = open(self, watched, &from, wait).await?;
+        // Where nothing has changed, the server says at once how far that holds.
+        let token = stream.resume_token().and_then(|token| bson::serialize_to_bson(&token).ok());
+        let position = token.map_or(from, Position::Token);
+        Ok(Feed { mongo: self.clone(), watched: watched.clone(), stream, position, wait })
     }
 }
 
 async fn open(
     mongo: &Mongo,
-    namespace: &Namespace,
+    watched: &Watched,
     from: &Position,
     wait: Duration,
 ) -> Result<ChangeStream<RawDocumentBuf>> {
-    // Only what is needed: a changed document may have megabytes.
-    let fields = doc! {"$project": {"operationType": 1, "documentKey._id": 1, "clusterTime": 1}};
+    let namespace = &watched.source;
     let collection = mongo.collection(namespace).clone_with_type::<Document>();
+    let database = mongo.database(&namespace.database);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut watch = collection
-            .watch()
-            .pipeline([fields.clone()])
+        let mut watch = if watched.memberships.is_empty() { collection.watch() } else { database.watch() };
+        watch = watch
+            .pipeline(watched.pipeline())
             .show_expanded_events(true)
             .read_concern(mongodb::options::ReadConcern::majority())
+            .batch_size(FETCHED)
             .max_await_time(wait);
+        if watched.needs_images() {
+            // Not every collection has them, and those that must are checked.
+            watch = watch.full_document_before_change(FullDocumentBeforeChangeType::WhenAvailable);
+        }
         watch = match from {
             Position::Time(time) => watch.start_at_operation_time(*time),
             Position::Token(token) => watch.start_after(read_token(token)?),
@@ -221,17 +254,18 @@ impl Feed {
     /// A refusal where the oplog no longer holds what comes next.
     pub async fn next(&mut self, most: usize) -> Result<Changes> {
         let mut changes = Changes::default();
-        let begun = Instant::now();
-        while changes.touched.len() < most && !changes.is_turn() && begun.elapsed() < self.wait {
+        let began = Instant::now();
+        // Few changes that never pause must not be waited for until they are many.
+        while changes.len() < most && !changes.is_turn() && began.elapsed() < self.wait {
             match self.stream.next_if_any().await {
-                Ok(Some(event)) => take(&event, &mut changes),
+                Ok(Some(event)) => take(&self.watched, &event, &mut changes),
                 Ok(None) => break,
                 Err(error) if is_lost(&error) || is_transient(&error) => {
                     // The driver has tried to go on by itself already.
-                    self.stream = open(&self.mongo, &self.namespace, &self.position, self.wait).await?;
+                    self.stream = open(&self.mongo, &self.watched, &self.position, self.wait).await?;
                     return Ok(Changes::default());
                 }
-                Err(error) => return Err(error).during(format!("following {}", self.namespace)),
+                Err(error) => return Err(error).during(format!("following {}", self.watched.source)),
             }
         }
         if let Some(token) = self.stream.resume_token() {
@@ -249,37 +283,44 @@ impl Feed {
 
     /// Whether everything up to that moment was read.
     pub fn has_reached(&self, time: Timestamp) -> bool {
-        self.position
-            .time()
-            .is_some_and(|reached| (reached.time, reached.increment) >= (time.time, time.increment))
+        self.position.has_reached(time)
     }
 }
 
 impl std::fmt::Debug for Feed {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Feed").field("namespace", &self.namespace).finish_non_exhaustive()
+        formatter.debug_struct("Feed").field("watched", &self.watched).finish_non_exhaustive()
     }
 }
 
-fn take(event: &RawDocumentBuf, changes: &mut Changes) {
+fn take(watched: &Watched, event: &RawDocumentBuf, changes: &mut Changes) {
     let kind = event.get_str("operationType").unwrap_or("unknown");
     match kind {
         "insert" | "update" | "replace" | "delete" => {
             let key = event.get_document("documentKey").ok();
             let id = key.and_then(|key| key.get("_id").ok().flatten());
-            let id = id.map(RawBson::from);
+            let is_of_source = watched.is_of_source(event);
+            let id = id.filter(|_| is_of_source).map(RawBson::from);
             if kind != "delete" {
                 changes.written.extend(id.clone());
             }
             changes.touched.extend(id);
-            changes.time = event.get_timestamp("clusterTime").ok().or(changes.time);
+            match watched.members(event) {
+                Ok(members) => changes.members.extend(members),
+                Err(event) => changes.ended_by = Some(Ended { event, at: None }),
+            }
+            let time = event.get_timestamp("clusterTime").ok();
+            changes.time = time.or(changes.time);
+            if let (true, Some(time), "insert" | "delete") = (is_of_source, time, kind) {
+                changes.came_or_went.push((time, kind == "insert"));
+            }
         }
         // They leave the documents as they are.
         "create" | "createIndexes" | "dropIndexes" => {}
-        "modify" => changes.modified = true,
+        "modify" if watched.is_of_source(event) => changes.modified = true,
         other => {
             let at = event.get_timestamp("clusterTime").ok();
-            changes.ended_by = Some(Ended { event: other.to_owned(), at });
+            changes.ended_by = Some(Ended { event: watched.named(other, event), at });
         }
     }
 }
@@ -317,20 +358,27 @@ mod tests {
 
     #[test]
     fn touched_documents_are_told_from_what_ends_a_collection() {
+        let source = "app.users".parse().expect("a namespace");
+        let watched = Watched { source, memberships: Vec::new() };
         let mut changes = Changes::default();
         let time = Timestamp { time: 5, increment: 1 };
         take(
+            &watched,
             &rawdoc! {"operationType": "update", "documentKey": {"_id": 7}, "clusterTime": time},
             &mut changes,
         );
-        take(&rawdoc! {"operationType": "createIndexes"}, &mut changes);
-        assert_eq!((changes.touched.len(), changes.time), (1, Some(time)));
-        assert!(!changes.is_turn());
-        take(&rawdoc! {"operationType": "delete", "documentKey": {"_id": 8}}, &mut changes);
-        assert_eq!((changes.touched.len(), changes.written.len()), (2, 1));
-        take(&rawdoc! {"operationType": "modify"}, &mut changes);
+        take(&watched, &rawdoc! {"operationType": "createIndexes"}, &mut changes);
+        assert_eq!((changes.touched.len(), changes.time, changes.is_turn()), (1, Some(time), false));
+        assert!(changes.came_or_went.is_empty());
+        for kind in ["insert", "delete"] {
+            let event = rawdoc! {"operationType": kind, "documentKey": {"_id": 7}, "clusterTime": time};
+            take(&watched, &event, &mut changes);
+        }
+        assert_eq!(changes.came_or_went, [(time, true), (time, false)]);
+        assert_eq!((changes.touched.len(), changes.written.len()), (3, 2));
+        take(&watched, &rawdoc! {"operationType": "modify"}, &mut changes);
         assert!(changes.is_turn() && changes.ended_by.is_none());
-        take(&rawdoc! {"operationType": "rename", "clusterTime": time}, &mut changes);
+        take(&watched, &rawdoc! {"operationType": "rename", "clusterTime": time}, &mut changes);
         assert_eq!(changes.ended_by, Some(Ended { event: "rename".into(), at: Some(time) }));
     }
 }

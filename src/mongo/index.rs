@@ -37,6 +37,12 @@ pub struct BuildProgress {
     pub total: u64,
 }
 
+/// The values that two documents share where a unique index can't be built.
+fn duplicate_values(error: &mongodb::error::Error) -> Option<Document> {
+    let reply = Document::try_from(error.server_response()?.as_ref()).ok()?;
+    reply.get_document("keyValue").ok().cloned()
+}
+
 /// Name of a target's index.
 pub fn name(target: &Target) -> String {
     format!("mongorekey_{}", target.name)
@@ -127,6 +133,23 @@ impl Mongo {
         indexes: Vec<Document>,
         progress: impl Fn(BuildProgress),
     ) -> Result<()> {
+        match self.try_build_indexes(namespace, indexes, progress).await? {
+            None => Ok(()),
+            Some((_, error)) => Err(error),
+        }
+    }
+
+    /// The same; returns the values of the first two documents that stand in each
+    /// other's way under a unique index, and what is to be said of them.
+    ///
+    /// # Errors
+    /// As [`Mongo::build_indexes`].
+    pub async fn try_build_indexes(
+        &self,
+        namespace: &Namespace,
+        indexes: Vec<Document>,
+        progress: impl Fn(BuildProgress),
+    ) -> Result<Option<(Document, Error)>> {
         let names: Vec<String> =
             indexes.iter().filter_map(|index| index.get_str("name").ok()).map(Into::into).collect();
         let command = doc! {
@@ -136,15 +159,27 @@ impl Mongo {
             "comment": "mongorekey index build",
         };
         let database = self.database(&namespace.database);
-        let build = database.run_command(command);
-        let watch = self.watch_build(&names, progress);
-        tokio::select! {
-            result = build => {
-                result.during(format!("building {} on {namespace}", names.join(", ")))?;
-                Ok(())
+        let operation = format!("building {} on {namespace}", names.join(", "));
+        let build = retrying(&operation, || {
+            let build = database.run_command(command.clone());
+            async move {
+                match build.await {
+                    Err(error) => {
+                        duplicate_values(&error).map(|values| Some((values, error.clone()))).ok_or(error)
+                    }
+                    Ok(_) => Ok(None),
+                }
             }
+        });
+        let watch = self.watch_build(&names, progress);
+        let duplicate = tokio::select! {
+            result = build => result?,
             never = watch => match never {},
-        }
+        };
+        Ok(duplicate.map(|(values, error)| {
+            let failed: Result<()> = Err(error).during(&operation);
+            (values, failed.err().unwrap_or_else(|| Error::stopped(operation)))
+        }))
     }
 
     /// Drops the target's index; says whether there was one.

@@ -3,6 +3,8 @@
 //! The layers above see collections in terms of this product (candidates,
 //! guarded updates, ranges) and never a cursor, a session or a write concern.
 
+pub mod ahead;
+pub mod by_id;
 pub mod catalog;
 pub mod catch_up;
 pub mod command;
@@ -10,14 +12,23 @@ pub mod exchange;
 pub mod feed;
 pub mod fill;
 pub mod flags;
+pub mod groups;
 pub mod health;
 pub mod index;
+pub mod keeping;
+pub mod lanes;
+pub mod notes;
+pub mod numbered;
 pub mod operation;
 pub mod preflight;
+pub mod quarantine;
 pub mod range;
+pub mod restore;
 pub mod scan;
 pub mod sink;
 pub mod source;
+pub mod valid;
+pub mod watched;
 
 use std::time::Duration;
 

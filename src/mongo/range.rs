@@ -6,9 +6,11 @@
 
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
+use mongodb::options::Hint;
 
 use super::Mongo;
 use super::command::retrying;
+use super::index::whole_number;
 use crate::config::values::Namespace;
 use crate::error::Result;
 
@@ -102,6 +104,42 @@ impl Mongo {
         ranges: usize,
     ) -> Result<Vec<Range>> {
         self.ranges_with(namespace, Some(other), ranges).await
+    }
+
+    /// Counts up to so many documents of a range, in the order of `_id`; with the
+    /// `_id` of the one after them, where there is one.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn cut(
+        &self,
+        namespace: &Namespace,
+        range: &Range,
+        documents: u64,
+        hint: Option<Hint>,
+    ) -> Result<(u64, Option<Bson>)> {
+        let most = i64::try_from(documents).unwrap_or(i64::MAX - 1);
+        let pipeline = [
+            doc! {"$match": range.filter()},
+            doc! {"$sort": {"_id": 1}},
+            doc! {"$limit": most + 1},
+            doc! {"$group": {"_id": Bson::Null, "n": {"$sum": 1_i64}, "last": {"$last": "$_id"}}},
+        ];
+        let collection = self.collection(namespace).clone_with_type::<Document>();
+        let found: Vec<Document> = retrying(format!("cutting a range of {namespace}"), || {
+            let mut cursor = collection.aggregate(pipeline.clone());
+            if let Some(hint) = hint.clone() {
+                cursor = cursor.hint(hint);
+            }
+            async move { cursor.await?.try_collect().await }
+        })
+        .await?;
+        let Some(mut found) = found.into_iter().next() else { return Ok((0, None)) };
+        let count = found.get("n").and_then(whole_number).unwrap_or(0);
+        if count <= documents {
+            return Ok((count, None));
+        }
+        Ok((documents, found.remove("last")))
     }
 
     async fn ranges_with(

@@ -3,13 +3,17 @@
 //! A reply of the server is walked where it lies: nothing is copied or decoded
 //! per document.
 
-use bson::{Document, RawDocument};
+use bson::{Document, RawDocument, RawDocumentBuf};
 use futures_util::StreamExt;
 use mongodb::options::{Hint, ReadConcern};
 use tokio_util::sync::CancellationToken;
 
 use super::Mongo;
+use super::valid::Valid;
 use crate::config::values::Namespace;
+
+/// Documents whose groups are looked at together.
+const MOST_JUDGED: usize = 1_000;
 
 /// What to read.
 #[derive(Debug, Clone)]
@@ -18,6 +22,8 @@ pub struct Scan {
     pub namespace: Namespace,
     /// Which documents.
     pub filter: Document,
+    /// Of these, which: a condition of it belongs into the filter.
+    pub valid: Valid,
     /// Whether to follow the `_id` index, whatever else the filter asks for.
     pub by_id: bool,
     /// Documents per reply.
@@ -39,6 +45,9 @@ impl Mongo {
         mut each: impl FnMut(&[&RawDocument]) -> bool,
     ) -> mongodb::error::Result<bool> {
         let collection = self.collection(&scan.namespace);
+        if !scan.valid.is_condition() {
+            return self.scan_valid(scan, stop, each).await;
+        }
         let mut find =
             collection.find(scan.filter.clone()).batch_size(scan.batch).read_concern(ReadConcern::majority());
         if scan.by_id {
@@ -56,6 +65,52 @@ impl Mongo {
                 .ok_or_else(|| mongodb::error::Error::custom("a reply that holds no documents"))?;
             if !each(&documents) {
                 return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The same where the rules look at other documents: reply after reply is
+    /// asked for its winners.
+    async fn scan_valid(
+        &self,
+        scan: &Scan,
+        stop: &CancellationToken,
+        mut each: impl FnMut(&[&RawDocument]) -> bool,
+    ) -> mongodb::error::Result<bool> {
+        let collection = self.collection(&scan.namespace);
+        let mut aggregate = collection
+            .aggregate(scan.valid.candidates(scan.filter.clone()))
+            .batch_size(scan.batch)
+            .allow_disk_use(true)
+            .read_concern(ReadConcern::majority());
+        if scan.by_id {
+            aggregate = aggregate.hint(Hint::Keys(bson::doc! {"_id": 1}));
+        }
+        let mut cursor = aggregate.await?.with_type::<RawDocumentBuf>();
+        let batch = usize::try_from(scan.batch).unwrap_or(1).min(MOST_JUDGED);
+        let mut documents = Vec::new();
+        while !stop.is_cancelled() {
+            let goes_on = cursor.advance().await?;
+            if goes_on {
+                documents.push(cursor.current().to_owned());
+            }
+            if documents.len() >= batch || !goes_on {
+                let found: Vec<&RawDocument> = documents.iter().map(AsRef::as_ref).collect();
+                let are_valid = self.are_valid(&scan.namespace, &scan.valid, &found).await?;
+                let valid: Vec<&RawDocument> = found
+                    .iter()
+                    .zip(are_valid)
+                    .filter(|(_, is_valid)| *is_valid)
+                    .map(|(document, _)| *document)
+                    .collect();
+                if !each(&valid) {
+                    return Ok(false);
+                }
+                documents.clear();
+            }
+            if !goes_on {
+                return Ok(true);
             }
         }
         Ok(false)

@@ -6,6 +6,7 @@
 //! Nothing is made up for after a pause.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::waiting::Waiting;
+
+/// Documents per piece while the database was in trouble lately.
+const SPARING_PIECE: u64 = 20_000;
+/// How long after trouble pieces are small.
+const SPARING: Duration = Duration::from_secs(60);
+/// No piece has more bytes than this, about: some seconds of work.
+const BYTES_PER_PIECE: u64 = 128 << 20;
 
 /// What may change while work is under way.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,6 +39,10 @@ pub struct Pace {
     next: Mutex<Instant>,
     /// Until when somebody waits for the rate.
     waited_until: Mutex<Instant>,
+    /// Until when small pieces are better: the database was in trouble lately.
+    spared_until: Mutex<Instant>,
+    /// Whether there is nothing to do.
+    is_idle: AtomicBool,
 }
 
 impl Pace {
@@ -41,6 +53,8 @@ impl Pace {
             order: watch::Sender::new(Order { rate, ..Order::default() }),
             next: Mutex::new(now),
             waited_until: Mutex::new(now),
+            spared_until: Mutex::new(now),
+            is_idle: AtomicBool::new(false),
         }
     }
 
@@ -63,6 +77,9 @@ impl Pace {
 
     /// Lets no further piece in for this reason, or no longer for it.
     pub fn hold(&self, reason: Waiting, holds: bool) {
+        if reason != Waiting::Paused {
+            *lock(&self.spared_until) = Instant::now() + SPARING;
+        }
         self.order.send_if_modified(|order| {
             if holds { order.holding.insert(reason) } else { order.holding.remove(&reason) }
         });
@@ -77,6 +94,35 @@ impl Pace {
     pub fn limit(&self) -> Option<Waiting> {
         let waits = Instant::now() < *lock(&self.waited_until);
         self.held_by().or(waits.then_some(Waiting::Documents))
+    }
+
+    /// What keeps the work from being faster right now, in one word.
+    pub fn limited_by(&self) -> &'static str {
+        match self.limit() {
+            Some(limit) => limit.as_str(),
+            None if self.is_idle.load(Ordering::Relaxed) => "source",
+            None => "database",
+        }
+    }
+
+    /// Takes note of whether there is anything to do.
+    pub fn set_idle(&self, is_idle: bool) {
+        self.is_idle.store(is_idle, Ordering::Relaxed);
+    }
+
+    /// Documents for the next piece of one of so many workers, given their
+    /// average size; `None` where there is no reason to cut pieces. A piece can't
+    /// be slowed once it has begun, so that small ones follow the rate closely
+    /// and let trouble be noticed soon.
+    pub fn piece(&self, workers: usize, average_bytes: u64) -> Option<u64> {
+        let workers = u64::try_from(workers).unwrap_or(1).max(1);
+        let by_rate = match u64::from(self.rate()) {
+            0 => None,
+            rate => Some((rate / workers).max(1)),
+        };
+        let by_bytes = BYTES_PER_PIECE.checked_div(average_bytes).map(|documents| documents.max(1));
+        let by_trouble = (Instant::now() < *lock(&self.spared_until)).then_some(SPARING_PIECE);
+        [by_rate, by_bytes, by_trouble].into_iter().flatten().min()
     }
 
     /// Waits until nothing holds, or `stop`.
@@ -209,6 +255,25 @@ mod tests {
         pace.hold(Waiting::ReplicationLag, false);
         waiting.await.expect("no panic");
         assert!(pace.turn(1, &stop).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pieces_are_cut_for_a_rate_large_documents_and_trouble() {
+        let pace = Pace::new(0);
+        assert_eq!((pace.piece(2, 100), pace.piece(2, 0)), (Some(1_342_177), None));
+        assert_eq!((pace.piece(2, 1 << 20), pace.piece(2, 1 << 40)), (Some(128), Some(1)));
+        pace.set_rate(1000);
+        assert_eq!((pace.piece(2, 100), pace.piece(64, 100)), (Some(500), Some(15)));
+        pace.set_rate(1);
+        assert_eq!(pace.piece(2, 100), Some(1));
+        pace.set_rate(0);
+        pace.hold(Waiting::Paused, true);
+        assert_eq!(pace.piece(2, 0), None, "a pause is no trouble");
+        pace.hold(Waiting::ReplicationLag, true);
+        assert_eq!(pace.piece(2, 0), Some(SPARING_PIECE));
+        pace.hold(Waiting::ReplicationLag, false);
+        tokio::time::advance(SPARING + Duration::from_secs(1)).await;
+        assert_eq!(pace.piece(2, 0), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -82,9 +82,10 @@ fn text(difference: &Value) -> String {
         })
         .collect();
     let age = difference["age_seconds"].as_f64().map_or(String::new(), |age| format!(" (for {age:.1} s)"));
+    let late = difference["late_seconds"].as_f64().map_or(String::new(), |late| format!(" (by {late:.1} s)"));
     if told.is_empty() {
-        format!("{kind} {id}{age}")
+        format!("{kind} {id}{age}{late}")
     } else {
-        format!("{kind} {id}{age}: {}", told.join("; "))
+        format!("{kind} {id}{age}{late}: {}", told.join("; "))
     }
 }

@@ -4,7 +4,10 @@
 pub mod backfill;
 pub mod check;
 pub mod compare;
+pub mod dual_write;
 pub mod full;
+pub mod pairs;
+pub mod quarantine;
 pub mod run;
 pub mod structure;
 

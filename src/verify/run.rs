@@ -2,18 +2,20 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use serde_json::{Value, json};
 
 use super::backfill;
 use super::check::Check;
 use super::compare::{self, FieldDifference};
-use super::{full, structure};
+use super::quarantine::Quarantined;
+use super::{dual_write, full, structure};
 use crate::Context;
 use crate::backfill::default_job as backfill_job;
-use crate::cleanse::count;
 use crate::cleanse::plan::{compile, default_job as cleanse_job, rules, target_of};
 use crate::cleanse::predicate::{Predicate, all_of};
+use crate::cleanse::quarantine::of_job;
+use crate::cleanse::{combine, count, needs};
 use crate::cli::verify::VerifyArgs;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
@@ -23,11 +25,12 @@ use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::sink::id_bytes;
 use crate::mongo::source::collect;
+use crate::mongo::valid::Valid;
 use crate::report::json::extended;
 use crate::report::outcome::Outcome;
 
 /// Documents that are sampled where the options don't say.
-const DEFAULT_SAMPLE: u32 = 1000;
+pub(super) const DEFAULT_SAMPLE: u32 = 1000;
 /// Documents that are fetched from the other side at once.
 const BATCH: usize = 200;
 
@@ -45,25 +48,47 @@ struct Sides {
 /// A refusal where there is nothing to verify; a stop where the server goes away.
 pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
     let sides = sides(context, args)?;
-    if args.full && sides.is_none() {
-        return Err(Error::usage("--full compares two collections, and none are named")
+    let live = [(args.full, "--full"), (args.dual_write, "--dual-write")];
+    if let Some((_, option)) = live.into_iter().find(|(is_given, _)| *is_given && sides.is_none()) {
+        return Err(Error::usage(format!("{option} compares two collections, and none are named"))
             .hint("add `[cleanse]` with `source` and `to`, or give --source and --to"));
+    }
+    if let Some(sides) = &sides {
+        let valid = sides.predicate.valid();
+        if args.dual_write {
+            combine::only_conditions("--dual-write", &valid)?;
+        }
+        needs::check_reading(&context.mongo, &sides.source, &valid).await?;
     }
     // These keep nothing that would have to be saved.
     let (mut jobs, mut checks) =
         context.unless_interrupted(quick_checks(context, args, sides.as_ref())).await?;
     let mut full = None;
     if let Some(sides) = sides.as_ref().filter(|_| args.full) {
-        let result = full::run(context, &order(args, sides)).await?;
+        let mut result = full::run(context, &order(args, sides)).await?;
         jobs.push(result.job.clone());
         checks.insert(0, result.check.clone());
+        if result.error.is_none()
+            && let Some(quarantine) = full_quarantine(context, args, sides).await?
+        {
+            jobs.push(quarantine.job);
+            checks.insert(1, quarantine.check);
+            result.error = quarantine.error;
+        }
         full = Some(result);
+    }
+    let mut watched = None;
+    let is_unbroken = full.as_ref().is_none_or(|full| full.error.is_none());
+    if let Some(sides) = sides.as_ref().filter(|_| args.dual_write && is_unbroken) {
+        let result = dual_write::run(context, &watch_order(args, sides)).await?;
+        checks.insert(0, result.check.clone());
+        watched = Some(result);
     }
     if checks.is_empty() {
         return Err(Error::refused("there is nothing to verify: no job of this config has run yet")
             .hint("run `backfill` or `cleanse` first, or name two collections with --source and --to"));
     }
-    Ok(report(&jobs, &checks, full))
+    Ok(report(&jobs, &checks, full, watched))
 }
 
 /// All checks but the full comparison, with the names of the jobs they are about.
@@ -72,7 +97,7 @@ async fn quick_checks(
     args: &VerifyArgs,
     sides: Option<&Sides>,
 ) -> Result<(Vec<String>, Vec<Check>)> {
-    let named = args.counts || args.sample.is_some() || args.full;
+    let named = args.counts || args.sample.is_some() || args.full || args.dual_write;
     let explicit = args.source.is_some() || args.to.is_some();
     let mut checks = Vec::new();
     let mut jobs = Vec::new();
@@ -87,12 +112,18 @@ async fn quick_checks(
     }
     if let Some(sides) = sides {
         let job = copy_job(args, sides);
-        let exists = !store::list(&context.mongo, Some(&job)).await?.is_empty();
-        if named || explicit || exists {
-            if exists {
-                jobs.push(job);
-            }
+        let stored = store::list(&context.mongo, Some(&job)).await?.into_iter().next();
+        if named || explicit || stored.is_some() {
             checks.extend(compare_sides(context, sides, args, !named).await?);
+        }
+        if let Some(stored) = stored {
+            jobs.push(job);
+            if let Some(quarantine) = of_job(&stored) {
+                let Sides { source, target, predicate } = sides;
+                combine::only_conditions("a copy with a quarantine", &predicate.valid())?;
+                let quarantined = Quarantined { source, target, quarantine: &quarantine, predicate };
+                checks.extend(quarantined.checks(context, args, !named).await?);
+            }
         }
     }
     Ok((jobs, checks))
@@ -114,6 +145,41 @@ fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {
         parallel: usize::from(args.parallel),
         settle: args.settle.0,
         restart: args.restart,
+        most: args.max_differences,
+        is_quarantine: false,
+    }
+}
+
+/// Compares the quarantine with what the rules reject, where it holds anything: whether it may
+/// be empty is told by the counts.
+async fn full_quarantine(context: &Context, args: &VerifyArgs, sides: &Sides) -> Result<Option<full::Full>> {
+    let mongo = &context.mongo;
+    let stored = store::list(mongo, Some(&copy_job(args, sides))).await?;
+    let Some(quarantine) = stored.first().and_then(of_job) else { return Ok(None) };
+    let order = order(args, sides);
+    combine::only_conditions("a copy with a quarantine", &order.valid)?;
+    if count::exactly(mongo, &quarantine, &Document::new()).await? == 0 {
+        return Ok(None);
+    }
+    let order = full::Order {
+        target: &quarantine,
+        valid: Valid::condition(doc! {"$nor": [order.valid.condition]}),
+        job: format!("{}-quarantine", order.job),
+        is_quarantine: true,
+        ..order
+    };
+    let result = full::run(context, &order).await?;
+    let check = Check { name: "full quarantine".into(), ..result.check };
+    Ok(Some(full::Full { check, ..result }))
+}
+
+fn watch_order<'a>(args: &VerifyArgs, sides: &'a Sides) -> dual_write::Order<'a> {
+    dual_write::Order {
+        source: &sides.source,
+        target: &sides.target,
+        valid: sides.predicate.valid().condition,
+        time: args.watch.0,
+        grace: args.settle.0,
         most: args.max_differences,
     }
 }
@@ -161,7 +227,7 @@ async fn compare_sides(context: &Context, sides: &Sides, args: &VerifyArgs, all:
     if !(args.counts || args.sample.is_some() || all) {
         return Ok(checks);
     }
-    let expected = count::exactly(mongo, &sides.source, &sides.predicate.valid()).await?;
+    let expected = count::valid(mongo, &sides.source, &sides.predicate.valid()).await?;
     let found = count::exactly(mongo, &sides.target, &Document::new()).await?;
     if args.counts || all {
         checks.push(counts(sides, expected, found));
@@ -184,7 +250,7 @@ fn counts(sides: &Sides, expected: u64, found: u64) -> Check {
 
 /// From which side documents are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     /// Drawn from the source, looked up in the target: finds missing ones.
     Forward,
     /// Drawn from the target, looked up in the source: finds extra ones.
@@ -209,14 +275,16 @@ async fn sample(
     }
     let mongo = &context.mongo;
     let valid = sides.predicate.valid();
-    let (from, from_condition, to, to_condition) = match direction {
-        Direction::Forward => (&sides.source, valid, &sides.target, Document::new()),
-        Direction::Backward => (&sides.target, Document::new(), &sides.source, valid),
+    let (from, from_valid, to, to_valid) = match direction {
+        Direction::Forward => (&sides.source, valid, &sides.target, Valid::default()),
+        Direction::Backward => (&sides.target, Valid::default(), &sides.source, valid),
     };
-    let mut drawn = draw(mongo, from, &from_condition, size, population).await?;
+    let to_draw = to_draw(mongo, from, &from_valid, size, population).await?;
+    let mut drawn = draw(mongo, from, &from_valid, to_draw).await?;
     let (mut differences, mut different, mut compared) = (Vec::new(), 0_u64, 0_u64);
     while let Some(batch) = drawn.next_batch().await? {
-        let others = look_up(mongo, to, &to_condition, &batch).await?;
+        let batch = only_valid(mongo, from, &from_valid, batch).await?;
+        let others = look_up(mongo, to, &to_valid, &batch).await?;
         for document in &batch {
             compared += 1;
             if let Some(difference) = difference(document, &others, direction) {
@@ -234,26 +302,59 @@ async fn sample(
 }
 
 /// Documents drawn at random, as a cursor.
-struct Drawn {
+pub(super) struct Drawn {
     cursor: mongodb::Cursor<RawDocumentBuf>,
     operation: String,
     ended: bool,
 }
 
-async fn draw(
+/// How many candidates make about a sample of that size; `None` for all of them.
+pub(super) async fn to_draw(
     mongo: &Mongo,
     from: &Namespace,
-    condition: &Document,
+    valid: &Valid,
     size: u32,
     population: u64,
-) -> Result<Drawn> {
-    use crate::error::Context as _;
-    let mut pipeline = Vec::new();
-    if !condition.is_empty() {
-        pipeline.push(doc! {"$match": condition.clone()});
+) -> Result<Option<u64>> {
+    let size = u64::from(size);
+    if size >= population {
+        return Ok(None);
     }
-    if u64::from(size) < population {
-        pipeline.push(doc! {"$sample": {"size": i64::from(size)}});
+    if valid.grouping.is_none() {
+        return Ok(Some(size));
+    }
+    let candidates = count::candidates(mongo, from, valid).await?;
+    Ok(Some(size.saturating_mul(candidates).div_ceil(population)))
+}
+
+/// Those that win their group.
+async fn only_valid(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    valid: &Valid,
+    batch: Vec<RawDocumentBuf>,
+) -> Result<Vec<RawDocumentBuf>> {
+    if valid.grouping.is_none() {
+        return Ok(batch);
+    }
+    let documents: Vec<&RawDocument> = batch.iter().map(AsRef::as_ref).collect();
+    let are_valid = retrying(format!("looking at groups of {namespace}"), || {
+        mongo.are_valid(namespace, valid, &documents)
+    })
+    .await?;
+    Ok(batch
+        .into_iter()
+        .zip(are_valid)
+        .filter(|(_, is_valid)| *is_valid)
+        .map(|(document, _)| document)
+        .collect())
+}
+
+pub(super) async fn draw(mongo: &Mongo, from: &Namespace, valid: &Valid, size: Option<u64>) -> Result<Drawn> {
+    use crate::error::Context as _;
+    let mut pipeline = valid.stages();
+    if let Some(size) = size {
+        pipeline.push(doc! {"$sample": {"size": i64::try_from(size).unwrap_or(i64::MAX)}});
     }
     let operation = format!("drawing a sample of {from}");
     let cursor = mongo
@@ -267,7 +368,7 @@ async fn draw(
 }
 
 impl Drawn {
-    async fn next_batch(&mut self) -> Result<Option<Vec<RawDocumentBuf>>> {
+    pub(super) async fn next_batch(&mut self) -> Result<Option<Vec<RawDocumentBuf>>> {
         use crate::error::Context as _;
         let mut batch = Vec::new();
         while !self.ended && batch.len() < BATCH {
@@ -282,10 +383,10 @@ impl Drawn {
 }
 
 /// The documents of the other side, by the bytes of their `_id`s.
-async fn look_up(
+pub(super) async fn look_up(
     mongo: &Mongo,
     namespace: &Namespace,
-    condition: &Document,
+    valid: &Valid,
     batch: &[RawDocumentBuf],
 ) -> Result<HashMap<Vec<u8>, RawDocumentBuf>> {
     let ids: Vec<Bson> = batch
@@ -294,15 +395,28 @@ async fn look_up(
         .filter_map(|id| Bson::try_from(bson::RawBson::from(id)).ok())
         .collect();
     let by_id = doc! {"_id": {"$in": ids}};
-    let filter = all_of(vec![Bson::Document(by_id), Bson::Document(condition.clone())]);
     let collection = mongo.collection(namespace);
-    let found =
-        retrying(format!("looking up documents of {namespace}"), || collect(collection.find(filter.clone())))
-            .await?;
+    let operation = format!("looking up documents of {namespace}");
+    let found = if valid.is_condition() {
+        let filter = all_of(vec![Bson::Document(by_id), Bson::Document(valid.condition.clone())]);
+        retrying(operation, || collect(collection.find(filter.clone()))).await?
+    } else {
+        let pipeline = valid.candidates(by_id);
+        let found = retrying(operation, || async {
+            let mut cursor = collection.aggregate(pipeline.clone()).await?.with_type::<RawDocumentBuf>();
+            let mut found = Vec::new();
+            while cursor.advance().await? {
+                found.push(cursor.current().to_owned());
+            }
+            Ok(found)
+        })
+        .await?;
+        only_valid(mongo, namespace, valid, found).await?
+    };
     Ok(found.into_iter().filter_map(|document| Some((id_bytes(&document)?, document))).collect())
 }
 
-fn difference(
+pub(super) fn difference(
     document: &RawDocumentBuf,
     others: &HashMap<Vec<u8>, RawDocumentBuf>,
     direction: Direction,
@@ -343,7 +457,7 @@ pub(super) fn different(id: Value, differences: &[FieldDifference]) -> Option<Va
 
 /// What a sample proves: with no difference among n, the share of differing
 /// documents is below 3/n with 95% confidence (rule of three).
-fn confidence(compared: u64, different: u64, population: u64) -> String {
+pub(super) fn confidence(compared: u64, different: u64, population: u64) -> String {
     if different > 0 {
         return format!("{different} of {compared} differ");
     }
@@ -365,8 +479,15 @@ fn show(events: &Events, phase: &str, done: u64, total: u64) {
     });
 }
 
-fn report(jobs: &[String], checks: &[Check], full: Option<full::Full>) -> Outcome {
+fn report(
+    jobs: &[String],
+    checks: &[Check],
+    full: Option<full::Full>,
+    watched: Option<dual_write::DualWrite>,
+) -> Outcome {
     let (summary, error) = full.map_or((None, None), |full| (Some(full.summary), full.error));
+    let (writes, broken) = watched.map_or((None, None), |watched| (Some(watched.summary), watched.error));
+    let error = error.or(broken);
     let passed = error.is_none() && checks.iter().all(|check| check.passed);
     let mut json = json!({
         "schema": 1,
@@ -378,6 +499,9 @@ fn report(jobs: &[String], checks: &[Check], full: Option<full::Full>) -> Outcom
     });
     if let Some(summary) = summary {
         json["full"] = summary;
+    }
+    if let Some(writes) = writes {
+        json["dual_write"] = writes;
     }
     let mut lines: Vec<String> = checks.iter().map(Check::text).collect();
     lines.push(match (passed, &error) {

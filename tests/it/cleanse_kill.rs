@@ -13,7 +13,7 @@ use crate::program::{Running, Signal};
 
 const RULES: &str = "keep = '{\"$or\": [{\"bool\": true}, {\"bool\": {\"$exists\": false}}]}'";
 /// Waits in front of every batch that is inserted into a collection.
-const INSERTS: &str = "hangDuringBatchInsert";
+pub const INSERTS: &str = "hangDuringBatchInsert";
 /// Waits whenever a reader of a collection lets others run, every thousand documents.
 const YIELDS: &str = "setYieldAllLocksWait";
 
@@ -74,7 +74,7 @@ async fn expect_end_state(bench: &Bench) {
 }
 
 /// Starts a cleanse and waits until it stands in front of an insert into the target.
-async fn start_and_block(bench: &Bench, inserts: &FailPoint, interruptible: bool) -> Running {
+pub async fn start_and_block(bench: &Bench, inserts: &FailPoint, interruptible: bool) -> Running {
     let data = doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": interruptible};
     inserts.set(bench, "alwaysOn", data).await;
     let mut run = bench.program("cleanse --parallel 1").spawn();

@@ -171,25 +171,6 @@ async fn rules_that_the_server_does_not_understand_are_refused() {
 }
 
 #[tokio::test]
-async fn rules_of_later_versions_are_refused() {
-    let bench = Bench::new().await;
-    seed(&bench).await;
-    for (line, key) in [
-        ("dedupe = { by = ['n'], keep_latest = 'at' }", "cleanse.dedupe"),
-        (
-            "exists_in = [{ name = 'x', collection = 'app.members', local = 'n', foreign = '_id' }]",
-            "cleanse.exists_in",
-        ),
-    ] {
-        configure(&bench, line);
-        let run = bench.run("cleanse").await.expect_exit(2);
-        assert!(run.text("/error/message").contains(key), "{}", run.stdout);
-        assert!(run.text("/error/message").contains("mongorekey.toml:"), "{}", run.stdout);
-    }
-    assert!(!bench.has_state().await);
-}
-
-#[tokio::test]
 async fn a_server_that_fails_does_not_make_the_rules_wrong() {
     let bench = Bench::new().await;
     seed(&bench).await;

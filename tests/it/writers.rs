@@ -8,6 +8,8 @@
 
 mod journal;
 mod operation;
+mod reply;
+mod transaction;
 mod writer;
 
 use std::sync::Arc;

@@ -23,6 +23,7 @@ use crate::job::{Job, JobState};
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::range::Range;
+use crate::mongo::valid::Valid;
 use crate::verify::check::Check;
 
 /// Documents per range: large enough that starting one costs nothing, small
@@ -47,7 +48,7 @@ pub struct Order<'a> {
     /// The collection that should be like it.
     pub target: &'a Namespace,
     /// Which documents of the source should be in the target.
-    pub valid: Document,
+    pub valid: Valid,
     /// The same, as it stands in the identity of the job.
     pub rules: Document,
     /// Name of the job.
@@ -60,6 +61,8 @@ pub struct Order<'a> {
     pub restart: bool,
     /// Differences to list.
     pub most: usize,
+    /// Whether the target is a quarantine, whose documents are compared as they were.
+    pub is_quarantine: bool,
 }
 
 /// How a comparison ended that was not cut short.
@@ -153,7 +156,8 @@ async fn compare(
         (order.source, source, order.valid.clone()),
         (order.target, target),
         sizes,
-    );
+    )
+    .in_quarantine(order.is_quarantine);
     for (side, what) in [
         (Side::Source, format!("{} has no documents that should be in the target", order.source)),
         (Side::Target, format!("{} is empty", order.target)),
@@ -200,7 +204,7 @@ async fn estimate(mongo: &Mongo, order: &Order<'_>) -> u64 {
     let source = mongo.collection(order.source).estimated_document_count().await.unwrap_or(0);
     let target = mongo.collection(order.target).estimated_document_count().await.unwrap_or(0);
     // With rules most of the source may be left out.
-    if order.valid.is_empty() { source.max(target) } else { target }
+    if order.valid.is_everything() { source.max(target) } else { target }
 }
 
 /// Ranges for so many documents of these sizes.

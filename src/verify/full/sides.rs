@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use bson::{Bson, Document, RawDocument, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use futures_util::future::join;
 use tokio::time::Instant;
@@ -17,8 +17,10 @@ use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::command::retrying;
 use crate::mongo::index::whole_number;
+use crate::mongo::quarantine::{self, Read};
 use crate::mongo::range::Range;
 use crate::mongo::scan::Scan;
+use crate::mongo::valid::Valid;
 
 /// A reply of the server has about so many bytes.
 const REPLY_BYTES: u64 = 1 << 20;
@@ -40,6 +42,7 @@ pub struct Sides {
     pub stop: CancellationToken,
     source: Scan,
     target: Scan,
+    is_quarantine: bool,
 }
 
 /// What was found in a range.
@@ -70,19 +73,20 @@ pub struct Sizes {
 }
 
 impl Sides {
-    /// Documents of the source that meet the condition, and all of the target.
+    /// The valid documents of the source, and all of the target.
     pub fn new(
         mongo: &Mongo,
         stop: &CancellationToken,
-        source: (&Namespace, &Description, Document),
+        source: (&Namespace, &Description, Valid),
         target: (&Namespace, &Description),
         sizes: Sizes,
     ) -> Self {
         let batch = u32::try_from((REPLY_BYTES / sizes.average).clamp(1, MOST_PER_REPLY)).unwrap_or(1);
         let by_id = |description: &Description| description.index("_id_").is_some();
-        let scan = |namespace: &Namespace, description: &Description, filter: Document| Scan {
+        let scan = |namespace: &Namespace, description: &Description, valid: Valid| Scan {
             namespace: namespace.clone(),
-            filter,
+            filter: if valid.is_condition() { valid.condition.clone() } else { Document::new() },
+            valid,
             by_id: by_id(description),
             batch,
         };
@@ -90,8 +94,47 @@ impl Sides {
             mongo: mongo.clone(),
             stop: stop.clone(),
             source: scan(source.0, source.1, source.2),
-            target: scan(target.0, target.1, Document::new()),
+            target: scan(target.0, target.1, Valid::default()),
+            is_quarantine: false,
         }
+    }
+
+    /// The same, where the target is a quarantine, whose documents are compared as
+    /// they were.
+    #[must_use]
+    pub fn in_quarantine(self, is_quarantine: bool) -> Self {
+        Self { is_quarantine, ..self }
+    }
+
+    /// The document that is to be compared, of one that was read. One that is kept
+    /// in parts stays what it is and so differs, until it is looked at again.
+    pub fn compared<'a>(&self, side: Side, document: &'a RawDocument) -> &'a RawDocument {
+        match quarantine::read(document) {
+            Ok(Read::Whole(inner)) if self.is_quarantine && side == Side::Target => inner,
+            _ => document,
+        }
+    }
+
+    /// The same with its parts put together, as far as they make it up: what
+    /// stands for it differs from it otherwise.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub async fn whole(&self, side: Side, document: RawDocumentBuf) -> Result<RawDocumentBuf> {
+        let found = match quarantine::read(&document) {
+            Ok(Read::InParts(head)) if self.is_quarantine && side == Side::Target => {
+                self.mongo.quarantined_parts(&self.target.namespace, &head).await?
+            }
+            _ => Some(self.compared(side, &document).to_owned()),
+        };
+        Ok(found.unwrap_or(document))
+    }
+
+    /// Whether a document of that side is not yet the one to be compared.
+    pub fn is_in_parts(&self, side: Side, document: &RawDocument) -> bool {
+        self.is_quarantine
+            && side == Side::Target
+            && matches!(quarantine::read(document), Ok(Read::InParts(_)))
     }
 
     /// Documents per reply.
@@ -173,7 +216,8 @@ impl Sides {
             let (matcher, stop) = (&matcher, &stop);
             move |documents: &[&RawDocument]| {
                 let mut matcher = matcher.lock().unwrap_or_else(PoisonError::into_inner);
-                let goes_on = documents.iter().all(|document| matcher.take(side, document));
+                let goes_on =
+                    documents.iter().all(|document| matcher.take(side, self.compared(side, document)));
                 if !goes_on {
                     stop.cancel();
                 }

@@ -177,22 +177,31 @@ fn judge(suspect: &Suspect, seen: Pair) -> Option<Suspect> {
 async fn look_up(sides: &Sides, side: Side, suspects: &[Suspect]) -> Result<Option<HashMap<Id, Digest>>> {
     let ids: Vec<Bson> = suspects.iter().filter_map(|suspect| suspect.id.bson()).collect();
     let scan = sides.scan(side, doc! {"_id": {"$in": ids}});
-    retrying(format!("reading differing documents of {} again", scan.namespace), || async {
-        let mut found = HashMap::new();
+    let read = retrying(format!("reading differing documents of {} again", scan.namespace), || async {
+        let (mut found, mut in_parts) = (HashMap::new(), Vec::new());
         let is_whole = sides
             .mongo
             .scan(&scan, &sides.stop, |documents| {
                 for document in documents {
+                    if sides.is_in_parts(side, document) {
+                        in_parts.push((*document).to_owned());
+                    }
                     if let Some(id) = Id::of(document) {
-                        found.insert(id, digest_of(document));
+                        found.insert(id, digest_of(sides.compared(side, document)));
                     }
                 }
                 true
             })
             .await?;
-        Ok(is_whole.then_some(found))
+        Ok(is_whole.then_some((found, in_parts)))
     })
-    .await
+    .await?;
+    let Some((mut found, in_parts)) = read else { return Ok(None) };
+    for document in in_parts {
+        let Some(id) = Id::of(&document) else { continue };
+        found.insert(id, digest_of(&sides.whole(side, document).await?));
+    }
+    Ok(Some(found))
 }
 
 /// The document with exactly that `_id`, as it stands now.
@@ -202,7 +211,7 @@ async fn look_up(sides: &Sides, side: Side, suspects: &[Suspect]) -> Result<Opti
 pub async fn fetch(sides: &Sides, side: Side, id: &Id) -> Result<Option<RawDocumentBuf>> {
     let Some(value) = id.bson() else { return Ok(None) };
     let scan = sides.scan(side, doc! {"_id": {"$in": [value]}});
-    retrying(format!("reading a differing document of {}", scan.namespace), || async {
+    let found = retrying(format!("reading a differing document of {}", scan.namespace), || async {
         let mut found = None;
         sides
             .mongo
@@ -217,7 +226,11 @@ pub async fn fetch(sides: &Sides, side: Side, id: &Id) -> Result<Option<RawDocum
             .await?;
         Ok(found)
     })
-    .await
+    .await?;
+    match found {
+        Some(document) => sides.whole(side, document).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 #[cfg(test)]

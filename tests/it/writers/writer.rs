@@ -6,41 +6,38 @@ use std::time::Duration;
 
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
-use mongodb::error::{Error, ErrorKind, UNKNOWN_TRANSACTION_COMMIT_RESULT};
-use mongodb::options::{ReadConcern, SelectionCriteria, WriteConcern};
+use mongodb::options::{ReadConcern, SelectionCriteria};
 use mongodb::{ClientSession, Collection, Database};
 use tokio::time::{Instant, timeout};
 
 use super::journal::Journal;
 use super::operation::{Answer, Change, Kind, document, identity};
+use super::reply::{count, error_at, is_certain, is_duplicate_id, is_open, is_upserted};
 use super::{Figures, Options};
 use crate::harness::Random;
 
 /// Where a writer makes sure that its earlier commands come no more.
-const FENCES: &str = "writers_fences";
+pub(super) const FENCES: &str = "writers_fences";
 /// Statements of a bulk command.
 const BULK: usize = 20;
 /// No command takes this long where anybody is there.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A command is sent so often, as drivers do, before the application sees an error.
-const ATTEMPTS: usize = 2;
+pub(super) const ATTEMPTS: usize = 2;
 /// An application waits so long after an error.
-const BACK_OFF: Duration = Duration::from_millis(5);
-/// Server errors that leave open whether a command was executed: elections, shutdowns, time limits.
-const OPEN_CODES: [i32; 18] =
-    [6, 7, 24, 50, 64, 89, 91, 189, 262, 9001, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 43];
+pub(super) const BACK_OFF: Duration = Duration::from_millis(5);
 
 pub struct Writer {
     pub number: i32,
     pub options: Options,
     pub journal: Journal,
     pub figures: Figures,
-    database: Database,
-    live: String,
+    pub(super) database: Database,
+    pub(super) live: String,
     /// Commands have rising numbers on this session, so that an earlier one that arrives late is refused.
     session: ClientSession,
     transaction: i64,
-    transactions: ClientSession,
+    pub(super) transactions: ClientSession,
     random: Random,
     next_slot: u64,
     next_fresh: i32,
@@ -48,7 +45,7 @@ pub struct Writer {
     open: BTreeSet<i32>,
     was_refused: bool,
     /// Since when nothing was acknowledged, while something is wanted.
-    waiting: Option<Instant>,
+    pub(super) waiting: Option<Instant>,
 }
 
 /// What became of a command.
@@ -319,13 +316,13 @@ impl Writer {
         }
     }
 
-    fn note_acknowledged(&mut self, count: usize) {
+    pub(super) fn note_acknowledged(&mut self, count: usize) {
         if count > 0 {
             self.figures.acknowledge(count, self.waiting.take().map(|since| since.elapsed()));
         }
     }
 
-    fn note_refused(&mut self, changes: &[(i32, Change)], reason: &str) {
+    pub(super) fn note_refused(&mut self, changes: &[(i32, Change)], reason: &str) {
         self.figures.refuse();
         self.was_refused = true;
         for (number, change) in changes {
@@ -333,7 +330,7 @@ impl Writer {
         }
     }
 
-    fn note_unknown(&mut self, changes: &[(i32, Change)], reason: &str) {
+    pub(super) fn note_unknown(&mut self, changes: &[(i32, Change)], reason: &str) {
         self.figures.lose_sight();
         for (number, change) in changes {
             self.journal.unknown(&identity(*number), change, reason);
@@ -364,83 +361,6 @@ impl Writer {
         Sent::Unknown(last)
     }
 
-    /// Several writes in a transaction; returns how many documents it was about.
-    async fn transact(&mut self, changes: Vec<(i32, Change)>, aborts: bool) -> u32 {
-        let written = u32::try_from(changes.len()).expect("few");
-        for _ in 0..3 {
-            self.waiting.get_or_insert_with(Instant::now);
-            let sent = Instant::now();
-            let (answers, error) = match self.attempt(&changes, aborts).await {
-                Ok(answers) if aborts => {
-                    self.note_aborted(&changes);
-                    self.note_acknowledged(answers.len());
-                    return written;
-                }
-                Ok(answers) => (answers, None),
-                Err(Failed::Unknown(reason)) => {
-                    self.note_unknown(&changes, &reason);
-                    return written;
-                }
-                Err(Failed::Refused(reason)) => (Vec::new(), Some(reason)),
-            };
-            if let Some(reason) = error {
-                self.note_refused(&changes, &reason);
-                tokio::time::sleep(BACK_OFF).await;
-                continue;
-            }
-            for ((number, change), answer) in changes.iter().zip(&answers) {
-                self.journal.acknowledged(&identity(*number), change, *answer, sent);
-            }
-            self.note_acknowledged(answers.len());
-            return written;
-        }
-        written
-    }
-
-    fn note_aborted(&mut self, changes: &[(i32, Change)]) {
-        for (number, change) in changes {
-            self.journal.refused(&identity(*number), change, "aborted by the writer");
-        }
-    }
-
-    async fn attempt(&mut self, changes: &[(i32, Change)], aborts: bool) -> Result<Vec<Answer>, Failed> {
-        let session = &mut self.transactions;
-        session.start_transaction().write_concern(WriteConcern::majority()).await.map_err(Failed::refused)?;
-        let mut answers = Vec::new();
-        for (number, change) in changes {
-            let command = change.kind().command(&self.live, vec![change.statement(&identity(*number))]);
-            let reply = self.database.run_command(command).session(&mut *session).await;
-            // Nothing of it holds before it is committed.
-            let answer = match reply {
-                Ok(reply) => answer(&reply, change).ok_or_else(|| Failed::Refused(reply.to_string())),
-                Err(error) => Err(Failed::refused(error)),
-            };
-            match answer {
-                Ok(answer) => answers.push(answer),
-                Err(failed) => {
-                    drop(session.abort_transaction().await);
-                    return Err(failed);
-                }
-            }
-        }
-        if aborts {
-            // One that does not get through is as good: it is never committed.
-            drop(session.abort_transaction().await);
-            return Ok(answers);
-        }
-        let mut last = String::new();
-        for _ in 0..ATTEMPTS {
-            match session.commit_transaction().await {
-                Ok(()) => return Ok(answers),
-                Err(error) if error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => {
-                    last = error.to_string()
-                }
-                Err(error) => return Err(Failed::refused(error)),
-            }
-        }
-        Err(Failed::Unknown(last))
-    }
-
     /// Finds out what became of writes of unknown outcome: first none of them may come any more,
     /// then their documents are read.
     async fn settle(&mut self) -> u32 {
@@ -457,23 +377,6 @@ impl Writer {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         0
-    }
-
-    async fn fence_transactions(&mut self) -> bool {
-        let fences: Collection<Document> = self.database.collection(FENCES);
-        let session = &mut self.transactions;
-        if session.start_transaction().write_concern(WriteConcern::majority()).await.is_err() {
-            return false;
-        }
-        let filter = doc! {"_id": self.number};
-        let update = fences.update_one(filter, doc! {"$inc": {"n": 1}}).session(&mut *session).await;
-        match update {
-            Ok(_) => session.commit_transaction().await.is_ok(),
-            Err(_) => {
-                drop(session.abort_transaction().await);
-                false
-            }
-        }
     }
 
     async fn read_open(&self) -> mongodb::error::Result<Vec<Document>> {
@@ -524,66 +427,5 @@ impl Writer {
     fn slot(&mut self) -> String {
         self.next_slot += 1;
         format!("s{}-{}", self.number, self.next_slot)
-    }
-}
-
-enum Failed {
-    Refused(String),
-    Unknown(String),
-}
-
-impl Failed {
-    #[expect(clippy::needless_pass_by_value, reason = "as an argument of map_err")]
-    fn refused(error: Error) -> Self {
-        Self::Refused(error.to_string())
-    }
-}
-
-/// Whether the server has surely not executed a command that failed like this.
-fn is_certain(error: &Error) -> bool {
-    matches!(error.kind.as_ref(), ErrorKind::Command(command) if !OPEN_CODES.contains(&command.code))
-}
-
-/// Whether an election got between the statements.
-fn is_open(reply: &Document) -> bool {
-    let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
-    errors
-        .iter()
-        .filter_map(|error| error.as_document()?.get_i32("code").ok())
-        .any(|code| OPEN_CODES.contains(&code))
-}
-
-fn error_at(reply: &Document, index: usize) -> Option<&Document> {
-    let errors = reply.get_array("writeErrors").ok()?;
-    errors
-        .iter()
-        .filter_map(Bson::as_document)
-        .find(|error| error.get_i32("index").is_ok_and(|at| usize::try_from(at).is_ok_and(|at| at == index)))
-}
-
-fn is_duplicate_id(error: &Document) -> bool {
-    error.get_i32("code").is_ok_and(|code| code == 11000)
-        && error.get_document("keyPattern").is_ok_and(|pattern| pattern.contains_key("_id"))
-}
-
-fn is_upserted(reply: &Document, index: usize) -> bool {
-    let upserted = reply.get_array("upserted").map(Vec::as_slice).unwrap_or_default();
-    let mut indexes = upserted.iter().filter_map(|entry| entry.as_document()?.get_i32("index").ok());
-    indexes.any(|at| usize::try_from(at).is_ok_and(|at| at == index))
-}
-
-fn count(reply: &Document) -> usize {
-    reply.get_i32("n").ok().and_then(|count| usize::try_from(count).ok()).expect("a count")
-}
-
-/// The answer to a command of one statement; `None` where it was refused.
-fn answer(reply: &Document, change: &Change) -> Option<Answer> {
-    match (error_at(reply, 0), change.kind()) {
-        (Some(error), Kind::Insert) if is_duplicate_id(error) => None,
-        (Some(_), _) => None,
-        (None, Kind::Insert) => Some(Answer::Inserted),
-        (None, _) if is_upserted(reply, 0) => Some(Answer::Inserted),
-        (None, _) if count(reply) > 0 => Some(Answer::Matched),
-        (None, _) => Some(Answer::Nothing),
     }
 }

@@ -1,0 +1,274 @@
+//! Documents that nobody touched and that are decided about anew all the same:
+//! those whose member came or went, and groups that were copied as a whole.
+//!
+//! A member decides about the documents that ask for its value. Those that ask
+//! for it when the change is worked off are looked up and brought up to date; one that
+//! began or ceased to ask for it later has been touched itself. While the copy
+//! runs, members are noted instead, as durably as touched documents are.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
+use mongodb::Cursor;
+use tokio_util::sync::CancellationToken;
+
+use super::follow::{Followed, Follower};
+use super::marks::Marks;
+use crate::config::values::Namespace;
+use crate::error::{Context, Error, Result};
+use crate::mongo::Mongo;
+use crate::mongo::catch_up::Applied;
+use crate::mongo::command::{is_transient, retrying};
+use crate::mongo::groups;
+use crate::mongo::lanes::Lanes;
+use crate::mongo::notes::Notes;
+use crate::mongo::sink::value_bytes;
+use crate::mongo::watched::{Member, asks_for, values_at};
+
+/// The collection of noted members in the state database.
+const MEMBERS: &str = "members";
+/// Values that are asked for at once.
+const VALUES: usize = 200;
+/// Documents that are brought up to date at once.
+const DOCUMENTS: usize = 1_000;
+/// Tries to read the documents of a value to their end.
+const TRIES: u32 = 8;
+
+impl Follower<'_> {
+    /// Forgets what an earlier copy has left.
+    ///
+    /// # Errors
+    /// A stop where the notes can't be removed.
+    pub(super) async fn forget_affected(&self) -> Result<()> {
+        self.member_notes().clear().await?;
+        Notes::of(self.mongo, groups::NOTES, self.job.name()).clear().await
+    }
+
+    /// Remembers members until the copy is done.
+    ///
+    /// # Errors
+    /// A stop where the notes can't be written.
+    pub(super) async fn note_members(&self, members: &[Member]) -> Result<()> {
+        let notes: Vec<Vec<u8>> = members.iter().flat_map(encode).collect();
+        self.member_notes().add(&notes).await
+    }
+
+    /// Works off the members that were noted.
+    ///
+    /// # Errors
+    /// A stop where a document can't be brought up to date.
+    pub(super) async fn work_off_members(
+        &self,
+        catch_up: &mut Lanes,
+        after: Option<Timestamp>,
+        stop: &CancellationToken,
+        followed: &mut Followed,
+    ) -> Result<()> {
+        if self.valid.memberships.is_empty() {
+            return Ok(());
+        }
+        let notes = self.member_notes();
+        while !stop.is_cancelled() {
+            self.job.lease().valid().await?;
+            let some = notes.some(i64::try_from(VALUES).unwrap_or(i64::MAX)).await?;
+            if some.is_empty() {
+                break;
+            }
+            let members: Vec<Member> = some.iter().filter_map(|note| decode(&note.content)).collect();
+            followed.applied.add(self.bring_members(catch_up, &members, after).await?);
+            followed.changes += u64::try_from(some.len()).unwrap_or(0);
+            notes.remove(&some).await?;
+        }
+        Ok(())
+    }
+
+    /// Marks a document of each group of the target that has more than one, so
+    /// that it is looked at.
+    ///
+    /// # Errors
+    /// A stop where the target can't be read.
+    pub(super) async fn mark_crowded(&self) -> Result<()> {
+        let Some(grouping) = &self.valid.grouping else { return Ok(()) };
+        self.events.note(format!("looking for documents of {} of which only one is kept", self.target));
+        let marks = Marks::of(self.mongo, self.job.name());
+        for attempt in 1.. {
+            let operation = format!("looking for groups of {}", self.target);
+            let mut cursor = retrying(&operation, || self.mongo.crowded(self.target, grouping)).await?;
+            loop {
+                self.job.lease().valid().await?;
+                match next_ids(&mut cursor).await {
+                    Ok(ids) if ids.is_empty() => return Ok(()),
+                    Ok(ids) => marks.set(&ids).await?,
+                    Err(error) if attempt < TRIES && is_transient(&error) => break,
+                    Err(error) => return Err(error).during(&operation),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the documents up to date that ask for what came or went.
+    ///
+    /// # Errors
+    /// A stop where one can't be.
+    pub(crate) async fn bring_members(
+        &self,
+        catch_up: &mut Lanes,
+        members: &[Member],
+        after: Option<Timestamp>,
+    ) -> Result<Applied> {
+        let mut applied = Applied::default();
+        for (number, values) in self.values_of(members, after).await? {
+            let Some(membership) = self.valid.memberships.get(number) else { continue };
+            for part in values.chunks(VALUES) {
+                let asking = asks_for(&membership.local, part);
+                applied.add(self.bring_those(catch_up, &asking, after).await?);
+            }
+        }
+        Ok(applied)
+    }
+
+    /// The values that came or went, and those that stand there now, by membership.
+    async fn values_of(
+        &self,
+        members: &[Member],
+        after: Option<Timestamp>,
+    ) -> Result<BTreeMap<usize, Vec<Bson>>> {
+        let mut distinct: BTreeMap<usize, HashMap<Vec<u8>, RawBson>> = BTreeMap::new();
+        let mut to_look_up: BTreeMap<usize, Vec<Bson>> = BTreeMap::new();
+        for member in members {
+            let values = distinct.entry(member.membership).or_default();
+            values.extend(
+                member.values.iter().map(|value| (value_bytes(value.as_raw_bson_ref()), value.clone())),
+            );
+            if let Some(id) = &member.look_up {
+                to_look_up.entry(member.membership).or_default().push(to_bson(id)?);
+            }
+        }
+        for (number, ids) in to_look_up {
+            let Some(membership) = self.valid.memberships.get(number) else { continue };
+            let namespace = Namespace {
+                database: self.source.database.clone(),
+                collection: membership.collection.clone(),
+            };
+            let filter = doc! {"_id": {"$in": ids}};
+            let projection = doc! {&membership.foreign: 1};
+            let documents = retrying(format!("looking up members in {namespace}"), || async {
+                let mut cursor = find(self.mongo, &namespace, &filter, &projection, after).await?;
+                let mut documents = Vec::new();
+                while cursor.advance().await? {
+                    documents.push(cursor.current().to_owned());
+                }
+                Ok(documents)
+            })
+            .await?;
+            let values = documents.iter().flat_map(|document| values_at(document, &membership.foreign));
+            let known = distinct.entry(number).or_default();
+            known.extend(values.map(|value| (value_bytes(value.as_raw_bson_ref()), value)));
+        }
+        distinct
+            .into_iter()
+            .map(|(number, values)| {
+                let values =
+                    values.values().filter(|value| !matches!(value, RawBson::Null | RawBson::Undefined));
+                Ok((number, values.map(to_bson).collect::<Result<Vec<Bson>>>()?))
+            })
+            .collect()
+    }
+
+    /// As few as there may be of most values, there may be millions of one.
+    async fn bring_those(
+        &self,
+        catch_up: &mut Lanes,
+        asking: &Document,
+        after: Option<Timestamp>,
+    ) -> Result<Applied> {
+        let mut applied = Applied::default();
+        let operation = format!("looking up documents of {} by their members", self.source);
+        for attempt in 1.. {
+            let only_id = doc! {"_id": 1};
+            let mut cursor =
+                retrying(&operation, || find(self.mongo, self.source, asking, &only_id, after)).await?;
+            loop {
+                self.job.lease().valid().await?;
+                match next_ids(&mut cursor).await {
+                    Ok(ids) if ids.is_empty() => return Ok(applied),
+                    Ok(ids) => applied.add(self.apply(catch_up, &ids, after).await?),
+                    Err(error) if attempt < TRIES && is_transient(&error) => break,
+                    Err(error) => return Err(error).during(&operation),
+                }
+            }
+        }
+        Ok(applied)
+    }
+
+    fn member_notes(&self) -> Notes {
+        Notes::of(self.mongo, MEMBERS, self.job.name())
+    }
+}
+
+/// What a majority has, not before a moment.
+async fn find(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    filter: &Document,
+    projection: &Document,
+    after: Option<Timestamp>,
+) -> mongodb::error::Result<Cursor<RawDocumentBuf>> {
+    let mut concern = doc! {"level": "majority"};
+    if let Some(after) = after {
+        concern.insert("afterClusterTime", after);
+    }
+    let command = doc! {
+        "find": &namespace.collection,
+        "filter": filter.clone(),
+        "projection": projection.clone(),
+        "readConcern": concern,
+    };
+    let cursor = mongo.database(&namespace.database).run_cursor_command(command).await?;
+    Ok(cursor.with_type())
+}
+
+async fn next_ids(cursor: &mut Cursor<RawDocumentBuf>) -> mongodb::error::Result<Vec<RawBson>> {
+    let mut ids = Vec::new();
+    while ids.len() < DOCUMENTS && cursor.advance().await? {
+        ids.extend(cursor.current().get("_id").ok().flatten().map(RawBson::from));
+    }
+    Ok(ids)
+}
+
+fn to_bson(value: &RawBson) -> Result<Bson> {
+    Bson::try_from(value.clone())
+        .map_err(|error| Error::stopped(format!("a value in the database is no valid BSON: {error}")))
+}
+
+/// A note for each value, and one for what must be looked up.
+fn encode(member: &Member) -> Vec<Vec<u8>> {
+    let number = i32::try_from(member.membership).unwrap_or(i32::MAX);
+    let value = |value: &RawBson| rawdoc! {"n": number, "value": value.clone()}.into_bytes();
+    let id = |id: &RawBson| rawdoc! {"n": number, "id": id.clone()}.into_bytes();
+    member.values.iter().map(value).chain(member.look_up.iter().map(id)).collect()
+}
+
+fn decode(note: &[u8]) -> Option<Member> {
+    let note = RawDocument::from_bytes(note).ok()?;
+    let field = |name: &str| note.get(name).ok().flatten().map(RawBson::from);
+    let membership = usize::try_from(note.get_i32("n").ok()?).ok()?;
+    Some(Member { membership, values: field("value").into_iter().collect(), look_up: field("id") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noted_members_are_read_as_they_were() {
+        let member = Member { membership: 1, values: vec![7.into(), "x".into()], look_up: Some(3.into()) };
+        let read: Vec<Member> = encode(&member).iter().filter_map(|note| decode(note)).collect();
+        let one = |values: Vec<RawBson>, look_up| Member { membership: 1, values, look_up };
+        assert_eq!(
+            read,
+            [one(vec![7.into()], None), one(vec!["x".into()], None), one(vec![], Some(3.into()))]
+        );
+    }
+}

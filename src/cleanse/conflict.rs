@@ -1,0 +1,120 @@
+//! Documents that stand in each other's way under a unique index: the target is
+//! made of states of different moments, and in no moment of the source did both
+//! hold the value.
+//!
+//! All of them are removed and looked at again. One of them may have been in step
+//! long since, and nothing in the change feed would bring it back: it is marked
+//! before it is removed.
+
+use bson::{RawBson, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use super::build::{self, When};
+use super::follow::{Followed, Follower};
+use super::marks::Marks;
+use crate::crash;
+use crate::error::{Error, Result};
+use crate::mongo::catalog::Description;
+use crate::mongo::catch_up::{Applied, distinct};
+use crate::mongo::feed::Position;
+use crate::mongo::lanes::Lanes;
+
+/// Rounds in which documents that stand in each other's way are written again.
+const ROUNDS: usize = 10;
+/// Tries to build the unique indexes.
+const BUILDS: usize = 20;
+
+impl Follower<'_> {
+    /// Brings documents up to the state that they have now or later, at least that
+    /// of `after`.
+    ///
+    /// # Errors
+    /// A stop where a document can't be written for good.
+    pub async fn apply(
+        &self,
+        lanes: &mut Lanes,
+        ids: &[RawBson],
+        after: Option<Timestamp>,
+    ) -> Result<Applied> {
+        let attempt = lanes.apply(ids, after).await?;
+        let mut applied = attempt.applied;
+        applied.add(self.separate(lanes, attempt.parties, after).await?);
+        Ok(applied)
+    }
+
+    /// Builds the unique indexes; false where a signal came first.
+    ///
+    /// What was brought up to date last was read a moment later than what came
+    /// before it: two documents may hold a value that has just passed from one to
+    /// the other. Both are looked at again, and what came meanwhile, until the
+    /// index can be built.
+    ///
+    /// # Errors
+    /// A stop where it can't be built.
+    pub async fn unique_indexes(
+        &self,
+        lanes: &mut Lanes,
+        position: &mut Position,
+        source: &Description,
+        stop: &CancellationToken,
+        followed: &mut Followed,
+    ) -> Result<bool> {
+        let mut last = None;
+        for _ in 0..BUILDS {
+            let built = build::try_indexes(self.mongo, self.target, source, When::CaughtUp, self.events);
+            let Some((values, error)) = built.await? else { return Ok(true) };
+            let parties = lanes.holders(&values).await?;
+            followed.applied.add(self.separate(lanes, parties, position.time()).await?);
+            if !self.drain(lanes, position, false, stop, followed).await? {
+                return Ok(false);
+            }
+            last = Some(error);
+        }
+        Err(last.unwrap_or_else(|| self.in_the_way(&[])))
+    }
+
+    async fn separate(
+        &self,
+        lanes: &mut Lanes,
+        parties: Vec<RawBson>,
+        after: Option<Timestamp>,
+    ) -> Result<Applied> {
+        let marks = Marks::of(self.mongo, self.job.name());
+        let mut applied = Applied::default();
+        let mut open = distinct(&parties);
+        if !open.is_empty() && self.valid.grouping.is_some() {
+            // Groups have notes of their own.
+            self.job.lease().valid().await?;
+            return lanes.write_again(&open, after).await;
+        }
+        for _ in 0..ROUNDS {
+            if open.is_empty() {
+                return Ok(applied);
+            }
+            self.job.lease().valid().await?;
+            marks.set(&open).await?;
+            lanes.remove(&open).await?;
+            crash::point("parties_removed");
+            let marked = marks.these(&open).await?;
+            let attempt = lanes.apply(&open, after).await?;
+            applied.add(attempt.applied);
+            if attempt.parties.is_empty() {
+                marks.remove(&marked).await?;
+            }
+            open.extend(attempt.parties.iter().cloned());
+            open = if attempt.parties.is_empty() { Vec::new() } else { distinct(&open) };
+        }
+        if open.is_empty() { Ok(applied) } else { Err(self.in_the_way(&open)) }
+    }
+
+    fn in_the_way(&self, open: &[RawBson]) -> Error {
+        let id = open.first().map(|id| crate::report::json::extended(id.as_raw_bson_ref()));
+        Error::stopped(format!(
+            "{} documents of {} stand in each other's way under a unique index, {} among them",
+            open.len(),
+            self.source,
+            id.unwrap_or_default()
+        ))
+        .hint("does the source itself hold duplicates that the rules keep? Started again, the job goes on")
+    }
+}

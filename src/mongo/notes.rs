@@ -1,0 +1,140 @@
+//! What must not be forgotten before it is worked off, durable on a majority:
+//! groups whose winner is on its way, members that came or went during a copy.
+//!
+//! A note has a generation, so that one that is made anew while it is being
+//! worked off is not removed by accident.
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
+
+use super::command::retrying;
+use super::index::whole_number;
+use super::{Mongo, majority_document};
+use crate::error::{Error, Result};
+
+/// The notes of one kind of one owner.
+#[derive(Debug, Clone)]
+pub struct Notes {
+    mongo: Mongo,
+    collection: Collection<Document>,
+    owner: String,
+}
+
+/// A note.
+#[derive(Debug, Clone)]
+pub struct Note {
+    /// What it says.
+    pub content: Vec<u8>,
+    generation: i64,
+}
+
+impl Notes {
+    /// The notes of an owner in that collection of the state database.
+    pub fn of(mongo: &Mongo, collection: &str, owner: &str) -> Self {
+        Self { mongo: mongo.clone(), collection: mongo.state(collection), owner: owner.into() }
+    }
+
+    /// Makes notes.
+    ///
+    /// # Errors
+    /// A stop where they can't be made durable.
+    pub async fn add(&self, contents: &[Vec<u8>]) -> Result<()> {
+        let updates: Vec<Document> = contents
+            .iter()
+            .map(|content| {
+                doc! {"q": {"_id": self.key(content)}, "u": {"$inc": {"generation": 1_i64}}, "upsert": true}
+            })
+            .collect();
+        self.command("update", "updates", updates).await
+    }
+
+    /// Some of the notes, in no order.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn some(&self, most: i64) -> Result<Vec<Note>> {
+        let documents: Vec<Document> = retrying("reading notes", || {
+            let find = self.collection.find(self.all()).limit(most);
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        Ok(documents.iter().filter_map(read).collect())
+    }
+
+    /// Removes notes that were not made again since they were read.
+    ///
+    /// # Errors
+    /// A stop where they can't be removed.
+    pub async fn remove(&self, notes: &[Note]) -> Result<()> {
+        let deletes: Vec<Document> = notes
+            .iter()
+            .map(|note| {
+                let filter = doc! {"_id": self.key(&note.content), "generation": note.generation};
+                doc! {"q": filter, "limit": 1}
+            })
+            .collect();
+        self.command("delete", "deletes", deletes).await
+    }
+
+    /// Forgets all notes.
+    ///
+    /// # Errors
+    /// A stop where they can't be removed.
+    pub async fn clear(&self) -> Result<()> {
+        retrying("forgetting notes", || {
+            let delete = self.collection.delete_many(self.all());
+            async move { delete.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Bounds on `_id`, which an index follows: a key begins with the owner.
+    fn all(&self) -> Document {
+        let bound = |note: Bson| doc! {"owner": &self.owner, "note": note};
+        doc! {"_id": {"$gte": bound(Bson::MinKey), "$lte": bound(Bson::MaxKey)}}
+    }
+
+    fn key(&self, content: &[u8]) -> Document {
+        let note = Binary { subtype: BinarySubtype::Generic, bytes: content.to_vec() };
+        doc! {"owner": &self.owner, "note": note}
+    }
+
+    async fn command(&self, name: &str, field: &str, statements: Vec<Document>) -> Result<()> {
+        if statements.is_empty() {
+            return Ok(());
+        }
+        let command = doc! {
+            name: self.collection.name(),
+            field: statements,
+            "ordered": false,
+            "writeConcern": majority_document(),
+        };
+        let database = self.mongo.database(&self.collection.namespace().db);
+        let reply = retrying("writing notes", || {
+            let (database, command) = (database.clone(), command.clone());
+            async move {
+                let reply = database.run_command(command).await?;
+                super::sink::check_write_concern(&reply)?;
+                Ok(reply)
+            }
+        })
+        .await?;
+        let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+        // Two upserts of one note at once: the other one has made it.
+        let is_race = |error: &Bson| {
+            error.as_document().and_then(|error| error.get("code")).and_then(whole_number) == Some(11000)
+        };
+        match errors.iter().find(|error| !is_race(error)) {
+            Some(error) => Err(Error::stopped(format!("a note could not be written: {error}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn read(document: &Document) -> Option<Note> {
+    let content = document.get_document("_id").ok()?.get_binary_generic("note").ok()?.clone();
+    Some(Note { content, generation: document.get_i64("generation").unwrap_or(0) })
+}

@@ -182,7 +182,9 @@ impl Follower<'_> {
         while !stop.is_cancelled() {
             self.job.lease().valid().await?;
             self.mark_while_held(from, stop).await?;
-            self.work_off_members(catch_up, from.time(), stop, followed).await?;
+            if !self.work_off_members(catch_up, from.time(), stop, followed).await? {
+                continue;
+            }
             let some = marks.some(i64::try_from(self.batch()).unwrap_or(i64::MAX)).await?;
             if some.is_empty() {
                 return Ok(());
@@ -249,7 +251,12 @@ impl Follower<'_> {
             }
             self.job.lease().valid().await?;
             followed.applied.add(self.apply(catch_up, &changes.touched, changes.time).await?);
-            followed.applied.add(self.bring_members(catch_up, &changes.members, changes.time).await?);
+            let Some(applied) = self.bring_members(catch_up, &changes.members, changes.time, stop).await?
+            else {
+                feed = self.reopen(from).await?.ahead(batch);
+                continue;
+            };
+            followed.applied.add(applied);
             crash::point("changes_applied");
             followed.changes += u64::try_from(changes.len()).unwrap_or(0);
             from.clone_from(feed.position());

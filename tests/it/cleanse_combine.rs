@@ -1,9 +1,13 @@
-//! Options and rules that don't go together are refused before anything is touched.
+//! Options and rules together: what does not go with each other is refused before
+//! anything is touched, and the rest of them keep to what each by itself promises.
+
+use std::time::{Duration, Instant};
 
 use bson::doc;
 
-use crate::cleansing::{SOURCE, TARGET, configure};
-use crate::harness::Bench;
+use crate::cleansing::{SOURCE, TARGET, configure, job_name};
+use crate::harness::{Bench, wait_for};
+use crate::program::Signal;
 
 const DEDUPE: &str = "dedupe = { by = ['k'], keep_latest = 'at' }";
 
@@ -87,4 +91,52 @@ async fn one_shot_copies_by_rules_that_look_elsewhere() {
         .collect();
     assert_eq!(ids, [15, 16, 17]);
     bench.run("verify").await.expect_exit(0);
+}
+
+#[tokio::test]
+async fn members_that_come_during_a_pause_bring_their_documents_after_it() {
+    let bench = seeded().await;
+    configure(&bench, &exists_in(&bench));
+    let job = job_name(&bench);
+    let run = bench.program("cleanse --follow").spawn();
+    wait_for("the copy", async || run.stderr().contains("follows")).await;
+    let copied = async || bench.documents(TARGET).await.len();
+    assert_eq!(copied().await, 12);
+    bench.run(&format!("control {job} pause")).await.expect_exit(0);
+    wait_for("the pause", async || bench.limited_by(&job).await == "paused").await;
+    bench.insert_into("members", [doc! {"_id": 3}]).await;
+    let noted = bench.state.collection::<bson::Document>("members");
+    wait_for("the note", async || noted.count_documents(doc! {}).await.expect("a count") > 0).await;
+    assert_eq!(copied().await, 12, "applied during the pause");
+    bench.run(&format!("control {job} resume")).await.expect_exit(0);
+    wait_for("the documents", async || copied().await == 16).await;
+    bench.run(&format!("control {job} stop")).await.expect_exit(0);
+    run.finish().await.expect_exit(143);
+    assert_eq!(noted.count_documents(doc! {}).await.expect("a count"), 0);
+}
+
+#[tokio::test]
+async fn documents_that_a_member_brings_keep_to_the_limit() {
+    let bench = seeded().await;
+    bench.insert_into(SOURCE, (100..2_100).map(|n| doc! {"_id": n, "k": 4, "at": n})).await;
+    configure(&bench, &exists_in(&bench));
+    let run = bench.program("cleanse --follow --documents-per-second 1000").spawn();
+    wait_for("the copy", async || run.stderr().contains("follows")).await;
+    let begun = Instant::now();
+    bench.insert_into("members", [doc! {"_id": 4}]).await;
+    wait_for("the documents", async || bench.documents(TARGET).await.len() == 2_016).await;
+    assert!(begun.elapsed() > Duration::from_millis(1_800), "{:?}", begun.elapsed());
+    run.signal(Signal::Terminate);
+    run.finish().await.expect_exit(143);
+}
+
+#[tokio::test]
+async fn a_copy_beside_dual_writes_keeps_to_the_limit() {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..600).map(|n| doc! {"_id": n})).await;
+    configure(&bench, "");
+    let begun = Instant::now();
+    bench.run("cleanse --dual-write --grace 100ms --documents-per-second 200").await.expect_exit(0);
+    assert!(begun.elapsed() > Duration::from_millis(1_900), "{:?}", begun.elapsed());
+    assert_eq!(bench.documents(TARGET).await, bench.documents(SOURCE).await);
 }

@@ -95,6 +95,6 @@ pub async fn merge(mongo: &Mongo, job: &str, live: &Namespace, into: &mut Giving
 /// As [`merge`].
 pub async fn merge_back(mongo: &Mongo, job: &str, live: &Namespace) -> Result<Merged> {
     let now = mongo.majority_time().await?;
-    let mut into = GivingWay::new(mongo, live, now).await?;
+    let mut into = GivingWay::new(mongo, live, now)?;
     merge(mongo, job, live, &mut into).await
 }

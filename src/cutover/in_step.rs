@@ -99,9 +99,16 @@ impl<'a> InStep<'a> {
         self.follower.job.lease().valid().await?;
         let changes = self.feed.next(BATCH).await.map_err(|error| error.with_class(Class::Stopped))?;
         self.follower.check(&changes).await?;
-        self.followed.applied.add(self.follower.apply(&mut self.catch_up, &changes.touched, changes.time).await?);
+        self.followed
+            .applied
+            .add(self.follower.apply(&mut self.catch_up, &changes.touched, changes.time).await?);
+        let never = CancellationToken::new();
         let members =
-            self.follower.bring_members(&mut self.catch_up, &changes.members, changes.time).await?;
+            self.follower.bring_members(&mut self.catch_up, &changes.members, changes.time, &never).await?;
+        let members = members.ok_or_else(|| {
+            Error::stopped("the job is paused, so that nothing can be brought along")
+                .hint("`mongorekey control JOB resume`, then start again")
+        })?;
         self.followed.applied.add(members);
         self.followed.changes += u64::try_from(changes.touched.len()).unwrap_or(0);
         if self.saved.elapsed() >= SAVE {

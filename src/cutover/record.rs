@@ -34,14 +34,8 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 6] = [
-        Self::Fenced,
-        Self::Renaming,
-        Self::Finished,
-        Self::GivenUp,
-        Self::RolledBack,
-        Self::Switching,
-    ];
+    const ALL: [Self; 6] =
+        [Self::Fenced, Self::Renaming, Self::Finished, Self::GivenUp, Self::RolledBack, Self::Switching];
 
     /// The word that is stored.
     pub fn as_str(self) -> &'static str {

@@ -109,7 +109,8 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
         Found::AsBefore => State::GivenUp,
         Found::Between | Found::Unknown => return Err(unknown(renames)),
     };
-    let brought = if found == Found::Exchanged { brought_along(mongo, job, record).await } else { Ok(Document::new()) };
+    let brought =
+        if found == Found::Exchanged { brought_along(mongo, job, record).await } else { Ok(Document::new()) };
     // Writes go on, whatever could not be done.
     if let Some(fence) = &record.fence {
         fence::lift(mongo, fence, renames).await?;

@@ -51,18 +51,15 @@ pub async fn bring_along(
     last: LastMoment,
 ) -> Result<(Residue, Timestamp)> {
     let renamed_at = moment_of_rename(mongo, &renames.incoming, fenced_at).await?;
-    let mut live = GivingWay::new(mongo, &renames.live, renamed_at).await?;
+    let mut live = GivingWay::new(mongo, &renames.live, renamed_at)?;
     let mut residue = Residue::default();
-    let written: HashSet<Vec<u8>> =
-        last.written.iter().map(|id| value_bytes(id.as_raw_bson_ref())).collect();
-    for id in distinct(last.touched) {
-        if written.contains(&value_bytes(id.as_raw_bson_ref())) {
-            residue.lost.push(to_bson(&id)?);
-        } else {
-            live.delete(id).await?;
-            residue.deletes += 1;
-        }
-    }
+    let written: HashSet<Vec<u8>> = last.written.iter().map(|id| value_bytes(id.as_raw_bson_ref())).collect();
+    let is_written = |id: &RawBson| written.contains(&value_bytes(id.as_raw_bson_ref()));
+    let (lost, deleted): (Vec<RawBson>, Vec<RawBson>) =
+        distinct(last.touched).into_iter().partition(is_written);
+    live.delete(&deleted).await?;
+    residue.deletes = u64::try_from(deleted.len()).unwrap_or(u64::MAX);
+    residue.lost = lost.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
     residue.gap = gap::merge(mongo, job, &renames.live, &mut live).await?;
     Ok((residue, renamed_at))
 }
@@ -88,9 +85,9 @@ pub fn fields(record: &Record, residue: &Residue, renamed_at: Timestamp) -> Docu
 async fn moment_of_rename(mongo: &Mongo, incoming: &Namespace, after: Timestamp) -> Result<Timestamp> {
     let mut feed = mongo.prompt_feed(&Watched::only(incoming), Position::Time(after)).await?;
     let ended = last_moment(&mut feed).await?.ended;
-    ended.and_then(|ended| ended.at).ok_or_else(|| {
-        Error::stopped(format!("the change stream does not tell when {incoming} was renamed"))
-    })
+    ended
+        .and_then(|ended| ended.at)
+        .ok_or_else(|| Error::stopped(format!("the change stream does not tell when {incoming} was renamed")))
 }
 
 fn distinct(ids: Vec<RawBson>) -> Vec<RawBson> {

@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc, rawdoc};
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::operation::Operation;
-use super::{Mongo, WRITE_TIMEOUT, majority_document};
+use super::{Mongo, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
 
@@ -27,6 +27,10 @@ const WRITE_CONFLICT: i32 = 112;
 const SHORT: Duration = Duration::from_millis(50);
 /// Attempts at a write, of those that conflict and of those that fail.
 const ATTEMPTS: u32 = 5;
+/// Between attempts.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Deletes per transaction.
+const DELETES: usize = 500;
 /// What the server reports where writes of users are blocked.
 const BLOCKED: i64 = 2;
 
@@ -273,9 +277,10 @@ impl Mongo {
 pub struct GivingWay {
     mongo: Mongo,
     namespace: Namespace,
-    session: ClientSession,
-    transaction: i64,
     moment: Timestamp,
+    /// A transaction of the past conflicts with what its session has done since, so
+    /// each has a session of its own; kept, or the driver would hand it out again.
+    sessions: Vec<ClientSession>,
 }
 
 impl GivingWay {
@@ -283,25 +288,36 @@ impl GivingWay {
     /// majority and at most minutes ago.
     ///
     /// # Errors
-    /// A stop where no session can be had.
-    pub async fn new(mongo: &Mongo, namespace: &Namespace, moment: Timestamp) -> Result<Self> {
+    /// A stop where no connection can be had.
+    pub fn new(mongo: &Mongo, namespace: &Namespace, moment: Timestamp) -> Result<Self> {
         // Sessions that go back to the driver would be refused for their numbers.
         let mongo = mongo.apart()?;
-        let session =
-            mongo.client().start_session().causal_consistency(false).await.during("starting a session")?;
-        Ok(Self { mongo, namespace: namespace.clone(), session, transaction: 0, moment })
+        Ok(Self { mongo, namespace: namespace.clone(), moment, sessions: Vec::new() })
     }
 
-    /// Deletes a document.
+    /// Deletes documents: all at once, or one by one where something newer is there.
     ///
     /// # Errors
     /// A stop where the server refuses for another reason than something newer.
-    pub async fn delete(&mut self, id: bson::RawBson) -> Result<Guarded> {
-        let mut deletes = bson::RawArrayBuf::new();
-        deletes.push(rawdoc! {"q": {"_id": {"$eq": id}}, "limit": 1});
+    pub async fn delete(&mut self, ids: &[RawBson]) -> Result<()> {
+        for part in ids.chunks(DELETES) {
+            if self.attempt(self.deletes(part), 1).await? == Guarded::GaveWay {
+                for id in part {
+                    self.attempt(self.deletes(std::slice::from_ref(id)), ATTEMPTS).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deletes(&self, ids: &[RawBson]) -> RawDocumentBuf {
+        let mut deletes = RawArrayBuf::new();
+        for id in ids {
+            deletes.push(rawdoc! {"q": {"_id": {"$eq": id.clone()}}, "limit": 1});
+        }
         let mut command = rawdoc! {"delete": self.namespace.collection.as_str()};
         command.append(bson::cstr!("deletes"), deletes);
-        self.attempt(command).await
+        command
     }
 
     /// Writes a document as it is.
@@ -309,29 +325,25 @@ impl GivingWay {
     /// # Errors
     /// A stop where the server refuses for another reason than something newer.
     pub async fn write(&mut self, document: &bson::RawDocument) -> Result<Guarded> {
-        let mut updates = bson::RawArrayBuf::new();
+        let mut updates = RawArrayBuf::new();
         updates.push(super::catch_up::statement(document)?);
         let mut command = rawdoc! {
             "update": self.namespace.collection.as_str(),
             "bypassDocumentValidation": true,
         };
         command.append(bson::cstr!("updates"), updates);
-        self.attempt(command).await
+        self.attempt(command, ATTEMPTS).await
     }
 
-    async fn attempt(&mut self, command: RawDocumentBuf) -> Result<Guarded> {
+    async fn attempt(&mut self, command: RawDocumentBuf, most: u32) -> Result<Guarded> {
         let operation = format!("writing to {} what came during the cutover", self.namespace);
         let (mut conflicts, mut failures) = (0, 0);
         loop {
             let error = match self.try_once(command.clone()).await {
                 Ok(None) => return Ok(Guarded::Done),
-                Ok(Some(refusal)) => {
-                    self.abort().await;
-                    return Err(Error::stopped(format!("{operation} failed: {refusal}")));
-                }
+                Ok(Some(refusal)) => return Err(Error::stopped(format!("{operation} failed: {refusal}"))),
                 Err(error) => error,
             };
-            self.abort().await;
             if is_conflict(&error) {
                 conflicts += 1;
             } else if super::command::is_transient(&error) && failures < ATTEMPTS {
@@ -339,42 +351,53 @@ impl GivingWay {
             } else {
                 return Err(error).during(operation);
             }
-            if conflicts == ATTEMPTS {
+            if conflicts == most {
                 return Ok(Guarded::GaveWay);
             }
             // What conflicts may be a transaction that is going to be aborted.
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
     /// Returns what the server has against the statement, if anything.
     async fn try_once(&mut self, mut command: RawDocumentBuf) -> mongodb::error::Result<Option<String>> {
-        self.transaction += 1;
-        command.append(bson::cstr!("txnNumber"), self.transaction);
+        let mut session = self.mongo.client().start_session().causal_consistency(false).await?;
+        command.append(bson::cstr!("txnNumber"), 1_i64);
         command.append(bson::cstr!("startTransaction"), true);
         command.append(bson::cstr!("autocommit"), false);
-        command
-            .append(bson::cstr!("readConcern"), rawdoc! {"level": "snapshot", "atClusterTime": self.moment});
+        let concern = rawdoc! {"level": "snapshot", "atClusterTime": self.moment};
+        command.append(bson::cstr!("readConcern"), concern);
         let database = self.mongo.database(&self.namespace.database);
-        let reply = database.run_raw_command(command).session(&mut self.session).await?;
-        if let Some(error) = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
-            return Ok(Some(error.to_string()));
-        }
-        let mut commit = rawdoc! {"commitTransaction": 1};
-        commit.append(bson::cstr!("txnNumber"), self.transaction);
-        commit.append(bson::cstr!("autocommit"), false);
-        let concern = rawdoc! {"w": "majority", "wtimeout": milliseconds(WRITE_TIMEOUT)};
-        commit.append(bson::cstr!("writeConcern"), concern);
-        self.mongo.admin().run_raw_command(commit).session(&mut self.session).await.map(|_| None)
+        let reply = database.run_raw_command(command).session(&mut session).await;
+        let result = match reply.map(|reply| first_error(&reply)) {
+            Ok(None) => self.end(&mut session, "commitTransaction").await.map(|()| None),
+            Ok(refusal) => {
+                // Most often the server has aborted it already.
+                let _aborted = self.end(&mut session, "abortTransaction").await;
+                Ok(refusal)
+            }
+            Err(error) => {
+                let _aborted = self.end(&mut session, "abortTransaction").await;
+                Err(error)
+            }
+        };
+        self.sessions.push(session);
+        result
     }
 
-    async fn abort(&mut self) {
-        let mut abort = rawdoc! {"abortTransaction": 1};
-        abort.append(bson::cstr!("txnNumber"), self.transaction);
-        abort.append(bson::cstr!("autocommit"), false);
-        // Most often the server has aborted it already.
-        let _aborted = self.mongo.admin().run_raw_command(abort).session(&mut self.session).await;
+    async fn end(&self, session: &mut ClientSession, how: &str) -> mongodb::error::Result<()> {
+        let command = doc! {
+            how: 1,
+            "txnNumber": 1_i64,
+            "autocommit": false,
+            "writeConcern": majority_document(),
+        };
+        self.mongo.admin().run_command(command).session(session).await.map(|_| ())
     }
+}
+
+fn first_error(reply: &Document) -> Option<String> {
+    reply.get_array("writeErrors").ok().and_then(|errors| errors.first()).map(ToString::to_string)
 }
 
 fn is_conflict(error: &DriverError) -> bool {

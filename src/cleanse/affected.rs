@@ -26,7 +26,7 @@ use crate::mongo::sink::value_bytes;
 use crate::mongo::watched::{Member, asks_for, values_at};
 
 /// The collection of noted members in the state database.
-const MEMBERS: &str = "members";
+pub const MEMBERS: &str = "members";
 /// Values that are asked for at once.
 const VALUES: usize = 200;
 /// Documents that are brought up to date at once.

@@ -20,6 +20,7 @@ mod cleanse_live;
 mod cleanse_live_kill;
 mod cleanse_members;
 mod cleanse_out;
+mod cleanse_outlook;
 mod cleanse_pace;
 mod cleanse_refusals;
 mod cleanse_rules;

@@ -27,6 +27,7 @@ mod cleanse_rules;
 mod cleanse_shape;
 mod cleanse_traps;
 mod cleansing;
+mod cleanup;
 mod command_line;
 mod config;
 mod control;

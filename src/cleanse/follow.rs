@@ -36,7 +36,7 @@ const IDLE_SAVE: Duration = Duration::from_secs(10);
 /// The field of the job document with the position in the change stream.
 pub const POSITION: &str = "feed";
 /// The field with the sessions of the writes.
-const SESSIONS: &str = "catch_up_session";
+pub const SESSIONS: &str = "catch_up_session";
 
 /// What was followed so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -378,7 +378,7 @@ impl Follower<'_> {
 }
 
 /// The sessions as they were stored; of an earlier version one by itself.
-fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
+pub fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
     match stored {
         Some(Bson::Array(sessions)) => sessions.iter().filter_map(Bson::as_document).cloned().collect(),
         Some(Bson::Document(session)) => vec![session.clone()],

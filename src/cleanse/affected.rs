@@ -7,6 +7,7 @@
 //! runs, members are noted instead, as durably as touched documents are.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::Cursor;
@@ -24,6 +25,7 @@ use crate::mongo::lanes::Lanes;
 use crate::mongo::notes::Notes;
 use crate::mongo::sink::value_bytes;
 use crate::mongo::watched::{Member, asks_for, values_at};
+use crate::throttle::waiting::Waiting;
 
 /// The collection of noted members in the state database.
 pub const MEMBERS: &str = "members";
@@ -31,6 +33,8 @@ pub const MEMBERS: &str = "members";
 const VALUES: usize = 200;
 /// Documents that are brought up to date at once.
 const DOCUMENTS: usize = 1_000;
+/// How often it is looked at whether documents may be brought up to date again.
+const LOOK: Duration = Duration::from_millis(200);
 /// Tries to read the documents of a value to their end.
 const TRIES: u32 = 8;
 
@@ -53,7 +57,7 @@ impl Follower<'_> {
         self.member_notes().add(&notes).await
     }
 
-    /// Works off the members that were noted.
+    /// Works off the members that were noted; false where some may be left.
     ///
     /// # Errors
     /// A stop where a document can't be brought up to date.
@@ -63,23 +67,26 @@ impl Follower<'_> {
         after: Option<Timestamp>,
         stop: &CancellationToken,
         followed: &mut Followed,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if self.valid.memberships.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let notes = self.member_notes();
         while !stop.is_cancelled() {
             self.job.lease().valid().await?;
             let some = notes.some(i64::try_from(VALUES).unwrap_or(i64::MAX)).await?;
             if some.is_empty() {
-                break;
+                return Ok(true);
             }
             let members: Vec<Member> = some.iter().filter_map(|note| decode(&note.content)).collect();
-            followed.applied.add(self.bring_members(catch_up, &members, after).await?);
+            let Some(applied) = self.bring_members(catch_up, &members, after, stop).await? else {
+                return Ok(false);
+            };
+            followed.applied.add(applied);
             followed.changes += u64::try_from(some.len()).unwrap_or(0);
             notes.remove(&some).await?;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Marks a document of each group of the target that has more than one, so
@@ -107,7 +114,8 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Brings the documents up to date that ask for what came or went.
+    /// Brings the documents up to date that ask for what came or went; `None` where
+    /// it must be done again.
     ///
     /// # Errors
     /// A stop where one can't be.
@@ -116,16 +124,20 @@ impl Follower<'_> {
         catch_up: &mut Lanes,
         members: &[Member],
         after: Option<Timestamp>,
-    ) -> Result<Applied> {
+        stop: &CancellationToken,
+    ) -> Result<Option<Applied>> {
         let mut applied = Applied::default();
         for (number, values) in self.values_of(members, after).await? {
             let Some(membership) = self.valid.memberships.get(number) else { continue };
             for part in values.chunks(VALUES) {
                 let asking = asks_for(&membership.local, part);
-                applied.add(self.bring_those(catch_up, &asking, after).await?);
+                let Some(those) = self.bring_those(catch_up, &asking, after, stop).await? else {
+                    return Ok(None);
+                };
+                applied.add(those);
             }
         }
-        Ok(applied)
+        Ok(Some(applied))
     }
 
     /// The values that came or went, and those that stand there now, by membership.
@@ -182,7 +194,8 @@ impl Follower<'_> {
         catch_up: &mut Lanes,
         asking: &Document,
         after: Option<Timestamp>,
-    ) -> Result<Applied> {
+        stop: &CancellationToken,
+    ) -> Result<Option<Applied>> {
         let mut applied = Applied::default();
         let operation = format!("looking up documents of {} by their members", self.source);
         for attempt in 1.. {
@@ -192,14 +205,28 @@ impl Follower<'_> {
             loop {
                 self.job.lease().valid().await?;
                 match next_ids(&mut cursor).await {
-                    Ok(ids) if ids.is_empty() => return Ok(applied),
+                    Ok(ids) if ids.is_empty() => return Ok(Some(applied)),
+                    Ok(ids) if !self.may_bring(ids.len(), stop).await => return Ok(None),
                     Ok(ids) => applied.add(self.apply(catch_up, &ids, after).await?),
                     Err(error) if attempt < TRIES && is_transient(&error) => break,
                     Err(error) => return Err(error).during(&operation),
                 }
             }
         }
-        Ok(applied)
+        Ok(Some(applied))
+    }
+
+    /// Waits until so many documents may be brought up to date; false where the run
+    /// is to end, or is paused: members are noted meanwhile. Anything else passes
+    /// soon, and to begin anew each time might never come to an end.
+    async fn may_bring(&self, documents: usize, stop: &CancellationToken) -> bool {
+        while !self.pace.turn(documents as u64, stop).await {
+            if stop.is_cancelled() || self.pace.held_by() == Some(Waiting::Paused) {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
     }
 
     fn member_notes(&self) -> Notes {

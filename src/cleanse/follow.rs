@@ -36,7 +36,7 @@ const IDLE_SAVE: Duration = Duration::from_secs(10);
 /// The field of the job document with the position in the change stream.
 pub const POSITION: &str = "feed";
 /// The field with the sessions of the writes.
-const SESSIONS: &str = "catch_up_session";
+pub const SESSIONS: &str = "catch_up_session";
 
 /// What was followed so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -155,7 +155,9 @@ impl Follower<'_> {
         while !stop.is_cancelled() {
             self.job.lease().valid().await?;
             self.mark_while_held(from, stop).await?;
-            self.work_off_members(catch_up, from.time(), stop, followed).await?;
+            if !self.work_off_members(catch_up, from.time(), stop, followed).await? {
+                continue;
+            }
             let some = marks.some(i64::try_from(self.batch()).unwrap_or(i64::MAX)).await?;
             if some.is_empty() {
                 return Ok(());
@@ -222,7 +224,12 @@ impl Follower<'_> {
             }
             self.job.lease().valid().await?;
             followed.applied.add(self.apply(catch_up, &changes.touched, changes.time).await?);
-            followed.applied.add(self.bring_members(catch_up, &changes.members, changes.time).await?);
+            let Some(applied) = self.bring_members(catch_up, &changes.members, changes.time, stop).await?
+            else {
+                feed = self.reopen(from).await?.ahead(batch);
+                continue;
+            };
+            followed.applied.add(applied);
             crash::point("changes_applied");
             followed.changes += u64::try_from(changes.len()).unwrap_or(0);
             from.clone_from(feed.position());
@@ -371,7 +378,7 @@ impl Follower<'_> {
 }
 
 /// The sessions as they were stored; of an earlier version one by itself.
-fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
+pub fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
     match stored {
         Some(Bson::Array(sessions)) => sessions.iter().filter_map(Bson::as_document).cloned().collect(),
         Some(Bson::Document(session)) => vec![session.clone()],

@@ -123,7 +123,9 @@ impl Copy {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while cursor.advance().await.map_err(Failure::Reading)? {
             let document = cursor.current().to_owned();
-            if !batch.is_empty() && (batch.len() >= BATCH || bytes + document.as_bytes().len() > BATCH_BYTES)
+            if !batch.is_empty()
+                && (batch.len() >= self.documents_at_once()
+                    || bytes + document.as_bytes().len() > BATCH_BYTES)
             {
                 if !self.may_put(batch.len()).await {
                     return Ok(Copied::Interrupted);
@@ -139,6 +141,14 @@ impl Copy {
         }
         self.put(batch, keeping, writes).await?;
         Ok(Copied::All)
+    }
+
+    /// With a limit no more than a second's.
+    fn documents_at_once(&self) -> usize {
+        match usize::try_from(self.pace.rate()) {
+            Ok(0) | Err(_) => BATCH,
+            Ok(rate) => rate.min(BATCH),
+        }
     }
 
     /// Waits until so many documents may be written; false where the run is to end.

@@ -25,6 +25,7 @@ pub mod plan;
 pub mod predicate;
 pub mod quarantine;
 pub mod ranges;
+mod result;
 pub mod run;
 pub mod steer;
 pub mod target;

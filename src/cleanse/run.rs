@@ -1,69 +1,36 @@
 //! The cleanse from its first check to its last count: the list of phases.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bson::{Bson, Document, doc};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::build::{self, When};
 use super::copy::{Copied, Copy};
-use super::count::{self, RuleCounts};
+use super::count;
 use super::dry_run::{self, average_size};
 use super::dual_write::{self, adopt};
-use super::follow::{Followed, Follower, stored_position};
+use super::follow::{Follower, stored_position};
 use super::keep::Keeping;
-use super::ledger::{self, Ledger, Tally};
+use super::ledger::Tally;
 use super::needs;
 use super::out;
 use super::outlook::{self, Outlook};
 use super::plan::{Plan, prepare, range_count};
 use super::quarantine;
 use super::ranges::Ranges;
+use super::result::{self, Figures};
 use super::steer;
 use crate::Context;
 use crate::cli::cleanse::{CleanseArgs, Method};
 use crate::crash;
 use crate::error::{Error, Result};
-use crate::job::{Job, JobState, store};
+use crate::job::{Job, store};
 use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
-use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
 use crate::throttle::pace::Pace;
-
-/// What a finished or interrupted copy has done.
-#[derive(Debug, Default)]
-struct Figures {
-    source: u64,
-    copied: u64,
-    quarantined: u64,
-    rejected_by: BTreeMap<String, u64>,
-    violations: u64,
-    followed: Followed,
-    dual_write: dual_write::Figures,
-    limits: Vec<(&'static str, f64)>,
-    /// Changes of the source during a copy that follows none.
-    touched: Option<u64>,
-    ledger: Option<Ledger>,
-}
-
-impl Figures {
-    fn balance(&mut self, ledger: Ledger) {
-        self.source = ledger.source_now;
-        self.copied = ledger.in_target;
-        self.quarantined = ledger.in_quarantine.unwrap_or(0);
-        self.rejected_by.clone_from(&ledger.rejected_by);
-        self.ledger = Some(ledger);
-    }
-
-    /// Whether the target is known to hold something else than what the rules keep.
-    fn is_unbalanced(&self) -> bool {
-        self.ledger.as_ref().and_then(Ledger::is_balanced) == Some(false)
-    }
-}
 
 /// Runs the command.
 ///
@@ -87,9 +54,9 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     let steered = steer::start(context, &job, args.documents_per_second).await?;
     let context = &steered.context;
     let work = phases(context, &steered.pace, &plan, &job, args, &mut figures);
-    let result = steered.beside(&job, work).await;
+    let ended = steered.beside(&job, work).await;
     figures.limits = steered.limits();
-    finish(context, &plan, job, result, &figures, start.elapsed().as_secs_f64()).await
+    result::finish(context, &plan, job, ended, &figures, start.elapsed().as_secs_f64()).await
 }
 
 /// Takes the job, if source and target are what they should be.
@@ -209,7 +176,7 @@ async fn phases(
             dual_write::count_copied(&mut figures.dual_write, keeping);
         }
         if copied == Copied::Interrupted {
-            count_written(mongo, plan, figures).await?;
+            result::count_written(mongo, plan, figures).await?;
             return Ok(Copied::Interrupted);
         }
         let rate = copy.rate(pending, copying.elapsed());
@@ -218,25 +185,11 @@ async fn phases(
         phase = Phase::Finish;
     }
     let is_to_finish = phase == Phase::Finish;
-    let is_done = if plan.dual_write {
-        let found = &mut figures.dual_write;
-        dual_write::catch_up(context, plan, args, &follower, &mut position, is_to_finish, found).await?
-    } else {
-        catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await?
-    };
-    if !is_done {
-        count_written(mongo, plan, figures).await?;
+    if !catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await? {
+        result::count_written(mongo, plan, figures).await?;
         return Ok(Copied::Interrupted);
     }
-    if plan.dual_write {
-        // The target holds what the application says, so no figures have to add up.
-        count_all(mongo, plan, args.count_rules, figures).await?;
-        return Ok(Copied::All);
-    }
-    match ledger::take(mongo, plan, &follower, &position, args.count_rules).await? {
-        Some(ledger) => figures.balance(ledger),
-        None => count_all(mongo, plan, args.count_rules, figures).await?,
-    }
+    result::count_at_the_end(plan, &follower, &position, args.count_rules, figures).await?;
     Ok(Copied::All)
 }
 
@@ -273,6 +226,10 @@ async fn catch_up(
     is_to_finish: bool,
     figures: &mut Figures,
 ) -> Result<bool> {
+    if plan.dual_write {
+        let found = &mut figures.dual_write;
+        return dual_write::catch_up(context, plan, args, follower, position, is_to_finish, found).await;
+    }
     let (mongo, events, stop) = (&context.mongo, &context.events, &context.stop);
     let followed = &mut figures.followed;
     let mut catch_up = follower.catch_up().await?;
@@ -280,7 +237,7 @@ async fn catch_up(
         out::unmark(mongo, &plan.target).await?;
         build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
         if let Some(quarantine) = &plan.quarantine {
-            quarantine::resolve_pending(&follower, quarantine, &mut catch_up, position.time()).await?;
+            quarantine::resolve_pending(follower, quarantine, &mut catch_up, position.time()).await?;
         }
         crash::point("cleanse_fetched");
         build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
@@ -431,131 +388,4 @@ async fn create(
     }
     job.save(doc! {"phase": Phase::Copy.as_str()}).await?;
     Ok(position)
-}
-
-/// Counts what is in the target and in the quarantine.
-async fn count_written(mongo: &Mongo, plan: &Plan, figures: &mut Figures) -> Result<()> {
-    figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
-    if let Some(quarantine) = &plan.quarantine {
-        figures.quarantined = count::exactly(mongo, quarantine, &Document::new()).await?;
-    }
-    Ok(())
-}
-
-async fn count_all(mongo: &Mongo, plan: &Plan, by_rule: bool, figures: &mut Figures) -> Result<()> {
-    count_written(mongo, plan, figures).await?;
-    if by_rule {
-        let RuleCounts { source, rejected_by, .. } =
-            count::by_rule(mongo, &plan.source, &plan.predicate, 0).await?;
-        figures.source = source;
-        figures.rejected_by = rejected_by;
-    } else {
-        figures.source = count::exactly(mongo, &plan.source, &Document::new()).await?;
-    }
-    Ok(())
-}
-
-async fn finish(
-    context: &Context,
-    plan: &Plan,
-    job: Job,
-    result: Result<Copied>,
-    figures: &Figures,
-    elapsed: f64,
-) -> Result<Outcome> {
-    let state = match &result {
-        Ok(Copied::All) if figures.is_unbalanced() || figures.dual_write.not_repaired > 0 => {
-            JobState::Incomplete
-        }
-        Ok(Copied::All) => JobState::Completed,
-        Ok(Copied::Touched) => JobState::Incomplete,
-        Ok(Copied::Interrupted) => JobState::Interrupted,
-        Err(_) => JobState::Stopped,
-    };
-    let mut json = json!({
-        "schema": 1,
-        "command": "cleanse",
-        "job": plan.job,
-        "status": state.as_str(),
-        "dry_run": false,
-        "source": plan.source.to_string(),
-        "target": plan.target.to_string(),
-        "quarantine": plan.quarantine.as_ref().map(ToString::to_string),
-        "documents": {
-            "source": figures.source,
-            "kept": figures.copied,
-            "rejected": figures.source.saturating_sub(figures.copied),
-            "rejected_by": figures.rejected_by,
-            "copied": figures.copied,
-            "quarantined": figures.quarantined,
-            "validator_violations": figures.violations,
-        },
-        "followed": {
-            "changes": figures.followed.changes,
-            "written": figures.followed.applied.written,
-            "removed": figures.followed.applied.removed,
-        },
-        "touched_during_copy": figures.touched,
-        "ledger": figures.ledger.as_ref().map(Ledger::json),
-        "limited_by_seconds": figures.limits.iter().copied().collect::<BTreeMap<_, _>>(),
-        "elapsed_seconds": elapsed,
-    });
-    let mut text = text(plan, state, figures, elapsed);
-    if plan.dual_write {
-        dual_write::add_to(&mut json, &mut text, &figures.dual_write);
-    }
-    let totals = doc! {"source": stored_count(figures.source), "copied": stored_count(figures.copied)};
-    let saved = job.finish(state, doc! {"totals": totals}).await;
-    Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
-        (Err(error), _) => Outcome::failed(json, text, error),
-        (Ok(_), JobState::Interrupted) => {
-            let error = context.interrupted("interrupted; what was copied and followed is kept");
-            Outcome::failed(json, text, error.hint("start the same command again to go on"))
-        }
-        (Ok(_), JobState::Incomplete) => Outcome::not_reached(json, text),
-        (Ok(_), _) => Outcome::reached(json, text),
-    })
-}
-
-fn text(plan: &Plan, state: JobState, figures: &Figures, elapsed: f64) -> String {
-    let mut lines = vec![format!(
-        "cleanse of {} to {} {} in {elapsed:.1} s, job {}",
-        plan.source,
-        plan.target,
-        state.as_str(),
-        plan.job
-    )];
-    if state == JobState::Completed {
-        lines.push(format!("  source    {:>12}", figures.source));
-        // A target that the application writes to may hold more than was kept.
-        let kept = if plan.dual_write { figures.dual_write.valid } else { figures.copied };
-        lines.push(format!("  rejected  {:>12}", figures.source.saturating_sub(kept)));
-        for (rule, count) in &figures.rejected_by {
-            lines.push(format!("    {rule:<20} {count}"));
-        }
-    }
-    lines.push(format!("  in target {:>12}", figures.copied));
-    if let Some(quarantine) = &plan.quarantine {
-        lines.push(format!("  rejected  {:>12}  kept in {quarantine}", figures.quarantined));
-    }
-    lines.extend(figures.ledger.as_ref().map(Ledger::text));
-    if figures.followed.changes > 0 {
-        let Followed { changes, applied } = figures.followed;
-        lines.push(format!(
-            "  followed  {changes:>12}  changes ({} documents written, {} removed)",
-            applied.written, applied.removed
-        ));
-    }
-    if let Some(touched) = figures.touched.filter(|touched| *touched > 0) {
-        lines.push(format!(
-            "  {touched} changes of the source while it was copied are not in the target, which has none of the other\n  indexes yet: start the same command again, and it catches up with them"
-        ));
-    }
-    if figures.violations > 0 {
-        lines.push(format!(
-            "  {} of them violate the validator, as they did in the source",
-            figures.violations
-        ));
-    }
-    lines.join("\n")
 }

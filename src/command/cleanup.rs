@@ -11,7 +11,7 @@ use mongodb::Collection;
 use serde_json::json;
 
 use crate::Context;
-use crate::cleanse::{affected, quarantine};
+use crate::cleanse::{affected, dual_write, follow, quarantine};
 use crate::cli::cleanup::CleanupArgs;
 use crate::config::values::Namespace;
 use crate::error::{Context as _, Error, Result};
@@ -192,7 +192,9 @@ async fn end_operations(mongo: &Mongo, name: &str, job: &Document) -> Result<()>
     .await?;
     let mut sessions: Vec<Document> =
         copying.iter().filter_map(|range| range.get_document("session").ok().cloned()).collect();
-    sessions.extend(job.get_document("out_session").ok().cloned());
+    for field in ["out_session", follow::SESSIONS, dual_write::SESSION] {
+        sessions.extend(follow::stored_sessions(job.get(field)));
+    }
     sessions.retain(|session| session.contains_key("id"));
     mongo.end_operations(&sessions).await
 }

@@ -126,6 +126,7 @@ async fn look(context: &Context, command: &Command, format: Format) -> Result<Ou
         Command::Plan(args) => command::plan::run(context, args).await,
         Command::Status(args) => command::status::run(context, args).await,
         Command::Control(args) => command::control::run(context, args).await,
+        Command::Cleanup(args) => command::cleanup::run(context, args).await,
         Command::KeyMap(args) => command::key_map::run(context, args, format).await,
         Command::Retry(args) => command::retry::run(context, args).await,
         // Handled elsewhere: the first two without a connection, the others as jobs.

@@ -28,7 +28,7 @@ use crate::mongo::watched::{Member, asks_for, values_at};
 use crate::throttle::waiting::Waiting;
 
 /// The collection of noted members in the state database.
-const MEMBERS: &str = "members";
+pub const MEMBERS: &str = "members";
 /// Values that are asked for at once.
 const VALUES: usize = 200;
 /// Documents that are brought up to date at once.

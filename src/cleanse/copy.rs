@@ -108,6 +108,22 @@ impl Copy {
         Ok(())
     }
 
+    /// How many ranges are not done, of how many.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn pending(&self) -> Result<(usize, usize)> {
+        let ranges = self.ranges.load().await?;
+        let pending = ranges.iter().filter(|range| range.state != RangeState::Done).count();
+        Ok((pending, ranges.len()))
+    }
+
+    /// Documents of the source per second, where so many ranges took so long.
+    pub fn rate(&self, (pending, all): (usize, usize), took: Duration) -> f64 {
+        let share = pending as f64 / all.max(1) as f64;
+        self.source_count as f64 * share / took.as_secs_f64().max(0.001)
+    }
+
     /// Copies every range that is not done, so many at once.
     ///
     /// # Errors

@@ -1,13 +1,17 @@
 //! Shows what a cleanse would do, without a single write.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use super::count::{self, RuleCounts};
+use super::outlook;
 use super::plan::{Plan, range_count};
 use super::target::{self, index_name};
 use crate::Context;
 use crate::error::Result;
 use crate::report::outcome::Outcome;
+use crate::report::progress::duration;
 
 /// `_id`s that are shown per rule.
 const SAMPLES: i64 = 5;
@@ -16,7 +20,7 @@ const SAMPLES: i64 = 5;
 ///
 /// # Errors
 /// A stop where the server can't be read.
-pub async fn run(context: &Context, plan: &Plan) -> Result<Outcome> {
+pub async fn run(context: &Context, plan: &Plan, rate: u32) -> Result<Outcome> {
     let started = std::time::Instant::now();
     let mongo = &context.mongo;
     context.events.note(format!("counting {} by rule; nothing is written", plan.source));
@@ -32,7 +36,9 @@ pub async fn run(context: &Context, plan: &Plan) -> Result<Outcome> {
     {
         warnings.push(format!("{quarantine} exists already"));
     }
-    let steps = json!({
+    let (outlook, notes) = outlook::look(context, plan, &counts, rate).await?;
+    warnings.extend(notes);
+    let mut steps = json!({
         "ranges": range_count(mongo, plan).await,
         "parallel": plan.parallel,
         "expected_documents": counts.kept,
@@ -41,6 +47,9 @@ pub async fn run(context: &Context, plan: &Plan) -> Result<Outcome> {
         "options": bson::Bson::Document(plan.description.options.clone()).into_relaxed_extjson(),
         "warnings": warnings,
     });
+    if let (Value::Object(steps), Value::Object(outlook)) = (&mut steps, outlook) {
+        steps.extend(outlook);
+    }
     let samples: Map<String, Value> = counts
         .samples
         .iter()
@@ -107,10 +116,15 @@ fn text(plan: &Plan, counts: &RuleCounts, json: &Value) -> String {
     let indexes: Vec<&str> =
         steps["indexes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     lines.push(format!(
-        "plan: {} ranges, {} at once; about {} bytes; indexes: {}",
+        "plan: {} ranges, {} at once; about {} bytes in {}, by {}; indexes: {}",
         steps["ranges"],
         steps["parallel"],
         steps["expected_bytes"],
+        duration(
+            Duration::try_from_secs_f64(steps["expected_seconds"].as_f64().unwrap_or(0.0))
+                .unwrap_or_default()
+        ),
+        steps["expected_seconds_from"].as_str().unwrap_or_default(),
         if indexes.is_empty() { "only _id".into() } else { indexes.join(", ") },
     ));
     for warning in steps["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {

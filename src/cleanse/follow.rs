@@ -53,7 +53,7 @@ impl Direction {
     }
 
     /// The field with the sessions of the writes.
-    fn sessions(self) -> &'static str {
+    pub fn sessions(self) -> &'static str {
         match self {
             Self::Forward => "catch_up_session",
             Self::Back => "feed_back_session",
@@ -436,7 +436,7 @@ impl Follower<'_> {
 }
 
 /// The sessions as they were stored; of an earlier version one by itself.
-fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
+pub fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
     match stored {
         Some(Bson::Array(sessions)) => sessions.iter().filter_map(Bson::as_document).cloned().collect(),
         Some(Bson::Document(session)) => vec![session.clone()],

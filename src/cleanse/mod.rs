@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod marks;
 pub mod needs;
 pub mod out;
+pub mod outlook;
 pub mod plan;
 pub mod predicate;
 pub mod quarantine;

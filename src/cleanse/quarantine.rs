@@ -25,7 +25,7 @@ use crate::mongo::restore::{Restore, Restored};
 /// The field of the job document with the name of the collection.
 pub const NAME: &str = "quarantine";
 /// The field with its identity.
-const UUID: &str = "quarantine_uuid";
+pub const UUID: &str = "quarantine_uuid";
 /// Marked documents that are fetched at once: each may be as large as can be.
 const PENDING_BATCH: usize = 8;
 

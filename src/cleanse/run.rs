@@ -16,6 +16,7 @@ use super::keep::Keeping;
 use super::ledger::Tally;
 use super::needs;
 use super::out;
+use super::outlook::{self, Outlook};
 use super::plan::{Plan, prepare, range_count};
 use super::quarantine;
 use super::ranges::Ranges;
@@ -44,12 +45,16 @@ const SOURCE_OPTIONS: &str = "source_options";
 pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     let plan = context.unless_interrupted(prepare(&context.mongo, &context.settings, args)).await?;
     if args.dry_run {
-        return context.unless_interrupted(dry_run::run(context, &plan)).await;
+        let rate = steer::rate(context, args.documents_per_second);
+        return context.unless_interrupted(dry_run::run(context, &plan, rate)).await;
     }
     let start = Instant::now();
     let valid = plan.predicate.valid();
     let check = needs::check_following(&context.mongo, &plan.source, &plan.description, &valid);
     context.unless_interrupted(check).await?;
+    if context.mongo.describe(&plan.target).await?.is_none() {
+        Outlook::of(&context.mongo, &plan).await.check_start(context, &plan)?;
+    }
     let job = context.unless_interrupted(begin(&context.mongo, &plan, args)).await?;
     let mut figures = Figures::default();
     let steered = steer::start(context, &job, args.documents_per_second).await?;
@@ -182,6 +187,7 @@ async fn phases(
         phase = Phase::Finish;
     }
     if phase == Phase::Copy {
+        let (copying, pending) = (Instant::now(), copy.pending().await?);
         let copied = copy_and_mark(&copy, &follower, &mut position, &halt).await?;
         if let Some(keeping) = &copy.keeping {
             dual_write::count_copied(&mut figures.dual_write, keeping);
@@ -190,7 +196,8 @@ async fn phases(
             result::count_written(mongo, plan, figures).await?;
             return Ok(Copied::Interrupted);
         }
-        job.save(doc! {"phase": Phase::Finish.as_str()}).await?;
+        let rate = copy.rate(pending, copying.elapsed());
+        job.save(doc! {"phase": Phase::Finish.as_str(), outlook::MEASURED: rate}).await?;
         crash::point("cleanse_copied");
         phase = Phase::Finish;
     }

@@ -35,6 +35,12 @@ pub struct Steered {
     _ended: DropGuard,
 }
 
+/// Documents per second that a run is started with; 0 is no limit.
+pub fn rate(context: &Context, asked: Option<u32>) -> u32 {
+    let config = context.settings.cleanse.as_ref();
+    asked.or(config.map(|config| config.documents_per_second)).unwrap_or(0)
+}
+
 /// Follows what operators want of this run until its lease is given back.
 /// `documents_per_second` is what it was started with.
 ///
@@ -42,7 +48,7 @@ pub struct Steered {
 /// A stop where the job can't be written.
 pub async fn start(context: &Context, job: &Job, documents_per_second: Option<u32>) -> Result<Steered> {
     let config = context.settings.cleanse.as_ref();
-    let rate = documents_per_second.or(config.map(|config| config.documents_per_second)).unwrap_or(0);
+    let rate = rate(context, documents_per_second);
     let max_lag = config.map_or_else(default_max_replication_lag, |config| config.max_replication_lag);
     let settings = doc! {"settings": {"documents_per_second": i64::from(rate)}};
     let mut at_first = job.lease().document().borrow().clone();

@@ -2,6 +2,7 @@
 
 pub mod backfill;
 pub mod cleanse;
+pub mod cleanup;
 pub mod control;
 pub mod cutover;
 pub mod index;
@@ -157,12 +158,20 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Steer a running job: pause, resume, stop, set tps=20.
     ///
-    /// Steers a running backfill, from any machine that reaches the database.
+    /// Steers a running backfill, cleanse or full comparison, from any machine that
+    /// reaches the database.
     ///
     /// A change takes effect within two seconds and is written down in the job
     /// document, with who made it and when. A pause outlives a restart until it is
     /// ended by `resume`; a setting holds until the job is started with another one.
     Control(control::ControlArgs),
+    /// Clear away what a job has left in the state database.
+    ///
+    /// Lists first what would go: the job document, ranges, marks and lists of the
+    /// job. Refuses while the job runs. Collections with your documents (the old
+    /// collection of a cutover, a quarantine) go only with --drop-old-collection,
+    /// the key map never.
+    Cleanup(cleanup::CleanupArgs),
     /// Run a rehearsal key API on this machine.
     MockApi(mock_api::MockApiArgs),
 }
@@ -184,6 +193,7 @@ impl Command {
             Self::Verify(_) => "verify",
             Self::Status(_) => "status",
             Self::Control(_) => "control",
+            Self::Cleanup(_) => "cleanup",
             Self::MockApi(_) => "mock-api",
         }
     }
@@ -315,6 +325,9 @@ mod tests {
             "status some-job --failed --file failed.jsonl",
             "control some-job pause",
             "control some-job set tps=0.5 chunk=10",
+            "control some-job set documents-per-second=2000",
+            "cleanup some-job --yes --drop-old-collection",
+            "cleanse --to users_v2 --method out --documents-per-second 1000",
             "backfill --canary 100 --yes",
             "mock-api --listen 127.0.0.1:0",
         ];
@@ -339,6 +352,8 @@ mod tests {
             "control some-job",
             "control some-job set",
             "control some-job set tps=0",
+            "cleanup",
+            "cleanse --method fast",
             "status --failed",
             "backfill --canary 0",
             "retry",

@@ -1,6 +1,7 @@
 //! Commands that are no jobs: they look, prepare or rehearse.
 
 pub mod check;
+pub mod cleanup;
 pub mod control;
 pub mod index;
 pub mod init;

@@ -14,7 +14,7 @@ use super::gap;
 use super::in_step::InStep;
 use super::order::{Joint, Method, Renames};
 use super::record::{self, Fence, Record, State};
-use super::recover::{Found, look, unknown};
+use super::recover::{Found, after_going_back, look, unknown};
 use super::residual::{self, Residue, bring_along};
 use super::watchdog::Watchdog;
 use crate::Context;
@@ -131,7 +131,7 @@ impl Exchange<'_> {
         // As close as it gets before anybody has to wait.
         in_step.draw_level(&self.context.stop).await?;
         let begun = Instant::now();
-        let attempt = self.fenced(in_step, fence, operation, begun).await;
+        let attempt = self.fenced(in_step, record, fence, operation, begun).await;
         self.settle(in_step, record, fence, begun, attempt).await
     }
 
@@ -152,6 +152,7 @@ impl Exchange<'_> {
     async fn fenced(
         &self,
         in_step: &mut InStep<'_>,
+        record: &Record,
         fence: &Fence,
         operation: &mut Operation,
         begun: Instant,
@@ -202,8 +203,8 @@ impl Exchange<'_> {
             Found::Exchanged => Ok(Attempt::Done(fenced_at)),
             Found::AsBefore => Ok(Attempt::Again("the rename was not done in time".into())),
             Found::Between => {
-                self.go_back().await?;
-                Ok(Attempt::Again("the second rename was not done".into()))
+                self.go_back(record).await?;
+                Ok(Attempt::GivenUp("the second rename was not done".into()))
             }
             Found::Unknown => Err(unknown(&self.renames)),
         }
@@ -245,10 +246,11 @@ impl Exchange<'_> {
         }
     }
 
-    async fn go_back(&self) -> Result<()> {
+    async fn go_back(&self, record: &Record) -> Result<()> {
         let Renames { live, live_uuid, retired, .. } = &self.renames;
         let retired = retired.as_ref().ok_or_else(|| unknown(&self.renames))?;
-        take_name(&self.context.mongo, self.job, retired, live_uuid, live).await
+        take_name(&self.context.mongo, self.job, retired, live_uuid, live).await?;
+        after_going_back(&self.context.mongo, self.job, record).await
     }
 
     /// Lets writes through again and stores what it came to, whatever that is.

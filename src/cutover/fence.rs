@@ -38,8 +38,8 @@ pub async fn planned(mongo: &Mongo, method: &Method, renames: &Renames) -> Resul
         return Ok(Fence::WriteBlock);
     }
     Ok(Fence::Validator {
-        live: original(mongo, &renames.live, &renames.live_uuid).await?,
-        incoming: original(mongo, &renames.incoming, &renames.incoming_uuid).await?,
+        live: Box::new(original(mongo, &renames.live, &renames.live_uuid).await?),
+        incoming: Box::new(original(mongo, &renames.incoming, &renames.incoming_uuid).await?),
     })
 }
 

@@ -44,8 +44,15 @@ impl<'a> InStep<'a> {
     ///
     /// # Errors
     /// A refusal where the oplog no longer holds what comes next.
-    pub async fn from(follower: &'a Follower<'a>, position: Position, followed: Followed) -> Result<Self> {
-        let catch_up = follower.catch_up().await?;
+    pub async fn from(
+        follower: &'a Follower<'a>,
+        position: Position,
+        stop: &CancellationToken,
+    ) -> Result<Self> {
+        let mut catch_up = follower.catch_up().await?;
+        let (mut position, mut followed) = (position, Followed::default());
+        // What an earlier run has left.
+        follower.work_off_marks(&mut catch_up, &mut position, stop, &mut followed).await?;
         let feed = follower.mongo.prompt_feed(&follower.watched(), position).await?;
         Ok(Self { follower, catch_up, feed, saved: Instant::now(), followed })
     }

@@ -5,6 +5,7 @@ use bson::{Bson, Document, Timestamp, doc};
 use mongodb::Collection;
 
 use super::order::Renames;
+use crate::cleanse::follow::Direction;
 use crate::cli::cutover::Mode;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
@@ -56,10 +57,10 @@ pub enum Fence {
     /// Validators that refuse, instead of these.
     Validator {
         /// On the collection that was live.
-        live: Validation,
+        live: Box<Validation>,
         /// On the collection that takes its place: until what came at the last moment
         /// is brought along, nobody may write upon it.
-        incoming: Validation,
+        incoming: Box<Validation>,
     },
     /// The block of all writes.
     WriteBlock,
@@ -79,7 +80,10 @@ impl Fence {
         match document.get_str("kind").ok()? {
             "validator" => {
                 let original = |name: &str| Validation::from_document(document.get_document(name).ok()?);
-                Some(Self::Validator { live: original("live")?, incoming: original("incoming")? })
+                Some(Self::Validator {
+                    live: Box::new(original("live")?),
+                    incoming: Box::new(original("incoming")?),
+                })
             }
             "write-block" => Some(Self::WriteBlock),
             _ => None,
@@ -169,6 +173,11 @@ impl Record {
             session: stored.get_document("session").ok().cloned(),
             fenced_at: stored.get_timestamp("fenced_at").ok(),
         })
+    }
+
+    /// From which collection to which changes are brought along.
+    pub fn direction(&self) -> Direction {
+        if self.is_rollback { Direction::Back } else { Direction::Forward }
     }
 
     /// What it is when all is done.
@@ -262,7 +271,10 @@ mod tests {
                 incoming_uuid: 2.into(),
                 retired: Some("app.users_before_j".parse().expect("valid")),
             },
-            fence: Some(Fence::Validator { live: validation, incoming: Validation::of(&doc! {}) }),
+            fence: Some(Fence::Validator {
+                live: Box::new(validation),
+                incoming: Box::new(Validation::of(&doc! {})),
+            }),
             session: Some(doc! {"id": 5}),
             fenced_at: Some(Timestamp { time: 1, increment: 2 }),
         };

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document};
+use bson::{Bson, Document, Timestamp, doc};
 
 use super::exchange::take_name;
 use super::fence;
@@ -13,10 +13,12 @@ use super::order::Renames;
 use super::record::{self, Record, State};
 use super::residual::{self, bring_along};
 use crate::cleanse::follow::Direction;
+use crate::cleanse::marks::Marks;
 use crate::error::{Class, Error, Result};
 use crate::event::Events;
 use crate::job::store;
 use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
 use crate::mongo::feed::Position;
 use crate::mongo::watched::Watched;
 
@@ -100,6 +102,7 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
             // Back: nothing is lost either way, and this way nothing is new.
             let retired = renames.retired.as_ref().ok_or_else(|| unknown(renames))?;
             take_name(mongo, job, retired, &renames.live_uuid, &renames.live).await?;
+            after_going_back(mongo, job, record).await?;
             look(mongo, renames).await?
         }
         found => found,
@@ -123,16 +126,52 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
     Ok(Some(state))
 }
 
+/// The feed of the live collection ends with the first of two renames, although the
+/// collection has come back: what came before that is marked, and the feed goes on
+/// after the rename that brought it back.
+///
+/// # Errors
+/// A stop where the change stream does not tell of the renames.
+pub async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
+    let retired = record.renames.retired.as_ref().ok_or_else(|| unknown(&record.renames))?;
+    let direction = record.direction();
+    let (position, _) = stored_moment(mongo, job, direction).await?;
+    let no_moment = || Error::stopped("the change stream does not tell of the renames");
+    let mut feed = mongo.prompt_feed(&Watched::only(&record.renames.live), position).await?;
+    let last = last_moment(&mut feed).await?;
+    Marks::of(mongo, job).set(&last.touched).await?;
+    let gone = last.ended.and_then(|ended| ended.at).ok_or_else(no_moment)?;
+    let mut feed = mongo.prompt_feed(&Watched::only(retired), Position::Time(after(gone))).await?;
+    let back = last_moment(&mut feed).await?.ended.and_then(|ended| ended.at).ok_or_else(no_moment)?;
+    let position = Position::Time(after(back)).to_document();
+    let jobs = mongo.state::<Document>("jobs");
+    let (filter, update) = (doc! {"_id": job}, doc! {"$set": {direction.position(): position}});
+    retrying(format!("saving the job {job}"), || {
+        let update = jobs.update_one(filter.clone(), update.clone());
+        async move { update.await }
+    })
+    .await
+    .map(|_| ())
+}
+
+fn after(time: Timestamp) -> Timestamp {
+    Timestamp { increment: time.increment + 1, ..time }
+}
+
+/// The position of a job, and since when writes were held off.
+async fn stored_moment(mongo: &Mongo, job: &str, direction: Direction) -> Result<(Position, Timestamp)> {
+    let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+    let position = stored.get_document(direction.position()).ok().and_then(Position::from_document);
+    let fenced_at = Record::of(&stored)?.and_then(|latest| latest.fenced_at);
+    position
+        .zip(fenced_at)
+        .ok_or_else(|| Error::stopped(format!("the job {job} does not tell since when writes were held off")))
+}
+
 /// What came at the last moment of an exchange whose process did not live to see
 /// to it; returns what is to be stored.
 async fn brought_along(mongo: &Mongo, job: &str, record: &Record) -> Result<Document> {
-    let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
-    let direction = if record.is_rollback { Direction::Back } else { Direction::Forward };
-    let position = stored.get_document(direction.position()).ok().and_then(Position::from_document);
-    let latest = Record::of(&stored)?.and_then(|latest| latest.fenced_at);
-    let (Some(position), Some(fenced_at)) = (position, latest) else {
-        return Err(Error::stopped(format!("the job {job} does not tell since when writes were held off")));
-    };
+    let (position, fenced_at) = stored_moment(mongo, job, record.direction()).await?;
     let mut feed = mongo.prompt_feed(&Watched::only(&record.renames.live), position).await?;
     let last = last_moment(&mut feed).await?;
     let (residue, renamed_at) = bring_along(mongo, job, &record.renames, fenced_at, last).await?;

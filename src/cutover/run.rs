@@ -13,7 +13,7 @@ use super::record::{Record, State, mode_word};
 use super::recover::recover;
 use super::residual::Residue;
 use crate::Context;
-use crate::cleanse::follow::{Direction, Followed, Follower, stored_position};
+use crate::cleanse::follow::{Direction, Follower, stored_position};
 use crate::cleanse::ledger::Tally;
 use crate::cleanse::plan::{Plan, prepare};
 use crate::cleanse::run::{is_copied, source_options};
@@ -230,7 +230,7 @@ async fn cut_over(
     let renames = renames(context, plan, job, args.mode).await?;
     let method = method(&context.mongo, &args.exchange, args.mode, &plan.source).await?;
     let position = stored_position_of(job, Direction::Forward)?;
-    let mut in_step = InStep::from(follower, position, Followed::default()).await?;
+    let mut in_step = InStep::from(follower, position, &context.stop).await?;
     context.events.note(format!("bringing {} up to date", plan.target));
     if in_step.draw_level(&context.stop).await?.is_none() {
         return Err(context.interrupted("interrupted before writes were held off; everything is as before"));

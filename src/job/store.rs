@@ -183,6 +183,23 @@ impl Job {
         self.update(doc! {"$set": fields}.into()).await
     }
 
+    /// Removes the job itself.
+    ///
+    /// # Errors
+    /// A stop where the lease is lost or the document can't be removed.
+    pub async fn remove(self) -> Result<()> {
+        self.lease.watch().valid().await?;
+        let filter = filter(&self.name, self.fence, &self.role);
+        // Sent twice it finds nothing, which is no loss of the lease.
+        retrying(format!("removing the job {}", self.name), || {
+            let delete = self.collection.delete_one(filter.clone());
+            async move { delete.await }
+        })
+        .await?;
+        self.lease.release();
+        Ok(())
+    }
+
     /// Stores the end of this run and gives the lease back. `totals` of a
     /// joined worker are what it has done, and are added to the job's.
     ///

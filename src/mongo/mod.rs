@@ -20,6 +20,7 @@ pub mod lanes;
 pub mod notes;
 pub mod numbered;
 pub mod operation;
+pub mod outlook;
 pub mod preflight;
 pub mod quarantine;
 pub mod range;

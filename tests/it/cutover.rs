@@ -73,7 +73,6 @@ async fn a_swap_loses_no_write() {
     let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
     let ended = Instant::now();
     assert_eq!(done.text("/outcome"), "cut_over", "{}", done.stdout);
-    println!("{}", done.output());
     assert!(done.json["pause_ms"].as_f64().is_some_and(|pause| pause > 0.0), "{}", done.stdout);
     expect_nothing_lost(&bench, writers, ended).await;
     assert!(!exists(&bench, TARGET).await);

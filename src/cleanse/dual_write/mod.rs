@@ -31,7 +31,7 @@ use crate::mongo::numbered::NumberedWrites;
 use crate::verify::structure;
 
 /// The field with the session of the repairs.
-const SESSION: &str = "repair_session";
+pub const SESSION: &str = "repair_session";
 
 /// What was found and done.
 #[derive(Debug, Default)]

@@ -105,6 +105,7 @@ async fn run_command(context: &Context, command: &Command, format: Format) -> Re
         Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
         Command::Cleanse(args) => cleanse::run::run(context, args).await,
         Command::Cutover(args) => cutover::run::run(context, args).await,
+        Command::Rollback(args) => cutover::rollback::run(context, args).await,
         Command::Verify(args) => verify::run::run(context, args).await,
         // These keep nothing that would have to be saved.
         other => context.unless_interrupted(look(context, other, format)).await,
@@ -135,6 +136,7 @@ async fn look(context: &Context, command: &Command, format: Format) -> Result<Ou
         | Command::Backfill(_)
         | Command::Cleanse(_)
         | Command::Cutover(_)
+        | Command::Rollback(_)
         | Command::FenceWatchdog
         | Command::Verify(_) => Err(Error::stopped("this command was to be handled elsewhere")),
     }

@@ -174,7 +174,11 @@ async fn phases(
         phase = Phase::Copy;
     }
     let mut position = position.ok_or_else(|| {
-        Error::refused(format!("the job {} was begun by a version that followed no writes", job.name()))
+        Error::refused(format!(
+            "the job {} does not tell from where its source is to be followed: its cutover was taken back, \
+             or it is of an early version",
+            job.name()
+        ))
             .hint("copy anew with --restart")
     })?;
     if phase == Phase::Copy && method == Method::Out {

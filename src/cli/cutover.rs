@@ -7,7 +7,7 @@ use crate::config::values::{HumanDuration, Namespace};
 /// How a clean collection takes the place of the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Mode {
-    /// The application is deployed to the new collection, which is kept in step meanwhile.
+    /// The application is deployed to the new collection (not supported yet).
     #[default]
     Switch,
     /// The new collection gets the name of the old one, which is dropped.
@@ -39,12 +39,9 @@ pub struct CutoverArgs {
     /// How names are exchanged.
     #[command(flatten)]
     pub exchange: ExchangeArgs,
-    /// Afterwards keep the old collection up to date until stopped, so that a rollback is quick.
+    /// Afterwards keep the old collection up to date until stopped (not supported yet).
     #[arg(long)]
     pub feed_back: bool,
-    /// With --mode switch: end once the old collection was not written for this long.
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
-    pub quiet_for: HumanDuration,
     /// Lift the fence of a cutover that was cut short, and look at what has become of it.
     #[arg(long, conflicts_with = "feed_back")]
     pub abort: bool,

@@ -136,12 +136,15 @@ pub enum Command {
     /// Brings the copy up to date, verifies it where that was not done since, and
     /// lets it take the place of the live collection without losing a write.
     ///
-    /// switch: the application is deployed to the new collection, which is kept in
-    /// step meanwhile. swap: the new collection gets the name, the old one is
-    /// dropped. keep: the old one is kept under another name, and `rollback` can
-    /// bring it back. For swap and keep writes are held off for a moment, which
-    /// is measured and printed. Asks first.
+    /// swap: the new collection gets the name, the old one is dropped. keep: the old
+    /// one is kept under another name, and `rollback` brings it back. Writes are
+    /// held off for a moment, which is measured and printed. Asks first.
     Cutover(cutover::CutoverArgs),
+    /// Take a cutover back: the old collection is live again.
+    ///
+    /// After `cutover --mode keep`: brings along what was written since, and
+    /// exchanges the names again. Writes are held off for a moment. Asks first.
+    Rollback(cutover::RollbackArgs),
     /// Let writes through again when a cutover has died.
     #[command(name = "fence-watchdog", hide = true)]
     FenceWatchdog,
@@ -189,6 +192,7 @@ impl Command {
             Self::KeyMap(_) => "key-map",
             Self::Cleanse(_) => "cleanse",
             Self::Cutover(_) => "cutover",
+            Self::Rollback(_) => "rollback",
             Self::FenceWatchdog => "fence-watchdog",
             Self::Verify(_) => "verify",
             Self::Status(_) => "status",
@@ -316,6 +320,7 @@ mod tests {
             "--output json cleanse --to users_v2 --dry-run",
             "cutover --mode keep --fence apply-ops --max-pause 200ms --yes",
             "cutover --abort",
+            "rollback --discard-writes-since-cutover --yes",
             "verify --counts --sample 1000",
             "retry --reason not_found --job j --target users --yes",
             "key-map import - --format jsonl --rejects bad.jsonl --dry-run",

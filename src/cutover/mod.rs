@@ -15,5 +15,6 @@ pub mod order;
 pub mod record;
 pub mod recover;
 pub mod residual;
+pub mod rollback;
 pub mod run;
 pub mod watchdog;

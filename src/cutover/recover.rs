@@ -11,7 +11,7 @@ use super::gap::merge_back;
 use super::in_step::last_moment;
 use super::order::Renames;
 use super::record::{self, Record, State};
-use super::residual::{self, bring_along};
+use super::residual::{self, after, bring_along};
 use crate::cleanse::follow::Direction;
 use crate::cleanse::marks::Marks;
 use crate::error::{Class, Error, Result};
@@ -152,10 +152,6 @@ pub async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Resu
     })
     .await
     .map(|_| ())
-}
-
-fn after(time: Timestamp) -> Timestamp {
-    Timestamp { increment: time.increment + 1, ..time }
 }
 
 /// The position of a job, and since when writes were held off.

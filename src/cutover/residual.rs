@@ -68,14 +68,17 @@ pub async fn bring_along(
 /// where the way back would have to be followed.
 pub fn fields(record: &Record, residue: &Residue, renamed_at: Timestamp) -> Document {
     let old = record.renames.retired.as_ref().map(ToString::to_string);
-    // Back again, the source is followed from here on as if nothing had happened.
-    let direction = if record.is_rollback { Direction::Forward } else { Direction::Back };
     let mut fields = doc! {
         format!("{FIELD}.renamed_at"): renamed_at,
         format!("{FIELD}.residual_deletes"): stored_count(residue.deletes),
-        direction.position(): Position::Time(renamed_at).to_document(),
     };
-    if !record.is_rollback {
+    if record.is_rollback {
+        // The clean collection was live: what it holds is not what the rules say any more.
+        fields.insert(Direction::Forward.position(), Bson::Null);
+        fields.insert("old_collection", Bson::Null);
+    } else {
+        let position = Position::Time(after(renamed_at));
+        fields.insert(Direction::Back.position(), position.to_document());
         fields.insert("old_collection", old);
     }
     fields
@@ -88,6 +91,12 @@ async fn moment_of_rename(mongo: &Mongo, incoming: &Namespace, after: Timestamp)
     ended
         .and_then(|ended| ended.at)
         .ok_or_else(|| Error::stopped(format!("the change stream does not tell when {incoming} was renamed")))
+}
+
+/// The next moment: a feed from the moment of a rename on begins with the rename,
+/// which ends it.
+pub fn after(time: Timestamp) -> Timestamp {
+    Timestamp { increment: time.increment + 1, ..time }
 }
 
 fn distinct(ids: Vec<RawBson>) -> Vec<RawBson> {

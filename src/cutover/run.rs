@@ -32,8 +32,10 @@ const HANDING_OVER: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What is reported.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Report {
+    /// The command.
+    pub command: &'static str,
     /// The word for what it came to.
     pub outcome: &'static str,
     /// What had to hold.
@@ -73,9 +75,16 @@ pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
 
 /// Options that don't go together.
 fn check_options(args: &CutoverArgs) -> Result<()> {
-    if args.feed_back && args.mode == Mode::Swap {
-        return Err(Error::usage("after a swap there is no old collection to feed back to")
-            .hint("use --mode keep, or leave --feed-back out"));
+    if args.mode == Mode::Switch {
+        return Err(Error::usage("--mode switch is not supported by this version").hint(
+            "use --mode keep or swap; or deploy the application to the new collection in a moment without \
+             writers, after a last `cleanse`",
+        ));
+    }
+    if args.feed_back {
+        return Err(Error::usage("--feed-back is not supported by this version").hint(
+            "leave it out: `rollback` after --mode keep brings along what was written since, from the oplog",
+        ));
     }
     if args.exchange.allow_gap && args.mode != Mode::Keep {
         return Err(Error::usage("--allow-gap is for --mode keep, the only one with two renames"));
@@ -113,25 +122,22 @@ fn earlier(stored: &Document) -> Result<Option<Record>> {
 async fn ask(context: &Context, plan: &Plan, args: &CutoverArgs, mode: Mode) -> Result<()> {
     let live = &plan.source;
     let what = match mode {
-        Mode::Switch => format!(
-            "{} will be kept in step with {live} while the application is deployed to it",
-            plan.target
-        ),
         Mode::Swap => format!("{} will take the place of {live}, which will be DROPPED", plan.target),
-        Mode::Keep => format!(
+        Mode::Keep | Mode::Switch => format!(
             "{} will take the place of {live}, which will be kept as {}",
             plan.target,
             retired_name(live, &plan.job)?
         ),
     };
-    let others = if mode == Mode::Switch {
-        ""
-    } else {
-        " Writes are held off for a moment. Change streams and cursors that the application has open on \
-         either collection will end."
-    };
     context.events.settled().await;
-    confirm(format!("{what}.{others} Go on?"), args.yes).await
+    confirm(
+        format!(
+            "{what}. Writes are held off for a moment. Change streams and cursors that the application has \
+             open on either collection will end. Go on?"
+        ),
+        args.yes,
+    )
+    .await
 }
 
 /// Takes the job; who follows the source elsewhere hands over.
@@ -348,6 +354,20 @@ pub async fn finish(
     }
 }
 
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            command: "cutover",
+            outcome: "",
+            gates: Vec::new(),
+            pause: None,
+            residue: Residue::default(),
+            old_collection: None,
+            reason: None,
+        }
+    }
+}
+
 impl Report {
     fn is_reached(&self) -> bool {
         self.outcome != "given_up" && self.residue.lost.is_empty() && self.residue.gap.conflicts.is_empty()
@@ -357,7 +377,7 @@ impl Report {
         let ids = |ids: &[Bson]| ids.iter().cloned().map(Bson::into_canonical_extjson).collect::<Vec<_>>();
         json!({
             "schema": 1,
-            "command": "cutover",
+            "command": self.command,
             "job": job,
             "mode": mode_word(mode),
             "outcome": if self.outcome.is_empty() { "refused" } else { self.outcome },
@@ -375,9 +395,9 @@ impl Report {
     fn text(&self, job: &str, mode: Mode) -> String {
         let mut lines: Vec<String> = self.gates.iter().map(Gate::text).collect();
         let outcome = self.outcome.replace('_', " ");
-        lines.push(format!("cutover of {job} by {}: {outcome}", mode_word(mode)));
+        lines.push(format!("{} of {job} by {}: {outcome}", self.command, mode_word(mode)));
         if let Some(reason) = &self.reason {
-            lines.push(format!("  {reason}; the old collection is live as before"));
+            lines.push(format!("  {reason}; everything is as before"));
         }
         if let Some(pause) = self.pause {
             lines.push(format!("  writes were held off for {pause:.0?}"));

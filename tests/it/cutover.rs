@@ -248,7 +248,10 @@ async fn usage_is_checked_before_anything_is_touched() {
     let bench = small().await;
     for (line, code) in [
         ("cutover --mode swap", 2),
-        ("cutover --mode swap --feed-back --yes", 2),
+        ("cutover --yes", 2),
+        ("cutover --mode keep --feed-back --yes", 2),
+        ("rollback", 2),
+        ("rollback --yes", 3),
         ("cutover --mode swap --fence apply-ops --yes", 2),
         ("cutover --mode swap --allow-gap --yes", 2),
         ("cutover --mode keep --fence validator --yes", 2),
@@ -279,11 +282,76 @@ async fn all_writes_are_blocked_where_that_is_permitted() {
     expect_no_fence(&bench).await;
 }
 
-/// The bench of live tests without a cutover is the same.
 #[tokio::test]
 async fn a_copy_that_is_not_finished_is_refused() {
     let (bench, writers) = live(500).await;
     let refused = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(3);
     assert!(refused.stderr.contains("nothing was copied"), "{}", refused.stderr);
     writers.stop().await;
+}
+
+/// Copied and cut over by a keep; when that had ended.
+async fn kept(documents: i32) -> (Bench, Writers, Instant) {
+    let (bench, writers) = copied_with(documents, Cutover::AndRollback(is_valid)).await;
+    bench.run("cleanse --parallel 2").await.expect_exit(0);
+    bench.run(&format!("cutover --mode keep {PATIENT}")).await.expect_exit(0);
+    (bench, writers, Instant::now())
+}
+
+#[tokio::test]
+async fn a_rollback_brings_the_old_collection_back_with_what_was_written_since() {
+    let (bench, writers, ended) = kept(5_000).await;
+    writers.go_on_for(1_000).await;
+    let done = bench.run(&format!("rollback {PATIENT}")).await.expect_exit(0);
+    assert_eq!((done.text("/command"), done.text("/outcome")), ("rollback", "rolled_back"));
+    writers.go_on_for(500).await;
+    assert!(!exists(&bench, &kept_name(&bench)).await);
+    assert!(exists(&bench, TARGET).await, "the clean collection has its own name again");
+    // What was live holds more than the rules allow, so it must be copied anew.
+    let refused = bench.run("cleanse").await.expect_exit(3);
+    assert!(refused.stderr.contains("--restart"), "{}", refused.stderr);
+    bench.run("cleanse --restart").await.expect_exit(0);
+    let again = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    assert_eq!(again.text("/outcome"), "cut_over");
+    expect_nothing_lost(&bench, writers, ended).await;
+    expect_no_fence(&bench).await;
+}
+
+#[tokio::test]
+async fn a_rollback_that_is_killed_at_every_boundary_loses_nothing() {
+    for point in ["cutover_recorded", "cutover_fenced", "cutover_renaming", "cutover_renamed"] {
+        let (bench, writers, ended) = kept(1_000).await;
+        writers.go_on_for(200).await;
+        let command = format!("rollback {PATIENT}");
+        let killed = bench.program(&command).env("MONGOREKEY_CRASH_AT", &format!("{point}:1")).run().await;
+        assert_eq!(killed.exit, None, "{point}: {}", killed.output());
+        let done = bench.run(&command).await.expect_exit(0);
+        assert_eq!(done.text("/outcome"), "rolled_back", "{point}");
+        expect_nothing_lost(&bench, writers, ended).await;
+        expect_no_fence(&bench).await;
+    }
+}
+
+#[tokio::test]
+async fn after_a_swap_there_is_nothing_to_go_back_to() {
+    let bench = small().await;
+    bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    let refused = bench.run(&format!("rollback {PATIENT}")).await.expect_exit(3);
+    assert!(refused.stderr.contains("drops the old collection"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn writes_since_the_cutover_are_discarded_only_where_that_is_asked_for() {
+    let bench = small().await;
+    bench.run(&format!("cutover --mode keep {PATIENT}")).await.expect_exit(0);
+    let live = bench.database.collection::<Document>(SOURCE);
+    live.insert_one(doc! {"_id": "new"}).await.expect("a write");
+    let jobs = bench.state.collection::<Document>("jobs");
+    let lost = doc! {"$unset": {"feed_back": ""}};
+    jobs.update_one(doc! {"_id": job_name(&bench)}, lost).await.expect("a write");
+    let refused = bench.run(&format!("rollback {PATIENT}")).await.expect_exit(3);
+    assert!(refused.stderr.contains("--discard-writes-since-cutover"), "{}", refused.stderr);
+    let command = format!("rollback --discard-writes-since-cutover {PATIENT}");
+    bench.run(&command).await.expect_exit(0);
+    assert_eq!(bytes(&bench, SOURCE).await.len(), 100);
 }

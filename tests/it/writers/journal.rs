@@ -167,7 +167,13 @@ impl Journal {
     ) -> (Bytes, Bytes) {
         self.expect_explained();
         let (mut wanted, mut allowed) = (Bytes::new(), Bytes::new());
+        let comes_back = matches!(self.cutover, Cutover::AndRollback(_));
         for (key, entry) in &self.entries {
+            // Taken away and perhaps brought back, and not written since: either will do.
+            if let Some(document) = entry.perhaps_hidden().filter(|document| comes_back && !valid(document)) {
+                allowed.insert(key.clone(), to_bytes(document));
+                continue;
+            }
             match entry.settled() {
                 Some(document) if valid(document) || entry.written >= ended => {
                     wanted.insert(key.clone(), to_bytes(document));
@@ -175,7 +181,6 @@ impl Journal {
                 Some(document) => drop(allowed.insert(key.clone(), to_bytes(document))),
                 None => {
                     let hidden = entry.states.iter().find_map(|state| state.hidden.as_ref());
-                    let comes_back = matches!(self.cutover, Cutover::AndRollback(_));
                     allowed.extend(
                         hidden.filter(|_| comes_back).map(|document| (key.clone(), to_bytes(document))),
                     );
@@ -249,6 +254,16 @@ impl Journal {
 }
 
 impl Entry {
+    /// The document that is there or taken away, where nothing tells which.
+    fn perhaps_hidden(&self) -> Option<&Document> {
+        let shown = self.states.iter().find_map(|state| state.document.as_ref())?;
+        let is_either = |state: &State| match (&state.document, &state.hidden) {
+            (Some(document), _) | (None, Some(document)) => document == shown,
+            (None, None) => false,
+        };
+        (self.states.len() > 1 && self.states.iter().all(is_either)).then_some(shown)
+    }
+
     /// The document, where there is one; the outcome of every write must be known.
     #[track_caller]
     fn settled(&self) -> Option<&Document> {

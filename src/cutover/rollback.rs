@@ -1,0 +1,205 @@
+//! `rollback`: the old collection is live again, with what was written since.
+//!
+//! The same exchange of names the other way round: what was written to the new
+//! collection is followed from the moment of the cutover and brought to the old
+//! one, writes are held off, names are exchanged.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use bson::Document;
+
+use super::exchange::{Exchange, Exchanged, Swapped};
+use super::gates;
+use super::in_step::InStep;
+use super::order::{Method, Renames, job_name, method};
+use super::record::{Record, State};
+use super::recover::recover;
+use super::run::{Report, finish, stored_job};
+use crate::Context;
+use crate::cleanse::follow::{Direction, Follower, stored_position};
+use crate::cleanse::ledger::Tally;
+use crate::cleanse::steer::{self, Steered};
+use crate::cli::cutover::{Mode, RollbackArgs};
+use crate::config::values::Namespace;
+use crate::error::{Class, Error, Result};
+use crate::job::Job;
+use crate::mongo::feed::Position;
+use crate::mongo::valid::Valid;
+use crate::report::outcome::Outcome;
+use crate::report::terminal::{check_terminal, confirm};
+
+/// Runs the command.
+///
+/// # Errors
+/// Usage errors and refusals, before anything is touched.
+pub async fn run(context: &Context, args: &RollbackArgs) -> Result<Outcome> {
+    check_terminal(args.yes)?;
+    let start = Instant::now();
+    let name = job_name(&context.settings, &args.copy)?;
+    let stored = context.unless_interrupted(stored_job(context, &name)).await?;
+    let record = cut_over(&name, &stored)?;
+    let old = record.renames.retired.clone().unwrap_or_else(|| record.renames.live.clone());
+    let discarded = if args.discard_writes_since_cutover { ", WITHOUT what was written since" } else { "" };
+    context.events.settled().await;
+    let question = format!(
+        "{old} will be {} again{discarded}. Writes are held off for a moment. Change streams and cursors \
+         that the application has open on either collection will end. Go on?",
+        record.renames.live
+    );
+    confirm(question, args.yes).await?;
+    let identity = stored.get_document("identity").cloned().unwrap_or_default();
+    let job = context.unless_interrupted(Job::start(&context.mongo, &name, "cleanse", &identity)).await?;
+    let steered = steer::start(context, &job, None).await?;
+    let mut report = Report { command: "rollback", ..Report::default() };
+    let result = steps(&steered, args, &job, &mut report).await;
+    Ok(finish(&steered.context, &name, Mode::Keep, job, result, &report, start.elapsed()).await)
+}
+
+/// The cutover that can be taken back.
+fn cut_over(name: &str, stored: &Document) -> Result<Record> {
+    let record = Record::of(stored)?;
+    let record = record.filter(|record| record.is_done() || record.is_rollback);
+    let record = record.ok_or_else(|| {
+        Error::refused(format!("the job {name} was not cut over: there is nothing to take back"))
+    })?;
+    if record.mode == Mode::Swap {
+        return Err(Error::refused(format!(
+            "{} was cut over by a swap, which drops the old collection",
+            record.renames.live
+        ))
+        .hint("only --mode keep leaves something to go back to; a quarantine holds what was rejected"));
+    }
+    Ok(record)
+}
+
+async fn steps(steered: &Steered, args: &RollbackArgs, job: &Job, report: &mut Report) -> Result<()> {
+    let context = &steered.context;
+    let stored = stored_job(context, job.name()).await?;
+    if let Some(record) = Record::of(&stored)?.filter(|record| record.fence.is_some()) {
+        recover(&context.mongo, job.name(), &record).await?;
+    }
+    let stored = stored_job(context, job.name()).await?;
+    let record = cut_over(job.name(), &stored)?;
+    if record.state == State::RolledBack {
+        report.outcome = "rolled_back";
+        context.events.note("this was taken back before");
+        return Ok(());
+    }
+    let renames = renames(job, &stored, &record)?;
+    let options = check(context, &renames).await?;
+    let method = method(&context.mongo, &args.exchange, Mode::Keep, &renames.live).await?;
+    let position = position(context, job, args).await?;
+    let follower = Follower {
+        mongo: &context.mongo,
+        job,
+        source: &renames.live,
+        target: &renames.incoming,
+        // Whatever the application holds now is right.
+        valid: Valid::default(),
+        rejected: None,
+        direction: Direction::Back,
+        options: Some(options),
+        events: &context.events,
+        pace: &steered.pace,
+        tally: Mutex::new(Tally::default()),
+    };
+    take_back(context, &follower, renames.clone(), method, position, report).await
+}
+
+/// From the collection that is live now to the one that was.
+fn renames(job: &Job, stored: &Document, record: &Record) -> Result<Renames> {
+    let unknown = || Error::refused(format!("the job {} does not tell what was cut over", job.name()));
+    if record.is_rollback {
+        // One that was begun before and given up knows already.
+        return Ok(record.renames.clone());
+    }
+    let target: Namespace = stored
+        .get_document("identity")
+        .ok()
+        .and_then(|identity| identity.get_str("target").ok())
+        .and_then(|target| target.parse().ok())
+        .ok_or_else(unknown)?;
+    let Renames { live, live_uuid, incoming_uuid, retired, .. } = record.renames.clone();
+    Ok(Renames {
+        live,
+        live_uuid: incoming_uuid,
+        incoming: retired.ok_or_else(unknown)?,
+        incoming_uuid: live_uuid,
+        retired: Some(target),
+    })
+}
+
+/// Makes sure that all is where it was left; returns the options of the live
+/// collection.
+async fn check(context: &Context, renames: &Renames) -> Result<Document> {
+    let live = context.mongo.describe(&renames.live).await?;
+    for (namespace, uuid) in
+        [(&renames.live, &renames.live_uuid), (&renames.incoming, &renames.incoming_uuid)]
+    {
+        if context.mongo.bearer(namespace).await?.as_ref() != Some(uuid) {
+            return Err(Error::refused(format!("{namespace} is not the collection that this job knows"))
+                .hint("was it dropped or renamed since the cutover?"));
+        }
+    }
+    match &renames.retired {
+        Some(retired) if context.mongo.bearer(retired).await?.is_some() => Err(Error::refused(format!(
+            "{retired} exists: the collection that is live now would get that name"
+        ))
+        .hint("drop or rename it")),
+        _ => Ok(live.map(|live| live.options).unwrap_or_default()),
+    }
+}
+
+/// From where the writes since the cutover are brought along.
+async fn position(context: &Context, job: &Job, args: &RollbackArgs) -> Result<Position> {
+    if args.discard_writes_since_cutover {
+        return Ok(Position::Time(context.mongo.majority_time().await?));
+    }
+    stored_position(job, Direction::Back).ok_or_else(|| {
+        Error::refused("the job does not tell from where the writes since the cutover are to be followed")
+            .hint("--discard-writes-since-cutover gives them up")
+    })
+}
+
+async fn take_back(
+    context: &Context,
+    follower: &Follower<'_>,
+    renames: Renames,
+    method: Method,
+    position: Position,
+    report: &mut Report,
+) -> Result<()> {
+    let mut in_step = InStep::from(follower, position, &context.stop).await.map_err(|error| {
+        // The oplog no longer holds them: nothing was touched.
+        if error.class() == Class::Refused {
+            return Error::refused(error.message())
+                .hint("--discard-writes-since-cutover goes back without what was written since");
+        }
+        error
+    })?;
+    context.events.note(format!("bringing {} up to date", renames.incoming));
+    if in_step.draw_level(&context.stop).await?.is_none() {
+        return Err(context.interrupted("interrupted before writes were held off; everything is as before"));
+    }
+    report.gates.extend(gates::rehearsed(context, &mut in_step, method.max_pause).await?);
+    if let Some(refusal) = gates::refusal(&report.gates) {
+        report.outcome = "refused";
+        return Err(refusal);
+    }
+    let job = follower.job.name();
+    let exchange = Exchange { context, job, mode: Mode::Keep, is_rollback: true, renames, method };
+    match exchange.run(&mut in_step).await? {
+        Exchanged::No(reason) => {
+            report.outcome = "given_up";
+            report.reason = Some(reason);
+        }
+        Exchanged::Yes(Swapped { pause, residue }) => {
+            report.outcome = "rolled_back";
+            report.pause = Some(pause);
+            report.residue = residue;
+            report.old_collection = exchange.renames.retired.as_ref().map(ToString::to_string);
+        }
+    }
+    Ok(())
+}

@@ -179,7 +179,7 @@ async fn phases(
              or it is of an early version",
             job.name()
         ))
-            .hint("copy anew with --restart")
+        .hint("copy anew with --restart")
     })?;
     if phase == Phase::Copy && method == Method::Out {
         let shot = out::copy(context, plan, job, &follower, &position).await?;

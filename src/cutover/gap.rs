@@ -76,7 +76,11 @@ pub async fn merge(mongo: &Mongo, job: &str, live: &Namespace, into: &mut Giving
             merged.conflicts.push(id);
             continue;
         }
-        if there.is_empty() && into.write(&raw).await? == Guarded::Done {
+        if there.is_empty() {
+            if into.write(&raw).await? == Guarded::GaveWay {
+                merged.conflicts.push(id);
+                continue;
+            }
             merged.merged += 1;
         }
         let done = doc! {"_id": entry.get("_id").cloned().unwrap_or(Bson::Null)};

@@ -143,7 +143,8 @@ pub async fn rehearsed(
     let begun = std::time::Instant::now();
     crate::mongo::feed::nudge(&context.mongo).await?;
     let predicted = longest + begun.elapsed() * MAJORITY_WRITES;
-    let lag = Gate { name: "lag", passed: longest <= LONGEST_LAG.max(max_pause), found: format!("{longest:.0?}") };
+    let lag =
+        Gate { name: "lag", passed: longest <= LONGEST_LAG.max(max_pause), found: format!("{longest:.0?}") };
     let pause = Gate {
         name: "predicted pause",
         passed: predicted <= max_pause,

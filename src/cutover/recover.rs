@@ -25,6 +25,9 @@ use crate::mongo::watched::Watched;
 /// What a dead process has sent may still be on its way to the server.
 const ON_THE_WAY: Duration = Duration::from_millis(250);
 
+/// Another process may need so long to recover.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Where the collections are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -124,6 +127,28 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
     }
     record::close(mongo, job, &record.id, state, fields).await?;
     Ok(Some(state))
+}
+
+/// Makes sure that nothing is left of an exchange that was cut short: by
+/// recovering, or by waiting for who is at it.
+///
+/// # Errors
+/// As [`recover`]; a stop where the other one does not come to an end.
+pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+        let record = Record::of(&stored)?.filter(|record| record.fence.is_some());
+        let Some(record) = record else { return Ok(()) };
+        if recover(mongo, job, &record).await?.is_some() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(Error::stopped(format!("another process does not end the exchange of {job}"))
+                .hint("start the same command again"));
+        }
+        tokio::time::sleep(ON_THE_WAY).await;
+    }
 }
 
 /// The feed of the live collection ends with the first of two renames, although the

@@ -14,7 +14,7 @@ use super::gates;
 use super::in_step::InStep;
 use super::order::{Method, Renames, job_name, method};
 use super::record::{Record, State};
-use super::recover::recover;
+use super::recover::finish_earlier;
 use super::run::{Report, finish, stored_job};
 use crate::Context;
 use crate::cleanse::follow::{Direction, Follower, stored_position};
@@ -75,10 +75,7 @@ fn cut_over(name: &str, stored: &Document) -> Result<Record> {
 
 async fn steps(steered: &Steered, args: &RollbackArgs, job: &Job, report: &mut Report) -> Result<()> {
     let context = &steered.context;
-    let stored = stored_job(context, job.name()).await?;
-    if let Some(record) = Record::of(&stored)?.filter(|record| record.fence.is_some()) {
-        recover(&context.mongo, job.name(), &record).await?;
-    }
+    finish_earlier(&context.mongo, job.name()).await?;
     let stored = stored_job(context, job.name()).await?;
     let record = cut_over(job.name(), &stored)?;
     if record.state == State::RolledBack {

@@ -10,7 +10,7 @@ use super::gates::{self, CHANGED_AT, Gate};
 use super::in_step::InStep;
 use super::order::{Renames, job_name, method, retired_name};
 use super::record::{Record, State, mode_word};
-use super::recover::recover;
+use super::recover::{finish_earlier, recover};
 use super::residual::Residue;
 use crate::Context;
 use crate::cleanse::follow::{Direction, Follower, stored_position};
@@ -176,10 +176,7 @@ async fn steps(
 ) -> Result<()> {
     let context = &steered.context;
     // Again, now that nobody else has the job.
-    let stored = stored_job(context, &plan.job).await?;
-    if let Some(record) = Record::of(&stored)?.filter(|record| record.fence.is_some()) {
-        recover(&context.mongo, &plan.job, &record).await?;
-    }
+    finish_earlier(&context.mongo, job.name()).await?;
     let stored = stored_job(context, &plan.job).await?;
     if let Some(record) = earlier(&stored)? {
         report.outcome = "cut_over";

@@ -27,6 +27,8 @@ const WRITE_CONFLICT: i32 = 112;
 const SHORT: Duration = Duration::from_millis(50);
 /// Attempts at a write, of those that conflict and of those that fail.
 const ATTEMPTS: u32 = 5;
+/// The server's code for a value that is in a unique index already.
+const DUPLICATE_KEY: u64 = 11000;
 /// Between attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Deletes per transaction.
@@ -341,6 +343,7 @@ impl GivingWay {
         loop {
             let error = match self.try_once(command.clone()).await {
                 Ok(None) => return Ok(Guarded::Done),
+                Ok(Some(refusal)) if is_duplicate(&refusal) => return Ok(Guarded::GaveWay),
                 Ok(Some(refusal)) => return Err(Error::stopped(format!("{operation} failed: {refusal}"))),
                 Err(error) => error,
             };
@@ -360,7 +363,7 @@ impl GivingWay {
     }
 
     /// Returns what the server has against the statement, if anything.
-    async fn try_once(&mut self, mut command: RawDocumentBuf) -> mongodb::error::Result<Option<String>> {
+    async fn try_once(&mut self, mut command: RawDocumentBuf) -> mongodb::error::Result<Option<Bson>> {
         let mut session = self.mongo.client().start_session().causal_consistency(false).await?;
         command.append(bson::cstr!("txnNumber"), 1_i64);
         command.append(bson::cstr!("startTransaction"), true);
@@ -396,8 +399,15 @@ impl GivingWay {
     }
 }
 
-fn first_error(reply: &Document) -> Option<String> {
-    reply.get_array("writeErrors").ok().and_then(|errors| errors.first()).map(ToString::to_string)
+fn first_error(reply: &Document) -> Option<Bson> {
+    reply.get_array("writeErrors").ok().and_then(|errors| errors.first()).cloned()
+}
+
+/// Whether a unique value stands in another document, which is newer or older; it
+/// is there.
+fn is_duplicate(refusal: &Bson) -> bool {
+    let code = refusal.as_document().and_then(|refusal| refusal.get("code"));
+    code.and_then(super::index::whole_number) == Some(DUPLICATE_KEY)
 }
 
 fn is_conflict(error: &DriverError) -> bool {

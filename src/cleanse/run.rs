@@ -173,14 +173,7 @@ async fn phases(
         crash::point("cleanse_created");
         phase = Phase::Copy;
     }
-    let mut position = position.ok_or_else(|| {
-        Error::refused(format!(
-            "the job {} does not tell from where its source is to be followed: its cutover was taken back, \
-             or it is of an early version",
-            job.name()
-        ))
-        .hint("copy anew with --restart")
-    })?;
+    let mut position = position.ok_or_else(|| without_position(job))?;
     if phase == Phase::Copy && method == Method::Out {
         let shot = out::copy(context, plan, job, &follower, &position).await?;
         figures.touched = Some(shot.touched);
@@ -217,6 +210,15 @@ async fn phases(
 /// Whether the copy of a job is finished.
 pub fn is_copied(job: &Job) -> bool {
     Phase::stored(job) == Phase::Done
+}
+
+fn without_position(job: &Job) -> Error {
+    Error::refused(format!(
+        "the job {} does not tell from where its source is to be followed: its cutover was taken back, \
+         or it is of an early version",
+        job.name()
+    ))
+    .hint("copy anew with --restart")
 }
 
 /// The options of the source when the copy was begun.

@@ -11,8 +11,7 @@ use mongodb::Collection;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
-use crate::mongo::index::whole_number;
-use crate::mongo::majority_document;
+use crate::mongo::notes;
 
 /// The collection of marks in the state database.
 const COLLECTION: &str = "marks";
@@ -54,7 +53,7 @@ impl Marks {
                 Ok(doc! {"q": {"_id": key}, "u": {"$inc": {"generation": 1_i64}}, "upsert": true})
             })
             .collect::<Result<Vec<Document>>>()?;
-        self.command(doc! {"update": COLLECTION, "updates": updates, "ordered": false}).await
+        self.command(doc! {"update": COLLECTION, "updates": updates}).await
     }
 
     /// Some of the marks, in no order.
@@ -133,7 +132,7 @@ impl Marks {
                 Ok(doc! {"q": filter, "limit": 1})
             })
             .collect::<Result<Vec<Document>>>()?;
-        self.command(doc! {"delete": COLLECTION, "deletes": deletes, "ordered": false}).await
+        self.command(doc! {"delete": COLLECTION, "deletes": deletes}).await
     }
 
     /// How many documents are marked.
@@ -174,27 +173,8 @@ impl Marks {
         Ok(doc! {"job": &self.job, "id": crate::mongo::source::to_bson(id)?})
     }
 
-    async fn command(&self, mut command: Document) -> Result<()> {
-        command.insert("writeConcern", majority_document());
-        let database = self.mongo.database(&self.collection.namespace().db);
-        let reply = retrying("writing the marks", || {
-            let (database, command) = (database.clone(), command.clone());
-            async move {
-                let reply = database.run_command(command).await?;
-                crate::mongo::sink::check_write_concern(&reply)?;
-                Ok(reply)
-            }
-        })
-        .await?;
-        let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
-        // Two upserts of one mark at once: the other one has set it.
-        let is_race = |error: &Bson| {
-            error.as_document().and_then(|error| error.get("code")).and_then(whole_number) == Some(11000)
-        };
-        match errors.iter().find(|error| !is_race(error)) {
-            Some(error) => Err(Error::stopped(format!("a mark could not be written: {error}"))),
-            None => Ok(()),
-        }
+    async fn command(&self, command: Document) -> Result<()> {
+        notes::write(&self.mongo, &self.collection, command, "a mark").await
     }
 }
 

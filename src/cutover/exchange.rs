@@ -2,7 +2,7 @@
 //!
 //! Everything that may have to be undone is in the job document before it is
 //! done. The pause that the application sees begins with the attempt to hold
-//! writes off and ends with the rename.
+//! writes off and ends when the new collection takes them.
 
 use std::time::Duration;
 

@@ -19,6 +19,7 @@ use crate::cleanse::follow::Direction;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
+use crate::mongo::catch_up::distinct;
 use crate::mongo::exchange::GivingWay;
 use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
@@ -56,7 +57,7 @@ pub async fn bring_along(
     let written: HashSet<Vec<u8>> = last.written.iter().map(|id| value_bytes(id.as_raw_bson_ref())).collect();
     let is_written = |id: &RawBson| written.contains(&value_bytes(id.as_raw_bson_ref()));
     let (lost, deleted): (Vec<RawBson>, Vec<RawBson>) =
-        distinct(last.touched).into_iter().partition(is_written);
+        distinct(&last.touched).into_iter().partition(is_written);
     live.delete(&deleted).await?;
     residue.deletes = u64::try_from(deleted.len()).unwrap_or(u64::MAX);
     residue.lost = lost.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
@@ -97,9 +98,4 @@ async fn moment_of_rename(mongo: &Mongo, incoming: &Namespace, after: Timestamp)
 /// which ends it.
 pub fn after(time: Timestamp) -> Timestamp {
     Timestamp { increment: time.increment + 1, ..time }
-}
-
-fn distinct(ids: Vec<RawBson>) -> Vec<RawBson> {
-    let mut seen = HashSet::new();
-    ids.into_iter().filter(|id| seen.insert(value_bytes(id.as_raw_bson_ref()))).collect()
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bson::Document;
 
-use super::exchange::{Exchange, Exchanged, Swapped};
+use super::exchange::Exchange;
 use super::gates;
 use super::in_step::InStep;
 use super::order::{Method, Renames, job_name, method};
@@ -186,17 +186,6 @@ async fn take_back(
     }
     let job = follower.job.name();
     let exchange = Exchange { context, job, mode: Mode::Keep, is_rollback: true, renames, method };
-    match exchange.run(&mut in_step).await? {
-        Exchanged::No(reason) => {
-            report.outcome = "given_up";
-            report.reason = Some(reason);
-        }
-        Exchanged::Yes(Swapped { pause, residue }) => {
-            report.outcome = "rolled_back";
-            report.pause = Some(pause);
-            report.residue = residue;
-            report.old_collection = exchange.renames.retired.as_ref().map(ToString::to_string);
-        }
-    }
+    report.exchanged(&exchange, exchange.run(&mut in_step).await?, "rolled_back");
     Ok(())
 }

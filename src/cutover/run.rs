@@ -246,20 +246,8 @@ async fn cut_over(
         return Err(refusal);
     }
     let exchange = Exchange { context, job: &plan.job, mode: args.mode, is_rollback: false, renames, method };
-    match exchange.run(&mut in_step).await? {
-        Exchanged::No(reason) => {
-            report.outcome = "given_up";
-            report.reason = Some(reason);
-            Ok(())
-        }
-        Exchanged::Yes(Swapped { pause, residue }) => {
-            report.outcome = "cut_over";
-            report.pause = Some(pause);
-            report.residue = residue;
-            report.old_collection = exchange.renames.retired.as_ref().map(ToString::to_string);
-            Ok(())
-        }
-    }
+    report.exchanged(&exchange, exchange.run(&mut in_step).await?, "cut_over");
+    Ok(())
 }
 
 async fn renames(context: &Context, plan: &Plan, job: &Job, mode: Mode) -> Result<Renames> {
@@ -366,6 +354,22 @@ impl Default for Report {
 }
 
 impl Report {
+    /// Notes what an exchange came to; `done` is the word for one that happened.
+    pub fn exchanged(&mut self, exchange: &Exchange<'_>, exchanged: Exchanged, done: &'static str) {
+        match exchanged {
+            Exchanged::No(reason) => {
+                self.outcome = "given_up";
+                self.reason = Some(reason);
+            }
+            Exchanged::Yes(Swapped { pause, residue }) => {
+                self.outcome = done;
+                self.pause = Some(pause);
+                self.residue = residue;
+                self.old_collection = exchange.renames.retired.as_ref().map(ToString::to_string);
+            }
+        }
+    }
+
     fn is_reached(&self) -> bool {
         self.outcome != "given_up" && self.residue.lost.is_empty() && self.residue.gap.conflicts.is_empty()
     }

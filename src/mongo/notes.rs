@@ -109,28 +109,41 @@ impl Notes {
         let command = doc! {
             name: self.collection.name(),
             field: statements,
-            "ordered": false,
-            "writeConcern": majority_document(),
         };
-        let database = self.mongo.database(&self.collection.namespace().db);
-        let reply = retrying("writing notes", || {
-            let (database, command) = (database.clone(), command.clone());
-            async move {
-                let reply = database.run_command(command).await?;
-                super::sink::check_write_concern(&reply)?;
-                Ok(reply)
-            }
-        })
-        .await?;
-        let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
-        // Two upserts of one note at once: the other one has made it.
-        let is_race = |error: &Bson| {
-            error.as_document().and_then(|error| error.get("code")).and_then(whole_number) == Some(11000)
-        };
-        match errors.iter().find(|error| !is_race(error)) {
-            Some(error) => Err(Error::stopped(format!("a note could not be written: {error}"))),
-            None => Ok(()),
+        write(&self.mongo, &self.collection, command, "a note").await
+    }
+}
+
+/// Sends a command that makes or removes what must not be forgotten, until it is
+/// durable. Two upserts of one `_id` at once are one: the other one has made it.
+///
+/// # Errors
+/// A stop where one of `what` can't be written.
+pub async fn write(
+    mongo: &Mongo,
+    collection: &Collection<Document>,
+    mut command: Document,
+    what: &str,
+) -> Result<()> {
+    command.insert("ordered", false);
+    command.insert("writeConcern", majority_document());
+    let database = mongo.database(&collection.namespace().db);
+    let reply = retrying(format!("writing {what}"), || {
+        let (database, command) = (database.clone(), command.clone());
+        async move {
+            let reply = database.run_command(command).await?;
+            super::sink::check_write_concern(&reply)?;
+            Ok(reply)
         }
+    })
+    .await?;
+    let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+    let is_race = |error: &Bson| {
+        error.as_document().and_then(|error| error.get("code")).and_then(whole_number) == Some(11000)
+    };
+    match errors.iter().find(|error| !is_race(error)) {
+        Some(error) => Err(Error::stopped(format!("{what} could not be written: {error}"))),
+        None => Ok(()),
     }
 }
 

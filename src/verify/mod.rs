@@ -4,11 +4,16 @@
 pub mod backfill;
 pub mod check;
 pub mod compare;
+pub mod counts;
 pub mod dual_write;
 pub mod full;
 pub mod pairs;
 pub mod quarantine;
 pub mod run;
+pub mod sample;
+pub mod sides;
 pub mod structure;
 
+mod differences;
+mod result;
 mod value;

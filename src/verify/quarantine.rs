@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 
 use super::check::Check;
-use super::run::{DEFAULT_SAMPLE, Direction, confidence, difference, draw, look_up, to_draw};
+use super::sample::{DEFAULT_SAMPLE, Direction, confidence, difference, draw, look_up, to_draw};
 use crate::Context;
 use crate::cleanse::count;
 use crate::cleanse::predicate::Predicate;

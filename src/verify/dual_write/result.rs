@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 use crate::report::json::extended;
 use crate::verify::check::Check;
 use crate::verify::compare;
+use crate::verify::differences::different;
 use crate::verify::full::matching::Id;
 use crate::verify::pairs::{Kind, Pairs};
-use crate::verify::run::different;
 
 /// Name of the check.
 pub(super) const NAME: &str = "dual write";

@@ -12,7 +12,7 @@ use crate::mongo::index::stored_count;
 use crate::report::json::extended;
 use crate::verify::check::Check;
 use crate::verify::compare;
-use crate::verify::run::different;
+use crate::verify::differences::different;
 
 /// The result, whole or as far as it came.
 #[derive(Debug)]

@@ -1,13 +1,12 @@
 //! `verify`
 
-use clap::{ArgGroup, Args};
+use clap::Args;
 
 use super::BackfillTargetArgs;
 use crate::config::values::{HumanDuration, Namespace};
 
 /// Options of `verify`.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("live").args(["full", "dual_write"]).multiple(true))]
 pub struct VerifyArgs {
     /// Compare the number of documents that should be in the target with what is there.
     #[arg(long)]
@@ -15,6 +14,10 @@ pub struct VerifyArgs {
     /// Compare so many random documents of each side with the other side.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub sample: Option<u32>,
+    /// What decides which documents --sample and --keys draw: the same seed and the same data,
+    /// the same documents [default: a random one, which the result tells].
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
     /// Compare every document of both sides byte for byte, and indexes and options.
     ///
     /// Reads on the primary what a majority has. What differs is read again for a
@@ -36,9 +39,9 @@ pub struct VerifyArgs {
     /// How long --dual-write watches.
     #[arg(long = "for", value_name = "DURATION", default_value = "10m", requires = "dual_write")]
     pub watch: HumanDuration,
-    /// How long --full reads differing documents again before it reports them, and
+    /// How long --full and --sample read differing documents again before they report them, and
     /// how long --dual-write lets the other side take to follow.
-    #[arg(long, value_name = "DURATION", default_value = "10s", requires = "live")]
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub settle: HumanDuration,
     /// Do not go on with an interrupted --full: start over.
     #[arg(long, requires = "full")]

@@ -1,6 +1,6 @@
 //! One check and its result.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// The result of a check.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,13 +17,15 @@ pub struct Check {
     pub differences: Vec<Value>,
     /// Further words for people.
     pub remark: Option<String>,
+    /// Further entries of the result.
+    pub more: Map<String, Value>,
 }
 
 impl Check {
     /// A check that passes if both values are equal and there is no difference.
     pub fn of(name: impl Into<String>, expected: Value, found: Value, differences: Vec<Value>) -> Self {
         let passed = expected == found && differences.is_empty();
-        Self { name: name.into(), passed, expected, found, differences, remark: None }
+        Self { name: name.into(), passed, expected, found, differences, remark: None, more: Map::new() }
     }
 
     /// A check that fails because there is nothing to look at.
@@ -35,6 +37,7 @@ impl Check {
             found: json!("none"),
             differences: Vec::new(),
             remark: Some(what.to_owned()),
+            more: Map::new(),
         }
     }
 
@@ -45,16 +48,27 @@ impl Check {
         self
     }
 
+    /// Adds an entry to the result.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: Value) -> Self {
+        self.more.insert(name.into(), value);
+        self
+    }
+
     /// As an entry of the JSON result.
     pub fn json(&self) -> Value {
-        json!({
+        let mut json = json!({
             "name": self.name,
             "passed": self.passed,
             "expected": self.expected,
             "found": self.found,
             "differences": self.differences,
             "remark": self.remark,
-        })
+        });
+        for (name, value) in &self.more {
+            json[name] = value.clone();
+        }
+        json
     }
 
     /// As lines for people.

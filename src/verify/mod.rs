@@ -4,6 +4,7 @@
 pub mod backfill;
 pub mod check;
 pub mod compare;
+pub mod confidence;
 pub mod counts;
 pub mod dual_write;
 pub mod full;

@@ -5,7 +5,7 @@ use bson::{Document, doc};
 use super::check::Check;
 use super::quarantine::Quarantined;
 use super::result::report;
-use super::sample::{DEFAULT_SAMPLE, Direction, sample};
+use super::sample::{self, DEFAULT_SAMPLE};
 use super::sides::Sides;
 use super::{backfill, counts, dual_write, full, structure};
 use crate::Context;
@@ -75,6 +75,7 @@ async fn quick_checks(
 ) -> Result<(Vec<String>, Vec<Check>)> {
     let named = args.counts || args.sample.is_some() || args.full || args.dual_write;
     let explicit = args.source.is_some() || args.to.is_some();
+    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let mut checks = Vec::new();
     let mut jobs = Vec::new();
     if !explicit
@@ -90,7 +91,7 @@ async fn quick_checks(
         let job = sides.job.clone();
         let stored = store::list(&context.mongo, Some(&job)).await?.into_iter().next();
         if named || explicit || stored.is_some() {
-            checks.extend(compare_sides(context, sides, args, !named).await?);
+            checks.extend(compare_sides(context, sides, args, !named, seed).await?);
         }
         if let Some(stored) = stored {
             jobs.push(job);
@@ -98,7 +99,7 @@ async fn quick_checks(
                 let Sides { source, target, predicate, .. } = sides;
                 combine::only_conditions("a copy with a quarantine", &predicate.valid())?;
                 let quarantined = Quarantined { source, target, quarantine: &quarantine, predicate };
-                checks.extend(quarantined.checks(context, args, !named).await?);
+                checks.extend(quarantined.checks(context, args, !named, seed).await?);
             }
         }
     }
@@ -163,8 +164,14 @@ async fn existing_backfill(context: &Context, args: &VerifyArgs) -> Result<Optio
     Ok((!store::list(&context.mongo, Some(&name)).await?.is_empty()).then_some(name))
 }
 
-async fn compare_sides(context: &Context, sides: &Sides, args: &VerifyArgs, all: bool) -> Result<Vec<Check>> {
-    let (mongo, most) = (&context.mongo, args.max_differences);
+async fn compare_sides(
+    context: &Context,
+    sides: &Sides,
+    args: &VerifyArgs,
+    all: bool,
+    seed: u64,
+) -> Result<Vec<Check>> {
+    let mongo = &context.mongo;
     let mut checks = Vec::new();
     if args.full || all {
         checks.extend(structure::check(mongo, &sides.source, &sides.target).await?);
@@ -173,10 +180,7 @@ async fn compare_sides(context: &Context, sides: &Sides, args: &VerifyArgs, all:
         checks.push(counts::check(mongo, sides).await?);
     }
     if let Some(size) = args.sample.or(all.then_some(DEFAULT_SAMPLE)) {
-        let valid = count::valid(mongo, &sides.source, &sides.predicate.valid()).await?;
-        checks.push(sample(context, sides, Direction::Forward, size, valid, most).await?);
-        let found = count::exactly(mongo, &sides.target, &Document::new()).await?;
-        checks.push(sample(context, sides, Direction::Backward, size, found, most).await?);
+        checks.extend(sample::check(context, args, sides, size, seed).await?);
     }
     Ok(checks)
 }

@@ -52,6 +52,7 @@ impl DualWrite {
             found: json!(counts.agreed),
             differences,
             remark: Some(remark),
+            more: serde_json::Map::new(),
         };
         let summary = json!({
             "seconds": started.elapsed().as_secs_f64(),

@@ -145,8 +145,9 @@ impl Suspects {
         let size = usize::try_from(sides.batch()).unwrap_or(1).clamp(1, MOST_LOOKED_UP);
         for chunk in self.kept.chunks(size) {
             // The source first: whatever follows it has a moment more.
-            let Some(source) = look_up(sides, Side::Source, chunk).await? else { return Ok(false) };
-            let Some(target) = look_up(sides, Side::Target, chunk).await? else { return Ok(false) };
+            let ids = || chunk.iter().filter_map(|suspect| suspect.id.bson()).collect();
+            let Some(source) = digests(sides, Side::Source, ids()).await? else { return Ok(false) };
+            let Some(target) = digests(sides, Side::Target, ids()).await? else { return Ok(false) };
             left.extend(chunk.iter().filter_map(|suspect| {
                 let pair = Pair {
                     source: source.get(&suspect.id).copied(),
@@ -174,8 +175,12 @@ fn judge(suspect: &Suspect, seen: Pair) -> Option<Suspect> {
     Some(Suspect { pair: seen, since, ..suspect.clone() })
 }
 
-async fn look_up(sides: &Sides, side: Side, suspects: &[Suspect]) -> Result<Option<HashMap<Id, Digest>>> {
-    let ids: Vec<Bson> = suspects.iter().filter_map(|suspect| suspect.id.bson()).collect();
+/// What stands on a side for these `_id`s and others that the server takes for equal;
+/// `None` where the run is to stop.
+///
+/// # Errors
+/// A stop where the server can't be read.
+pub async fn digests(sides: &Sides, side: Side, ids: Vec<Bson>) -> Result<Option<HashMap<Id, Digest>>> {
     let scan = sides.scan(side, doc! {"_id": {"$in": ids}});
     let read = retrying(format!("reading differing documents of {} again", scan.namespace), || async {
         let (mut found, mut in_parts) = (HashMap::new(), Vec::new());

@@ -19,4 +19,4 @@ pub mod steer;
 pub mod summary;
 mod worker;
 
-pub use plan::{Options, default_job};
+pub use plan::{Options, default_job, identity};

@@ -175,7 +175,7 @@ pub fn default_job(targets: &[Target]) -> String {
 }
 
 /// What the job does, as opposed to how fast.
-pub(super) fn identity(targets: &[Target], api: &KeyApi) -> Document {
+pub fn identity(targets: &[Target], api: &KeyApi) -> Document {
     let targets: Vec<Bson> = targets
         .iter()
         .map(|target| {

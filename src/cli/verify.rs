@@ -25,6 +25,23 @@ pub struct VerifyArgs {
     /// where it was.
     #[arg(long)]
     pub full: bool,
+    /// Ask the key API again for so many random filled documents of all targets.
+    ///
+    /// Calls as the backfill does, within the same ceiling, and writes nothing.
+    /// Tells keys that are wrong (the API has another one), that have changed since
+    /// the backfill, and that have vanished.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keys: Option<u32>,
+    /// Look for new keys of two legacy keys, and legacy keys with two new keys, over all targets.
+    #[arg(long)]
+    pub unique: bool,
+    /// Write or remove the documents that --full found to differ, as the source and
+    /// the rules of the cleanse say, and compare again. Asks first.
+    #[arg(long, requires = "full")]
+    pub repair: bool,
+    /// Do not ask before --repair.
+    #[arg(long, requires = "repair")]
+    pub yes: bool,
     /// Ranges that --full compares at once.
     #[arg(long, value_name = "N", default_value_t = 2, requires = "full", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallel: u8,

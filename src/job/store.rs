@@ -85,6 +85,22 @@ pub async fn list(mongo: &Mongo, name: Option<&str>) -> Result<Vec<Document>> {
     .await
 }
 
+/// Sets fields of a job, whoever holds it, where it meets a condition.
+///
+/// # Errors
+/// A stop where the job can't be written.
+pub async fn amend(mongo: &Mongo, name: &str, mut condition: Document, fields: Document) -> Result<()> {
+    let collection: Collection<Document> = mongo.state(COLLECTION);
+    condition.insert("_id", name);
+    let update = doc! {"$set": fields};
+    retrying(format!("amending the job {name}"), || {
+        let update = collection.update_one(condition.clone(), update.clone());
+        async move { update.await }
+    })
+    .await
+    .map(|_| ())
+}
+
 impl Job {
     /// A job whose lease was just taken, from then on renewed.
     pub(super) fn held(

@@ -92,6 +92,8 @@ pub struct CatchUp {
     at_once: usize,
     /// Whether the target has refused what stands in the source.
     bypasses: bool,
+    /// The identity that the target must have, where that is asked for.
+    target_uuid: Option<Bson>,
 }
 
 impl CatchUp {
@@ -117,6 +119,7 @@ impl CatchUp {
         let (quarantine, at_once) = (None, FIRST_STATEMENTS);
         Ok(Self {
             bypasses: false,
+            target_uuid: None,
             mongo,
             source,
             target,
@@ -134,6 +137,22 @@ impl CatchUp {
     /// next ends what still runs on it.
     pub fn session(&self) -> Document {
         self.writing.id().clone()
+    }
+
+    /// Lets writes to the target fail where its name is borne by another collection.
+    pub(super) fn write_only_in(&mut self, uuid: Option<Bson>) {
+        self.target_uuid = uuid;
+    }
+
+    /// Adds the identity to a command that writes to the target.
+    fn guard(&self, command: &mut RawDocumentBuf, namespace: &Namespace) -> Result<()> {
+        let Some(uuid) = self.target_uuid.as_ref().filter(|_| *namespace == self.target) else {
+            return Ok(());
+        };
+        let uuid = RawBson::try_from(uuid.clone())
+            .map_err(|error| Error::stopped(format!("a command could not be encoded: {error}")))?;
+        command.append(bson::cstr!("collectionUUID"), uuid);
+        Ok(())
     }
 
     /// Whether a document decides about others.
@@ -262,6 +281,7 @@ impl CatchUp {
         }
         let mut command = rawdoc! {"delete": namespace.collection.as_str(), "ordered": false};
         command.append(bson::cstr!("deletes"), deletes);
+        self.guard(&mut command, namespace)?;
         let reply = self.send(command).await?;
         match first_error(&reply) {
             Some(error) => Err(self.refused(&error)),
@@ -302,6 +322,7 @@ impl CatchUp {
         }
         let mut command = rawdoc! {"update": self.target.collection.as_str(), "ordered": false};
         command.append(bson::cstr!("updates"), updates);
+        self.guard(&mut command, &self.target)?;
         let bypasses = self.bypasses;
         if bypasses {
             command.append(bson::cstr!("bypassDocumentValidation"), true);

@@ -4,7 +4,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use bson::{Document, RawBson, RawBsonRef, Timestamp};
+use bson::{Bson, Document, RawBson, RawBsonRef, Timestamp};
 use futures_util::future::join_all;
 
 use super::Mongo;
@@ -56,6 +56,13 @@ impl Lanes {
             lanes.push(lane.with_quarantine(quarantine.clone()).await?);
         }
         Ok(Self { lanes, has_collation: self.has_collation })
+    }
+
+    /// Lets every write to the target fail unless it is the collection of this identity.
+    #[must_use]
+    pub fn only_in(mut self, uuid: Option<Bson>) -> Self {
+        self.lanes.iter_mut().for_each(|lane| lane.write_only_in(uuid.clone()));
+        self
     }
 
     /// The sessions of the writes, to be recorded before the first: whoever comes
@@ -177,7 +184,7 @@ fn as_number(value: RawBsonRef<'_>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{Bson, doc};
+    use bson::doc;
 
     fn lane(id: impl Into<Bson>, has_collation: bool) -> usize {
         let id = RawBson::try_from(id.into()).unwrap();

@@ -1,13 +1,15 @@
 //! The number of documents on both sides.
 
+use std::time::Duration;
+
 use bson::Document;
 use serde_json::json;
 
 use super::check::Check;
 use super::sides::Sides;
+use crate::Context;
 use crate::cleanse::count;
 use crate::error::Result;
-use crate::mongo::Mongo;
 
 /// The name of the check.
 const NAME: &str = "counts";
@@ -16,7 +18,13 @@ const NAME: &str = "counts";
 ///
 /// # Errors
 /// A stop where the server can't be read.
-pub async fn check(mongo: &Mongo, sides: &Sides) -> Result<Check> {
+pub async fn check(
+    context: &Context,
+    sides: &Sides,
+    _copy: Option<&Document>,
+    _settle: Duration,
+) -> Result<Check> {
+    let mongo = &context.mongo;
     let expected = count::valid(mongo, &sides.source, &sides.predicate.valid()).await?;
     let found = count::exactly(mongo, &sides.target, &Document::new()).await?;
     Ok(judged(sides, expected, found))

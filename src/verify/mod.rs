@@ -8,12 +8,17 @@ pub mod confidence;
 pub mod counts;
 pub mod dual_write;
 pub mod full;
+pub mod keys;
 pub mod pairs;
 pub mod quarantine;
+pub mod repair;
 pub mod run;
 pub mod sample;
 pub mod sides;
 pub mod structure;
+pub mod unique;
+pub mod verdict;
+pub mod wanted;
 
 mod differences;
 mod result;

@@ -13,6 +13,7 @@ use super::confidence::Sampled;
 use super::differences::different;
 use super::full::matching::Id;
 use super::sample::{DEFAULT_SAMPLE, batch};
+use super::wanted::Wanted;
 use crate::Context;
 use crate::cleanse::count;
 use crate::cleanse::predicate::{Predicate, all_of};
@@ -49,14 +50,14 @@ impl Quarantined<'_> {
         &self,
         context: &Context,
         args: &VerifyArgs,
-        all: bool,
+        wanted: Wanted,
         seed: u64,
     ) -> Result<Vec<Check>> {
         let mut checks = Vec::new();
-        if args.counts || args.full || all {
+        if wanted.counts || wanted.full {
             checks.push(self.counts(&context.mongo).await?);
         }
-        if let Some(size) = args.sample.or((args.full || all).then_some(DEFAULT_SAMPLE)) {
+        if let Some(size) = wanted.sample.or(wanted.full.then_some(DEFAULT_SAMPLE)) {
             checks.push(self.sample(context, u64::from(size), seed, args.max_differences).await?);
         }
         Ok(checks)

@@ -1,22 +1,37 @@
-//! `verify`: which checks apply, in which order they run.
+//! `verify`: the checks that apply, one after the other.
 
 use bson::{Document, doc};
+use serde_json::json;
 
 use super::check::Check;
 use super::quarantine::Quarantined;
-use super::result::report;
-use super::sample::{self, DEFAULT_SAMPLE};
+use super::repair::{self, Repair};
+use super::result::Findings;
 use super::sides::Sides;
-use super::{backfill, counts, dual_write, full, structure};
+use super::wanted::{There, Wanted};
+use super::{backfill, counts, dual_write, full, keys, sample, structure, unique, verdict};
 use crate::Context;
 use crate::backfill::default_job as backfill_job;
 use crate::cleanse::quarantine::of_job;
 use crate::cleanse::{combine, count, needs};
 use crate::cli::verify::VerifyArgs;
+use crate::cutover::record::Record;
 use crate::error::{Error, Result};
 use crate::job::store;
 use crate::mongo::valid::Valid;
 use crate::report::outcome::Outcome;
+use crate::report::terminal::check_terminal;
+
+/// One run.
+struct Run<'a> {
+    context: &'a Context,
+    args: &'a VerifyArgs,
+    wanted: Wanted,
+    seed: u64,
+    /// The job of the copy, as it is stored.
+    copy: Option<Document>,
+    findings: Findings,
+}
 
 /// Runs the command.
 ///
@@ -24,86 +39,220 @@ use crate::report::outcome::Outcome;
 /// A refusal where there is nothing to verify; a stop where the server goes away.
 pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
     let sides = Sides::of(context, args)?;
+    check_options(context, args, sides.as_ref())?;
+    if let Some(sides) = &sides {
+        needs::check_reading(&context.mongo, &sides.source, &sides.predicate.valid()).await?;
+    }
+    let repair = match &sides {
+        Some(sides) if args.repair => Some(repair::prepare(context, args, sides).await?),
+        _ => None,
+    };
+    let mut run = context.unless_interrupted(Run::begin(context, args, sides.as_ref())).await?;
+    // These keep nothing that would have to be saved.
+    context.unless_interrupted(run.quick_checks(sides.as_ref())).await?;
+    if let Some(sides) = sides.as_ref().filter(|_| run.wanted.concerns_sides()) {
+        run.slow_checks(sides, repair).await?;
+        verdict::take_back(&context.mongo, &sides.job, run.findings.failed_of_sides()).await?;
+    }
+    run.ask_again().await?;
+    if run.findings.is_empty() {
+        return Err(run.nothing());
+    }
+    Ok(run.findings.outcome())
+}
+
+/// Options that need what is not configured.
+fn check_options(context: &Context, args: &VerifyArgs, sides: Option<&Sides>) -> Result<()> {
     let live = [(args.full, "--full"), (args.dual_write, "--dual-write")];
     if let Some((_, option)) = live.into_iter().find(|(is_given, _)| *is_given && sides.is_none()) {
         return Err(Error::usage(format!("{option} compares two collections, and none are named"))
             .hint("add `[cleanse]` with `source` and `to`, or give --source and --to"));
     }
-    if let Some(sides) = &sides {
-        let valid = sides.predicate.valid();
-        if args.dual_write {
-            combine::only_conditions("--dual-write", &valid)?;
-        }
-        needs::check_reading(&context.mongo, &sides.source, &valid).await?;
+    if let Some(sides) = sides.filter(|_| args.dual_write) {
+        combine::only_conditions("--dual-write", &sides.predicate.valid())?;
     }
-    // These keep nothing that would have to be saved.
-    let (mut jobs, mut checks) =
-        context.unless_interrupted(quick_checks(context, args, sides.as_ref())).await?;
-    let mut full = None;
-    if let Some(sides) = sides.as_ref().filter(|_| args.full) {
-        let mut result = full::run(context, &order(args, sides)).await?;
-        jobs.push(result.job.clone());
-        checks.insert(0, result.check.clone());
-        if result.error.is_none()
-            && let Some(quarantine) = full_quarantine(context, args, sides).await?
-        {
-            jobs.push(quarantine.job);
-            checks.insert(1, quarantine.check);
-            result.error = quarantine.error;
-        }
-        full = Some(result);
+    if args.unique || args.keys.is_some() {
+        context.settings.targets(args.targets.target.as_deref())?;
     }
-    let mut watched = None;
-    let is_unbroken = full.as_ref().is_none_or(|full| full.error.is_none());
-    if let Some(sides) = sides.as_ref().filter(|_| args.dual_write && is_unbroken) {
-        let result = dual_write::run(context, &watch_order(args, sides)).await?;
-        checks.insert(0, result.check.clone());
-        watched = Some(result);
+    if args.keys.is_some() {
+        context.settings.key_api()?;
     }
-    if checks.is_empty() {
-        return Err(Error::refused("there is nothing to verify: no job of this config has run yet")
-            .hint("run `backfill` or `cleanse` first, or name two collections with --source and --to"));
+    if args.repair {
+        check_terminal(args.yes)?;
     }
-    Ok(report(&jobs, &checks, full, watched))
+    Ok(())
 }
 
-/// All checks but the full comparison, with the names of the jobs they are about.
-async fn quick_checks(
-    context: &Context,
-    args: &VerifyArgs,
-    sides: Option<&Sides>,
-) -> Result<(Vec<String>, Vec<Check>)> {
-    let named = args.counts || args.sample.is_some() || args.full || args.dual_write;
-    let explicit = args.source.is_some() || args.to.is_some();
-    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    let mut checks = Vec::new();
-    let mut jobs = Vec::new();
-    if !explicit
-        && (!named || sides.is_none())
-        && let Some(job) = existing_backfill(context, args).await?
-    {
-        jobs.push(job);
-        for target in context.settings.targets(args.targets.target.as_deref())? {
-            checks.extend(backfill::check(&context.mongo, &target).await?);
-        }
+impl<'a> Run<'a> {
+    async fn begin(context: &'a Context, args: &'a VerifyArgs, sides: Option<&Sides>) -> Result<Self> {
+        let mut findings = Findings::default();
+        let copy = match sides {
+            Some(sides) => store::list(&context.mongo, Some(&sides.job)).await?.into_iter().next(),
+            None => None,
+        };
+        let filled = existing_backfill(context, args).await?;
+        let there = There {
+            sides: sides.is_some(),
+            named_sides: args.source.is_some() || args.to.is_some(),
+            copy: copy.is_some(),
+            cut_over: is_cut_over(copy.as_ref())?,
+            backfill: filled.is_some(),
+            unique_keys: context.settings.key_api.as_ref().is_some_and(|api| api.unique_keys),
+        };
+        let wanted = Wanted::of(args, there);
+        let concerns_targets = wanted.candidates || wanted.unique || wanted.keys.is_some();
+        findings.jobs.extend(filled.filter(|_| concerns_targets));
+        let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+        findings.seed = (wanted.sample.is_some() || wanted.keys.is_some()).then_some(seed);
+        Ok(Self { context, args, wanted, seed, copy, findings })
     }
-    if let Some(sides) = sides {
-        let job = sides.job.clone();
-        let stored = store::list(&context.mongo, Some(&job)).await?.into_iter().next();
-        if named || explicit || stored.is_some() {
-            checks.extend(compare_sides(context, sides, args, !named, seed).await?);
-        }
-        if let Some(stored) = stored {
-            jobs.push(job);
-            if let Some(quarantine) = of_job(&stored) {
-                let Sides { source, target, predicate, .. } = sides;
-                combine::only_conditions("a copy with a quarantine", &predicate.valid())?;
-                let quarantined = Quarantined { source, target, quarantine: &quarantine, predicate };
-                checks.extend(quarantined.checks(context, args, !named, seed).await?);
+
+    /// All checks but those that are jobs, or calls.
+    async fn quick_checks(&mut self, sides: Option<&Sides>) -> Result<()> {
+        let mongo = &self.context.mongo;
+        if self.wanted.candidates || self.wanted.unique {
+            let targets = self.context.settings.targets(self.args.targets.target.as_deref())?;
+            for target in targets.iter().filter(|_| self.wanted.candidates) {
+                self.findings.of_targets.extend(backfill::check(mongo, target).await?);
+            }
+            if self.wanted.unique {
+                let (new_keys, most) = (self.wanted.unique_new_keys, self.args.max_differences);
+                self.findings.of_targets.extend(unique::check(mongo, &targets, new_keys, most).await?);
             }
         }
+        if let Some(sides) = sides.filter(|_| self.wanted.concerns_sides()) {
+            self.compare_sides(sides).await?;
+        }
+        Ok(())
     }
-    Ok((jobs, checks))
+
+    async fn compare_sides(&mut self, sides: &Sides) -> Result<()> {
+        let (mongo, wanted) = (&self.context.mongo, self.wanted);
+        let checks = &mut self.findings.of_sides;
+        if wanted.structure {
+            checks.extend(structure::check(mongo, &sides.source, &sides.target).await?);
+        }
+        if wanted.counts {
+            checks.push(counts::check(self.context, sides, self.copy.as_ref(), self.args.settle.0).await?);
+        }
+        if let Some(size) = wanted.sample {
+            checks.extend(sample::check(self.context, self.args, sides, size, self.seed).await?);
+        }
+        let Some(copy) = &self.copy else { return Ok(()) };
+        self.findings.jobs.push(sides.job.clone());
+        if let Some(quarantine) = of_job(copy) {
+            let Sides { source, target, predicate, .. } = sides;
+            combine::only_conditions("a copy with a quarantine", &predicate.valid())?;
+            let quarantined = Quarantined { source, target, quarantine: &quarantine, predicate };
+            let wanted = self.wanted;
+            checks.extend(quarantined.checks(self.context, self.args, wanted, self.seed).await?);
+        }
+        Ok(())
+    }
+
+    /// What has a job of its own, or takes its time.
+    async fn slow_checks(&mut self, sides: &Sides, repair: Option<Repair>) -> Result<()> {
+        if self.wanted.full {
+            self.full(sides, repair).await?;
+        }
+        if self.wanted.dual_write && self.findings.error.is_none() {
+            let watched = dual_write::run(self.context, &watch_order(self.args, sides)).await?;
+            self.findings.of_sides.insert(0, watched.check);
+            self.findings.figures.push(("dual_write", watched.summary));
+            self.findings.error = watched.error;
+        }
+        Ok(())
+    }
+
+    async fn full(&mut self, sides: &Sides, repair: Option<Repair>) -> Result<()> {
+        let mut full = full::run(self.context, &order(self.args, sides)).await?;
+        self.findings.jobs.push(full.job.clone());
+        if let Some(repair) = repair
+            && full.error.is_none()
+        {
+            full = self.repair(sides, repair, full).await?;
+        }
+        let is_unbroken = full.error.is_none();
+        self.findings.of_sides.insert(0, full.check);
+        self.findings.figures.push(("full", full.summary));
+        self.findings.error = full.error;
+        if is_unbroken && let Some(quarantine) = self.full_quarantine(sides).await? {
+            self.findings.jobs.push(quarantine.job);
+            self.findings.of_sides.insert(1, quarantine.check);
+            self.findings.error = quarantine.error;
+        }
+        Ok(())
+    }
+
+    /// Repairs what the first pass found, and compares again.
+    async fn repair(&mut self, sides: &Sides, repair: Repair, first: full::Full) -> Result<full::Full> {
+        if first.check.passed {
+            let nothing = json!({"needed": false, "before": first.check.json()});
+            self.findings.figures.push(("repair", nothing));
+            return Ok(first);
+        }
+        let differing = repair::differing(&first);
+        let before = json!({"check": first.check.json(), "full": first.summary.clone()});
+        let repaired = match repair.run(self.context, self.args, &first.job, differing).await {
+            Ok(repaired) => repaired,
+            Err(error) => return Ok(full::Full { error: Some(error), ..first }),
+        };
+        self.context.events.note(format!(
+            "repaired: {} documents differed, {} were written and {} removed; comparing again",
+            repaired.differing, repaired.followed.applied.written, repaired.followed.applied.removed
+        ));
+        let mut figures = repaired.json();
+        (figures["needed"], figures["before"]) = (json!(true), before);
+        self.findings.figures.push(("repair", figures));
+        full::run(self.context, &order(self.args, sides)).await
+    }
+
+    /// Compares the quarantine with what the rules reject, where it holds anything: whether it may
+    /// be empty is told by the counts.
+    async fn full_quarantine(&self, sides: &Sides) -> Result<Option<full::Full>> {
+        let Some(quarantine) = self.copy.as_ref().and_then(of_job) else { return Ok(None) };
+        let order = order(self.args, sides);
+        combine::only_conditions("a copy with a quarantine", &order.valid)?;
+        if count::exactly(&self.context.mongo, &quarantine, &Document::new()).await? == 0 {
+            return Ok(None);
+        }
+        let order = full::Order {
+            target: &quarantine,
+            valid: Valid::condition(doc! {"$nor": [order.valid.condition]}),
+            job: format!("{}-quarantine", order.job),
+            is_quarantine: true,
+            ..order
+        };
+        let result = full::run(self.context, &order).await?;
+        let check = Check { name: "full quarantine".into(), ..result.check };
+        Ok(Some(full::Full { check, ..result }))
+    }
+
+    async fn ask_again(&mut self) -> Result<()> {
+        let Some(wanted) = self.wanted.keys.filter(|_| self.findings.error.is_none()) else { return Ok(()) };
+        let keys = keys::check(self.context, self.args, wanted, self.seed).await?;
+        self.findings.of_targets.push(keys.check);
+        self.findings.error = keys.error;
+        Ok(())
+    }
+
+    fn nothing(&self) -> Error {
+        match self.copy.as_ref().and_then(|copy| Record::of(copy).ok().flatten()) {
+            Some(record) if record.is_done() => {
+                let live = &record.renames.live;
+                let kept = record.renames.retired.as_ref().map_or("nothing".into(), ToString::to_string);
+                Error::refused(format!("{live} was cut over: it is the clean collection now"))
+                    .hint(format!("what was kept of the former one: {kept}; compare by --source and --to"))
+            }
+            _ => Error::refused("there is nothing to verify: no job of this config has run yet")
+                .hint("run `backfill` or `cleanse` first, or name two collections with --source and --to"),
+        }
+    }
+}
+
+fn is_cut_over(copy: Option<&Document>) -> Result<bool> {
+    let record = copy.map(Record::of).transpose()?.flatten();
+    Ok(record.is_some_and(|record| record.is_done()))
 }
 
 fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {
@@ -119,29 +268,6 @@ fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {
         most: args.max_differences,
         is_quarantine: false,
     }
-}
-
-/// Compares the quarantine with what the rules reject, where it holds anything: whether it may
-/// be empty is told by the counts.
-async fn full_quarantine(context: &Context, args: &VerifyArgs, sides: &Sides) -> Result<Option<full::Full>> {
-    let mongo = &context.mongo;
-    let stored = store::list(mongo, Some(&sides.job)).await?;
-    let Some(quarantine) = stored.first().and_then(of_job) else { return Ok(None) };
-    let order = order(args, sides);
-    combine::only_conditions("a copy with a quarantine", &order.valid)?;
-    if count::exactly(mongo, &quarantine, &Document::new()).await? == 0 {
-        return Ok(None);
-    }
-    let order = full::Order {
-        target: &quarantine,
-        valid: Valid::condition(doc! {"$nor": [order.valid.condition]}),
-        job: format!("{}-quarantine", order.job),
-        is_quarantine: true,
-        ..order
-    };
-    let result = full::run(context, &order).await?;
-    let check = Check { name: "full quarantine".into(), ..result.check };
-    Ok(Some(full::Full { check, ..result }))
 }
 
 fn watch_order<'a>(args: &VerifyArgs, sides: &'a Sides) -> dual_write::Order<'a> {
@@ -162,25 +288,4 @@ async fn existing_backfill(context: &Context, args: &VerifyArgs) -> Result<Optio
     let targets = context.settings.targets(args.targets.target.as_deref())?;
     let name = args.job.clone().unwrap_or_else(|| backfill_job(&targets));
     Ok((!store::list(&context.mongo, Some(&name)).await?.is_empty()).then_some(name))
-}
-
-async fn compare_sides(
-    context: &Context,
-    sides: &Sides,
-    args: &VerifyArgs,
-    all: bool,
-    seed: u64,
-) -> Result<Vec<Check>> {
-    let mongo = &context.mongo;
-    let mut checks = Vec::new();
-    if args.full || all {
-        checks.extend(structure::check(mongo, &sides.source, &sides.target).await?);
-    }
-    if args.counts || all {
-        checks.push(counts::check(mongo, sides).await?);
-    }
-    if let Some(size) = args.sample.or(all.then_some(DEFAULT_SAMPLE)) {
-        checks.extend(sample::check(context, args, sides, size, seed).await?);
-    }
-    Ok(checks)
 }

@@ -55,6 +55,7 @@ fn compared(name: &str, what: &str, expected: &[(String, Bson)], found: &[(Strin
                 entry.insert(side.into(), value.clone().into_relaxed_extjson());
             }
         }
+        entry.insert("advice".into(), json!(advice(what, name, kind)));
         Value::Object(entry)
     };
     let look_up = |list: &'_ [(String, Bson)], name: &str| -> Option<Bson> {
@@ -77,6 +78,17 @@ fn compared(name: &str, what: &str, expected: &[(String, Bson)], found: &[(Strin
     let check = Check::of(name, names(expected), names(found), differences);
     // The order in which they were made does not matter.
     Check { passed: check.differences.is_empty(), ..check }
+}
+
+/// What to do about a difference: what is no document is not repaired.
+fn advice(what: &str, name: &str, kind: &str) -> String {
+    match (what, kind) {
+        ("index", "missing") => format!("make `{name}` in the target by createIndexes, as it is expected"),
+        ("index", "extra") => format!("drop `{name}` from the target, or make it in the source too"),
+        ("index", _) => format!("drop `{name}` from the target and make it as it is expected"),
+        (_, "extra") => format!("take `{name}` away from the target by collMod, or copy anew"),
+        _ => format!("set `{name}` of the target by collMod, or copy anew where that can't"),
+    }
 }
 
 /// Whether two definitions mean the same: the order of their own fields does

@@ -1,0 +1,72 @@
+//! Who may call the key API: one at a time, or the ceiling would not hold.
+
+use bson::{Bson, Document, doc};
+
+use crate::Context;
+use crate::backfill::{default_job, identity};
+use crate::config::Target;
+use crate::config::file::KeyApi;
+use crate::error::{Error, Result};
+use crate::job::{Job, JobState, store};
+
+/// The lease under which calls are made.
+#[derive(Debug)]
+pub struct Turn {
+    /// The job: that of the backfill where there is one, so that none begins
+    /// meanwhile.
+    pub job: Job,
+    /// What the job was before, to be so again.
+    state: JobState,
+    documents: Option<Bson>,
+}
+
+impl Turn {
+    /// Takes the lease.
+    ///
+    /// # Errors
+    /// A refusal where a backfill of these targets is under way.
+    pub async fn take(
+        context: &Context,
+        name: Option<&str>,
+        targets: &[Target],
+        api: &KeyApi,
+    ) -> Result<Self> {
+        let mongo = &context.mongo;
+        let name = name.map_or_else(|| default_job(targets), str::to_owned);
+        let what = identity(targets, api);
+        let Some(stored) = store::list(mongo, Some(&name)).await?.into_iter().next() else {
+            let name = format!("verify-keys-{}", name.strip_prefix("backfill-").unwrap_or(&name));
+            let job = Job::restart(mongo, &name, "verify", &what, Document::new()).await?;
+            return Ok(Self { job, state: JobState::Completed, documents: None });
+        };
+        if store::is_running(&stored) {
+            return Err(Error::refused(format!(
+                "the job {name} is being run: its calls and those of --keys would pass the ceiling together"
+            ))
+            .hint("wait for its end or stop it by `mongorekey control`, then start again"));
+        }
+        let state = [JobState::Completed, JobState::Incomplete, JobState::Interrupted]
+            .into_iter()
+            .find(|state| stored.get_str("state").is_ok_and(|word| word == state.as_str()))
+            .unwrap_or(JobState::Stopped);
+        let job = Job::start(mongo, &name, "backfill", &what).await?;
+        Ok(Self { job, state, documents: stored.get("documents").cloned() })
+    }
+
+    /// Gives the lease back; the job is what it was. `calls_of_day` are what the day
+    /// has seen, where that is limited.
+    ///
+    /// # Errors
+    /// A stop where the job can't be written.
+    pub async fn give_back(self, calls_of_day: Option<Document>) -> Result<()> {
+        let mut fields = Document::new();
+        fields.extend(self.documents.map(|documents| ("documents".to_owned(), documents)));
+        fields.extend(calls_of_day.map(|calls| ("calls_of_day".to_owned(), Bson::Document(calls))));
+        self.job.finish(self.state, fields).await
+    }
+}
+
+/// The calls of the day, as a job stores them.
+pub fn calls_of_day((day, calls): (jiff::civil::Date, u64)) -> Document {
+    doc! {"day": day.to_string(), "calls": crate::mongo::index::stored_count(calls)}
+}

@@ -1,0 +1,214 @@
+//! Whether each legacy key has one new key, and each new key one legacy key.
+//!
+//! The database groups all documents that have a key and keeps the lowest and the
+//! highest of the other key for each group: where these two are not the same,
+//! there are several, and the two documents are the proof. So nothing grows with
+//! the number of documents that share a key.
+
+use bson::{Bson, Decimal128, Document, doc};
+use mongodb::options::Collation;
+use serde_json::{Value, json};
+
+use super::check::Check;
+use crate::cleanse::count;
+use crate::config::Target;
+use crate::config::values::FieldPath;
+use crate::error::{Context as _, Error, Result};
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::index::whole_number;
+
+/// Doubles from here on no longer tell whole numbers apart.
+const FIRST_INEXACT_DOUBLE: f64 = 9_007_199_254_740_992.0;
+
+/// By what documents are grouped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grouped {
+    ByNewKey,
+    ByLegacyKey,
+}
+
+impl Grouped {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ByNewKey => "unique new keys",
+            Self::ByLegacyKey => "unique legacy keys",
+        }
+    }
+
+    /// The field to group by, and the one of which there should be one.
+    fn fields(self) -> (&'static str, &'static str) {
+        match self {
+            Self::ByNewKey => ("new", "legacy"),
+            Self::ByLegacyKey => ("legacy", "new"),
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::ByNewKey => "new key of two legacy keys",
+            Self::ByLegacyKey => "legacy key with two new keys",
+        }
+    }
+}
+
+/// Looks at the documents of all targets together. `with_new_keys` tells whether a
+/// new key may stand for one legacy key only.
+///
+/// # Errors
+/// A stop where the server can't be read.
+pub async fn check(
+    mongo: &Mongo,
+    targets: &[Target],
+    with_new_keys: bool,
+    most: usize,
+) -> Result<Vec<Check>> {
+    let both = [Grouped::ByLegacyKey, Grouped::ByNewKey];
+    let wanted = &both[..if with_new_keys { 2 } else { 1 }];
+    let mut keys = 0;
+    for target in targets {
+        let has_key = doc! {target.key_field.as_str(): {"$ne": Bson::Null}};
+        keys += count::exactly(mongo, &target.namespace, &has_key).await?;
+    }
+    let mut checks = Vec::new();
+    for grouped in wanted {
+        checks.push(match keys {
+            0 => Check::nothing(grouped.name(), "no document has a new key"),
+            _ => group(mongo, targets, *grouped, most).await?.with("documents", json!(keys)),
+        });
+    }
+    Ok(checks)
+}
+
+async fn group(mongo: &Mongo, targets: &[Target], grouped: Grouped, most: usize) -> Result<Check> {
+    let (mut found, mut differences) = (0_u64, Vec::new());
+    let mut databases: Vec<&str> = targets.iter().map(|target| target.namespace.database.as_str()).collect();
+    databases.sort_unstable();
+    databases.dedup();
+    for database in &databases {
+        let of_database: Vec<&Target> =
+            targets.iter().filter(|target| target.namespace.database == *database).collect();
+        found += group_in(mongo, &of_database, grouped, most, &mut differences).await?;
+    }
+    let check = Check::of(grouped.name(), json!(0), json!(found), differences);
+    let check = Check { passed: found == 0, ..check };
+    Ok(match databases.len() {
+        1 => check,
+        // The server groups within one database; what it can't see may not pass.
+        _ => Check { passed: false, ..check }.remark(
+            "the targets are of several databases, which the server can't group together: check each with --target",
+        ),
+    })
+}
+
+async fn group_in(
+    mongo: &Mongo,
+    targets: &[&Target],
+    grouped: Grouped,
+    most: usize,
+    differences: &mut Vec<Value>,
+) -> Result<u64> {
+    let Some((first, others)) = targets.split_first() else { return Ok(0) };
+    let pipeline = pipeline(first, others, grouped);
+    let collection = mongo.collection(&first.namespace);
+    let operation = format!("grouping the keys of {}", first.namespace);
+    let mut cursor = retrying(&operation, || {
+        let aggregate = collection.aggregate(pipeline.clone()).allow_disk_use(true);
+        // Not the collection's own: two keys that differ in case are two keys.
+        let aggregate = aggregate.collation(Collation::builder().locale("simple").build());
+        async move { aggregate.await }
+    })
+    .await?
+    .with_type::<Document>();
+    let mut found = 0;
+    while cursor.advance().await.during(&operation)? {
+        found += 1;
+        if differences.len() < most {
+            let group = cursor.deserialize_current().during(&operation)?;
+            differences.push(difference(&group, grouped)?);
+        }
+    }
+    Ok(found)
+}
+
+fn pipeline(first: &Target, others: &[&Target], grouped: Grouped) -> Vec<Document> {
+    let mut pipeline = keys_of(first);
+    for other in others {
+        pipeline.push(doc! {"$unionWith": {"coll": &other.namespace.collection, "pipeline": keys_of(other)}});
+    }
+    let (by, one) = grouped.fields();
+    let with_document = doc! {"key": format!("${one}"), "at": "$at"};
+    pipeline.push(doc! {"$group": {
+        "_id": format!("${by}"),
+        "documents": {"$sum": 1_i64},
+        "low": {"$min": with_document.clone()},
+        "high": {"$max": with_document},
+    }});
+    pipeline.push(doc! {"$match": {"$expr": {"$ne": ["$low.key", "$high.key"]}}});
+    pipeline
+}
+
+/// New key, legacy key and whereabouts of the documents that have both.
+fn keys_of(target: &Target) -> Vec<Document> {
+    let namespace = target.namespace.to_string();
+    vec![
+        doc! {"$match": {target.key_field.as_str(): {"$ne": Bson::Null}}},
+        doc! {"$project": {
+            "_id": 0,
+            "new": format!("${}", target.key_field),
+            "legacy": identity(&target.legacy_field),
+            "at": {"collection": {"$literal": namespace}, "_id": "$_id"},
+        }},
+        doc! {"$match": {"legacy": {"$ne": Bson::Null}}},
+    ]
+}
+
+/// The identity of a legacy key as an expression, see [`crate::legacy_key`]: its
+/// text, but for UUIDs, which no expression turns into text; null for what is no
+/// usable key.
+fn identity(field: &FieldPath) -> Document {
+    let value = format!("${field}");
+    let is = |name: &str| doc! {"$eq": [{"$type": &value}, name]};
+    let between = |low: Bson, high: Bson| doc! {"$and": [{"$gt": [&value, low]}, {"$lt": [&value, high]}]};
+    let infinity = |sign: &str| -> Bson {
+        format!("{sign}Infinity").parse::<Decimal128>().map_or(Bson::Null, Bson::Decimal128)
+    };
+    let whole = doc! {"$and": [
+        between((-FIRST_INEXACT_DOUBLE).into(), FIRST_INEXACT_DOUBLE.into()),
+        {"$eq": [&value, {"$trunc": &value}]},
+    ]};
+    let branch = |case: Document, then: Bson| Bson::Document(doc! {"case": case, "then": then});
+    let text = || Bson::Document(doc! {"$toString": &value});
+    doc! {"$switch": {
+        "branches": [
+            branch(is("string"), doc! {"$cond": [{"$eq": [&value, ""]}, Bson::Null, &value]}.into()),
+            branch(doc! {"$in": [{"$type": &value}, ["int", "long", "objectId"]]}, text()),
+            // By way of a whole number, which has no sign of zero.
+            branch(is("double"), doc! {"$cond": [whole, {"$toString": {"$toLong": &value}}, Bson::Null]}.into()),
+            branch(
+                is("decimal"),
+                doc! {"$cond": [between(infinity("-"), infinity("")), text(), Bson::Null]}.into(),
+            ),
+            branch(is("binData"), (&value).into()),
+        ],
+        "default": Bson::Null,
+    }}
+}
+
+fn difference(group: &Document, grouped: Grouped) -> Result<Value> {
+    let at = |name: &str| {
+        let at = group
+            .get_document(name)
+            .and_then(|end| end.get_document("at"))
+            .map_err(|error| Error::stopped(format!("a group of keys can't be read: {error}")))?;
+        Ok(json!({
+            "collection": at.get_str("collection").unwrap_or_default(),
+            "_id": at.get("_id").cloned().unwrap_or(Bson::Null).into_canonical_extjson(),
+        }))
+    };
+    Ok(json!({
+        "kind": grouped.kind(),
+        "documents": group.get("documents").and_then(whole_number).unwrap_or(0),
+        "between": [at("low")?, at("high")?],
+    }))
+}

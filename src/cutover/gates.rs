@@ -12,7 +12,8 @@ use crate::cleanse::plan::Plan;
 use crate::error::{Error, Result};
 use crate::job::store;
 use crate::mongo::Mongo;
-use crate::verify::full;
+use crate::verify::check::Check;
+use crate::verify::{full, structure};
 
 /// The job field that tells when what is verified was last made anew.
 pub const CHANGED_AT: &str = "caught_up_at";
@@ -65,6 +66,9 @@ pub async fn verified(
 ) -> Result<Gate> {
     let order = order(plan);
     let gate = |passed, found: String| Gate { name: "verify", passed, found };
+    if let Some(differing) = other_structure(&context.mongo, plan).await? {
+        return Ok(gate(false, differing));
+    }
     if let Some(at) = earlier_pass(&context.mongo, plan, &order.job, changed_at).await? {
         return Ok(gate(true, format!("passed at {at}")));
     }
@@ -82,6 +86,13 @@ pub async fn verified(
         return Err(error);
     }
     Ok(gate(full.check.passed, full.check.remark.clone().unwrap_or_default()))
+}
+
+/// The indexes and options that are not those of the source; `None` where all are.
+async fn other_structure(mongo: &Mongo, plan: &Plan) -> Result<Option<String>> {
+    let checks = structure::check(mongo, &plan.source, &plan.target).await?;
+    let failed: Vec<String> = checks.iter().filter(|check| !check.passed).map(Check::text).collect();
+    Ok((!failed.is_empty()).then(|| failed.join("; ")))
 }
 
 fn order(plan: &Plan) -> full::Order<'_> {

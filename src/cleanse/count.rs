@@ -69,8 +69,22 @@ pub(super) fn rule_pipeline(predicate: &Predicate, samples: i64) -> Vec<Document
     vec![doc! {"$facet": facets}]
 }
 
+/// The same with one more count, under a name of its own.
+pub fn rule_pipeline_with(predicate: &Predicate, name: &str, stages: Vec<Document>) -> Vec<Document> {
+    let mut pipeline = rule_pipeline(predicate, 0);
+    if let Some(facets) = pipeline.first_mut().and_then(|stage| stage.get_document_mut("$facet").ok()) {
+        facets.insert(name, stages);
+    }
+    pipeline
+}
+
+/// What was counted under that name.
+pub fn facet(reply: &Document, name: &str) -> u64 {
+    count(reply, name)
+}
+
 /// Reads what [`rule_pipeline`] has counted.
-pub(super) fn read_rule_counts(predicate: &Predicate, reply: &Document) -> RuleCounts {
+pub fn read_rule_counts(predicate: &Predicate, reply: &Document) -> RuleCounts {
     let mut counts = RuleCounts { source: count(reply, "all"), ..RuleCounts::default() };
     for (index, Hits { rule: name, .. }) in predicate.hits().iter().enumerate() {
         counts.rejected_by.insert(name.clone(), count(reply, &format!("count{index}")));

@@ -61,6 +61,11 @@ impl Tally {
         }
     }
 
+    /// What came and what went, where somebody counted from the start.
+    pub fn came_and_went(&self) -> Option<(u64, u64)> {
+        self.since.map(|_| (self.inserted, self.deleted))
+    }
+
     /// Counts what came (true) and went, after the start and up to a moment.
     pub fn add(&mut self, came_or_went: &[(Timestamp, bool)], until: Option<Timestamp>) {
         let order = |time: Timestamp| (time.time, time.increment);
@@ -245,7 +250,10 @@ fn expires(plan: &Plan) -> bool {
 }
 
 /// The one document that a pipeline makes of a collection as it was then.
-async fn at_moment(
+///
+/// # Errors
+/// The driver's error: the server may keep no moment for so long.
+pub async fn at_moment(
     mongo: &Mongo,
     namespace: &Namespace,
     pipeline: Vec<Document>,

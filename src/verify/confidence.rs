@@ -54,7 +54,7 @@ impl Sampled {
         let (lower, upper) = self.bounds();
         match (self.different, self.is_all) {
             (0, true) => format!("0 of {compared} differ; that is all of them"),
-            (0, false) => format!("0 of {compared} differ: below {} at 95%", percent(upper)),
+            (0, false) => format!("0 of {compared} differ: below {} at 95%", percent_at_most(upper)),
             (_, true) => format!("{different} of {compared} differ; that is all of them"),
             (_, false) => {
                 let share = self.different as f64 / self.compared as f64;
@@ -155,15 +155,26 @@ fn log_gamma(x: f64) -> f64 {
 
 /// A share in percent, with two digits that mean something.
 fn percent(share: f64) -> String {
-    let percent = share * 100.0;
-    let decimals = if percent >= 10.0 {
-        1
-    } else if percent >= 0.1 {
-        2
-    } else {
-        4
-    };
-    let text = format!("{percent:.decimals$}");
+    let decimals = decimals(share);
+    shortened(format!("{:.decimals$}", share * 100.0))
+}
+
+/// The same, rounded up: what is below it is below the share.
+fn percent_at_most(share: f64) -> String {
+    let decimals = decimals(share);
+    let scale = 10_f64.powi(i32::try_from(decimals).unwrap_or(0));
+    shortened(format!("{:.decimals$}", (share * 100.0 * scale).ceil() / scale))
+}
+
+fn decimals(share: f64) -> usize {
+    match share {
+        share if share >= 0.1 => 1,
+        share if share >= 0.0001 => 2,
+        _ => 4,
+    }
+}
+
+fn shortened(text: String) -> String {
     let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{text}%")
 }
@@ -192,7 +203,7 @@ mod tests {
     #[test]
     fn a_sample_says_what_it_proves() {
         assert_eq!(sampled(5_000, 0).text(), "0 of 5,000 differ: below 0.06% at 95%");
-        assert_eq!(sampled(100, 0).text(), "0 of 100 differ: below 2.95% at 95%");
+        assert_eq!(sampled(100, 0).text(), "0 of 100 differ: below 2.96% at 95%");
         let all = Sampled { is_all: true, ..sampled(10, 0) };
         assert_eq!(all.text(), "0 of 10 differ; that is all of them");
         let some = Sampled { is_all: true, ..sampled(1_234_567, 2) };

@@ -116,8 +116,12 @@ impl<'a> Run<'a> {
                 self.findings.of_targets.extend(backfill::check(mongo, target).await?);
             }
             if self.wanted.unique {
-                let (new_keys, most) = (self.wanted.unique_new_keys, self.args.max_differences);
-                self.findings.of_targets.extend(unique::check(mongo, &targets, new_keys, most).await?);
+                let asked = unique::Asked {
+                    new_keys: self.wanted.unique_new_keys,
+                    by_name: self.args.unique,
+                    most: self.args.max_differences,
+                };
+                self.findings.of_targets.extend(unique::check(mongo, &targets, asked).await?);
             }
         }
         if let Some(sides) = sides.filter(|_| self.wanted.concerns_sides()) {

@@ -75,6 +75,7 @@ mod verify;
 mod verify_full;
 mod verify_full_job;
 mod verify_keys;
+mod verify_matrix;
 mod verify_repair;
 mod verify_sample;
 mod verify_unique;

@@ -124,7 +124,7 @@ async fn sides_whose_ids_have_nothing_in_common_are_compared_to_their_ends() {
 }
 
 /// What stands in the source, what in the target, and how the difference is named.
-fn planted() -> Vec<(Document, Document, &'static str, &'static str, &'static str)> {
+pub fn planted() -> Vec<(Document, Document, &'static str, &'static str, &'static str)> {
     let date = DateTime::from_millis;
     let decimal = |text: &str| text.parse::<bson::Decimal128>().expect("a decimal");
     let binary = |subtype| Binary { subtype, bytes: vec![1, 2, 3] };

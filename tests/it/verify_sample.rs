@@ -174,7 +174,7 @@ async fn ids_of_all_types_are_drawn_alike() {
         assert!(kinds.contains(kind), "no {kind} among {kinds:?}");
     }
     // All of them, each once.
-    let run = bench.run(&format!("{AT_ONCE} --sample 1000000")).await.expect_exit(1);
+    let run = bench.run("verify --settle 1ms --sample 1000000").await.expect_exit(1);
     assert_eq!(check(&run, FORWARD)["expected"], json!(count));
     assert!(check(&run, FORWARD)["remark"].as_str().expect("words").contains("all of them"));
 }

@@ -1,0 +1,224 @@
+//! What each way of verifying finds of planted corruption, beside writers and a follower too, and
+//! that none passes on nothing.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongodb::Collection;
+use serde_json::{Value, json};
+
+use crate::cleanse_live::RULE;
+use crate::cleansing::{SOURCE, TARGET, config, configure, every_type, ids};
+use crate::fail_points::{fail, named_uri};
+use crate::harness::{Bench, DOCS, wait_for};
+use crate::key_api::{KeyApi, Reply};
+use crate::program::{Finished, Signal};
+use crate::verify_full::planted;
+use crate::writers::{Options, Writers};
+
+fn collection(bench: &Bench, name: &str) -> Collection<Document> {
+    bench.database.collection(name)
+}
+
+fn check<'a>(run: &'a Finished, name: &str) -> &'a Value {
+    let checks = run.json["checks"].as_array().unwrap_or_else(|| panic!("{}", run.output()));
+    checks.iter().find(|check| check["name"] == json!(name)).unwrap_or_else(|| panic!("{}", run.output()))
+}
+
+/// The differences of a check without their ages, by their `_id`s.
+fn differences(run: &Finished, name: &str) -> Vec<String> {
+    let mut found = check(run, name)["differences"].as_array().expect("a list").clone();
+    for difference in &mut found {
+        difference.as_object_mut().expect("an object").remove("age_seconds").expect("an age");
+    }
+    let mut found: Vec<String> = found.iter().map(Value::to_string).collect();
+    found.sort_unstable();
+    found
+}
+
+#[tokio::test]
+async fn a_sample_names_what_it_finds_as_the_full_comparison_does() {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..).zip(ids(500)).map(|(number, id)| every_type(id, number))).await;
+    let copy = [doc! {"$match": {}}, doc! {"$out": TARGET}];
+    collection(&bench, SOURCE).aggregate(copy).await.expect("a copy");
+    let cases = planted();
+    for (number, (source, target, ..)) in cases.iter().enumerate() {
+        for (name, document) in [(SOURCE, source), (TARGET, target)] {
+            let mut document = document.clone();
+            document.insert("_id", format!("planted {number}"));
+            bench.insert_into(name, [document]).await;
+        }
+    }
+    bench.insert_into(SOURCE, [doc! {"_id": "missing"}]).await;
+    bench.insert_into(TARGET, [doc! {"_id": "extra"}]).await;
+    configure(&bench, "");
+    let full = bench.run("verify --full --settle 1ms").await.expect_exit(1);
+    let sample = bench.run("verify --sample 100000 --settle 1ms").await.expect_exit(1);
+    let mut both = differences(&sample, "sample source to target");
+    both.extend(differences(&sample, "sample target to source"));
+    both.sort_unstable();
+    both.dedup();
+    assert_eq!(both.len(), cases.len() + 2);
+    assert_eq!(both, differences(&full, "full"));
+}
+
+#[tokio::test]
+async fn beside_writers_and_a_follower_nothing_differs_but_what_is_planted() {
+    let bench = Bench::new().await;
+    configure(&bench, RULE);
+    let options = Options { documents: 8_000, target_rate: 500, ..Options::default() };
+    let writers = Writers::on(&bench, SOURCE, options).await;
+    let mut follower = bench.program("cleanse --follow --parallel 2").spawn();
+    wait_for("the follower", async || follower.stderr().contains("follows")).await;
+    let before = writers.operations();
+    let full = bench.run("verify --full").await.expect_exit(0);
+    let counts = bench.run("verify --counts").await.expect_exit(0);
+    let sample = bench.run("verify --sample 4000").await.expect_exit(0);
+    assert!(writers.operations() > before + 500, "nothing moved");
+    assert!(full.number("/full/rechecked") > 0, "the writers were never noticed: {}", full.stdout);
+    assert!(check(&counts, "counts")["moved"]["documents"].is_u64(), "{}", counts.stdout);
+    assert_eq!(check(&sample, "sample source to target")["differences"], json!([]));
+    // One that nobody mends is found among those that move.
+    bench.insert_into(TARGET, [doc! {"_id": "planted"}]).await;
+    let full = bench.run("verify --full --settle 5s").await.expect_exit(1);
+    let planted = json!("planted");
+    let found: Vec<&Value> = check(&full, "full")["differences"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|difference| &difference["_id"])
+        .collect();
+    assert_eq!(found, [&planted], "{}", full.stdout);
+    let counts = bench.run("verify --counts --settle 5s").await.expect_exit(1);
+    let (expected, found) = (&check(&counts, "counts")["expected"], &check(&counts, "counts")["found"]);
+    assert_eq!(expected.as_u64().map(|expected| expected + 1), found.as_u64(), "{}", counts.stdout);
+    assert!(follower.is_running(), "{}", follower.stderr());
+    follower.signal(Signal::Interrupt);
+    follower.finish().await.expect_exit(130);
+    drop(writers.stop().await);
+}
+
+#[tokio::test]
+async fn counts_add_up_by_rule_and_tell_what_came_and_went() {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..1_000).map(|id| doc! {"_id": id, "a": id % 10})).await;
+    configure(
+        &bench,
+        "keep = '{\"a\": {\"$lt\": 8}}'\nreject = [{ name = \"one\", when = '{\"a\": {\"$lte\": 1}}' }, \
+         { name = \"zero\", when = '{\"a\": {\"$in\": [0, 2]}}' }]",
+    );
+    bench.run("cleanse").await.expect_exit(0);
+    let run = bench.run("verify --counts").await.expect_exit(0);
+    let ledger = |run: &Finished| check(run, "counts")["ledger"].clone();
+    let expected = json!({"keep": 200, "one": 200, "zero": 100});
+    assert_eq!(ledger(&run)["rejected_by"], expected);
+    assert_eq!((&ledger(&run)["kept"], &ledger(&run)["rejected"]), (&json!(500), &json!(500)));
+    let source = collection(&bench, SOURCE);
+    source.delete_many(doc! {"_id": {"$lt": 100}}).await.expect("deleted");
+    bench.insert_into(SOURCE, [doc! {"_id": 5_000, "a": 7}]).await;
+    // Nobody follows: what the target does not have is lacking.
+    let behind = bench.run("verify --counts --settle 1ms").await.expect_exit(1);
+    assert_eq!(
+        (&check(&behind, "counts")["expected"], &check(&behind, "counts")["found"]),
+        (&json!(451), &json!(500))
+    );
+    assert_eq!(check(&behind, "counts")["moved"], Value::Null);
+    bench.run("cleanse").await.expect_exit(0);
+    let run = bench.run("verify --counts").await.expect_exit(0);
+    let figures = ["source_at_start", "inserted_during", "deleted_during", "source", "kept", "in_target"]
+        .map(|name| ledger(&run)[name].as_u64().unwrap_or_else(|| panic!("{name}: {}", run.stdout)));
+    assert_eq!(figures, [1_000, 1, 100, 901, 451, 451]);
+    // As many as expected by number, but of other rules: no rule may take the place of another.
+    configure(&bench, "keep = '{\"a\": {\"$lt\": 5}}'");
+    let other = bench.run("verify --counts --settle 1ms").await.expect_exit(1);
+    assert_eq!(ledger(&other)["source_at_start"], Value::Null, "the job has other rules");
+}
+
+#[tokio::test]
+async fn without_flags_a_planted_document_is_found_and_named_whatever_the_sample_sees() {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..20_000).map(|id| doc! {"_id": id, "a": id})).await;
+    configure(&bench, "");
+    bench.run("cleanse").await.expect_exit(0);
+    let run = bench.run("verify").await.expect_exit(0);
+    for name in ["full", "counts", "sample source to target", "sample target to source", "indexes", "options"]
+    {
+        assert_eq!(check(&run, name)["passed"], json!(true), "{name}");
+    }
+    let change = doc! {"$set": {"a": 77_i64}};
+    collection(&bench, TARGET).update_one(doc! {"_id": 77}, change).await.expect("changed");
+    let run = bench.run("verify --settle 1ms").await.expect_exit(1);
+    let difference = &check(&run, "full")["differences"][0];
+    assert_eq!((&difference["fields"], &difference["difference"]), (&json!(["a"]), &json!("numeric_type")));
+    // After a cutover there is nothing left to compare it with.
+    collection(&bench, TARGET).update_one(doc! {"_id": 77}, doc! {"$set": {"a": 77}}).await.expect("mended");
+    bench.run("cutover --mode swap --max-pause 10s --yes").await.expect_exit(0);
+    let refused = bench.run("verify").await.expect_exit(3);
+    assert!(refused.text("/error/message").contains("cut over"), "{}", refused.stdout);
+}
+
+/// Two equal collections and filled documents; the program has a name of its own.
+async fn equal() -> (Bench, KeyApi) {
+    let bench = Bench::with_docs(50).await;
+    let api = KeyApi::start(|call| Reply::found(call).after(Duration::from_millis(20)));
+    for name in [SOURCE, TARGET] {
+        bench.insert_into(name, (0..4_000).map(|id| doc! {"_id": id})).await;
+    }
+    let target = bench.config(&api).text();
+    let targets = &target[target.find("[[backfill.targets]]").expect("a target")..];
+    let cleanse = config(&bench, "");
+    let text = cleanse.replace("[cleanse]", &format!("{targets}\n[cleanse]"));
+    let text =
+        text.replace("http://127.0.0.1:9/{key}", &api.key_url()).replace(&bench.uri, &named_uri(&bench));
+    bench.configure_text(&text);
+    bench.run("backfill --tps 100000").await.expect_exit(0);
+    (bench, api)
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_in_mid_run_is_no_pass() {
+    let (bench, _api) = equal().await;
+    for (command, namespace) in [
+        ("verify --sample 1000", TARGET),
+        ("verify --counts", SOURCE),
+        ("verify --unique", DOCS),
+        ("verify --keys 5", DOCS),
+    ] {
+        bench.run(command).await.expect_exit(0);
+        let broken = doc! {
+            "failCommands": ["find", "aggregate", "getMore"], "errorCode": 13, "namespace": bench.namespace(namespace),
+        };
+        let point = fail(&bench, "alwaysOn", broken).await;
+        let run = bench.run(command).await.expect_exit(4);
+        drop(point);
+        assert_ne!(run.json["passed"], json!(true), "{command}");
+        assert_eq!(run.text("/error/code"), "stopped", "{command}");
+    }
+    // What passes is gone on with.
+    for command in ["verify --sample 1000", "verify --counts", "verify --unique"] {
+        let broken = doc! {"failCommands": ["find", "aggregate"], "closeConnection": true};
+        let point = fail(&bench, doc! {"times": 3}, broken).await;
+        bench.run(command).await.expect_exit(0);
+        drop(point);
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_verification_is_no_pass() {
+    let (bench, _api) = equal().await;
+    for command in
+        ["verify", "verify --sample 4000", "verify --counts", "verify --unique", "verify --keys 50"]
+    {
+        let slow =
+            doc! {"failCommands": ["find", "aggregate"], "blockConnection": true, "blockTimeMS": 3_000};
+        let point = fail(&bench, "alwaysOn", slow).await;
+        let run = bench.program(command).spawn();
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        run.signal(Signal::Interrupt);
+        let run = run.finish().await.expect_exit(130);
+        drop(point);
+        assert_ne!(run.json["passed"], json!(true), "{command}");
+        assert_eq!(run.text("/error/code"), "interrupted", "{command}");
+    }
+}

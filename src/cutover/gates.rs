@@ -12,7 +12,6 @@ use crate::cleanse::plan::Plan;
 use crate::error::{Error, Result};
 use crate::job::store;
 use crate::mongo::Mongo;
-use crate::verify::check::Check;
 use crate::verify::{full, structure};
 
 /// The job field that tells when what is verified was last made anew.
@@ -91,8 +90,7 @@ pub async fn verified(
 /// The indexes and options that are not those of the source; `None` where all are.
 async fn other_structure(mongo: &Mongo, plan: &Plan) -> Result<Option<String>> {
     let checks = structure::check(mongo, &plan.source, &plan.target).await?;
-    let failed: Vec<String> = checks.iter().filter(|check| !check.passed).map(Check::text).collect();
-    Ok((!failed.is_empty()).then(|| failed.join("; ")))
+    Ok(structure::told(&checks))
 }
 
 fn order(plan: &Plan) -> full::Order<'_> {

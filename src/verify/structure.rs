@@ -38,11 +38,36 @@ fn options(expected: &Description, found: &Description) -> Check {
     let named = |description: &Description| -> Vec<(String, Bson)> {
         let options = description.options.iter();
         options
-            .filter(|(name, _)| !NOT_COMPARED.contains(&name.as_str()))
+            .filter(|(name, value)| !NOT_COMPARED.contains(&name.as_str()) && !is_default(name, value))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect()
     };
     compared("options", "option", &named(expected), &named(found))
+}
+
+/// Whether an option says what holds without it: a fence that was lifted leaves
+/// such ones behind.
+fn is_default(name: &str, value: &Bson) -> bool {
+    match name {
+        "validationLevel" => value.as_str() == Some("strict"),
+        "validationAction" => value.as_str() == Some("error"),
+        "validator" => value.as_document().is_some_and(Document::is_empty),
+        _ => false,
+    }
+}
+
+/// What differs, in a few words; `None` where nothing does.
+pub fn told(checks: &[Check]) -> Option<String> {
+    let differences = checks.iter().flat_map(|check| {
+        let words = |difference: &Value| {
+            let name = ["index", "option"].iter().find_map(|what| difference[*what].as_str());
+            format!("{} `{}`", difference["kind"].as_str().unwrap_or("other"), name.unwrap_or("unnamed"))
+        };
+        let all: Vec<String> = check.differences.iter().map(words).collect();
+        (!check.passed).then(|| format!("{}: {}", check.name, all.join(", ")))
+    });
+    let told: Vec<String> = differences.collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 fn compared(name: &str, what: &str, expected: &[(String, Bson)], found: &[(String, Bson)]) -> Check {
@@ -181,7 +206,13 @@ mod tests {
         let of = |options: Document| description(options, &[]);
         let strict = doc! {"validator": {"a": {"$type": "int"}}, "validationLevel": "strict"};
         assert!(options(&of(strict.clone()), &of(strict.clone())).passed);
-        assert_eq!(kinds(&options(&of(strict.clone()), &of(doc! {}))), ["missing", "missing"]);
+        assert_eq!(kinds(&options(&of(strict.clone()), &of(doc! {}))), ["missing"]);
+        let lifted = doc! {"validator": {}, "validationLevel": "strict", "validationAction": "error"};
+        assert!(options(&of(doc! {}), &of(lifted)).passed, "what holds anyway");
+        let lax = doc! {"validator": {"a": {"$type": "int"}}, "validationLevel": "moderate"};
+        let checks = [options(&of(strict.clone()), &of(lax))];
+        assert_eq!(told(&checks), Some("options: extra `validationLevel`".into()));
+        assert_eq!(told(&[]), None);
         let other = doc! {"validator": {"a": {"$type": "long"}}, "validationLevel": "strict"};
         assert_eq!(kinds(&options(&of(strict), &of(other))), ["different"]);
     }

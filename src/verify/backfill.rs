@@ -43,7 +43,9 @@ pub async fn check(mongo: &Mongo, target: &Target) -> Result<Vec<Check>> {
         json!(filled + flagged + left + outside(mongo, target).await?),
         Vec::new(),
     );
-    accounted.remark = Some(format!("keys, flags by reason and candidates: {}", Value::Object(found)));
+    accounted.remark =
+        Some(format!("keys, flags by reason and candidates: {}", Value::Object(found.clone())));
+    accounted.more.extend(found);
     Ok(vec![Check::of(format!("candidates {namespace}"), json!(0), json!(left), Vec::new()), accounted])
 }
 

@@ -345,6 +345,8 @@ async fn candidates_that_a_backfill_left_fail_the_verification() {
     expect_failed(&run, &[&candidates]);
     assert_eq!(check(&run, &candidates)["found"], json!(1));
     assert_eq!(check(&run, &accounted)["found"], json!(20));
+    let figures = ["filled", "flagged", "candidates"].map(|name| check(&run, &accounted)[name].clone());
+    assert_eq!(figures, [json!(18), json!({"not_found": 1}), json!(1)]);
     api.change(Reply::found);
     bench.run("backfill --tps 100000").await.expect_exit(0);
     bench.run("verify").await.expect_exit(0);

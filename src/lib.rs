@@ -26,6 +26,7 @@ pub mod throttle;
 
 pub mod verify;
 
+mod command_line;
 mod crash;
 mod dispatch;
 mod logging;

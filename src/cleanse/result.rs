@@ -19,6 +19,9 @@ use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
 
+/// The field of the job document with the result of the last run, for its report.
+pub const RESULT: &str = "result";
+
 /// What a finished or interrupted copy has done.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
@@ -149,7 +152,8 @@ pub(super) async fn finish(
         dual_write::add_to(&mut json, &mut text, &figures.dual_write);
     }
     let totals = doc! {"source": stored_count(figures.source), "copied": stored_count(figures.copied)};
-    let saved = job.finish(state, doc! {"totals": totals}).await;
+    // As text: an `_id` may hold what no stored field name may.
+    let saved = job.finish(state, doc! {"totals": totals, RESULT: json.to_string()}).await;
     Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
         (Err(error), _) => Outcome::failed(json, text, error),
         (Ok(_), JobState::Interrupted) => {

@@ -13,14 +13,11 @@ use super::ledger::{self, Ledger};
 use super::plan::Plan;
 use crate::Context;
 use crate::error::Result;
-use crate::job::{Job, JobState};
+use crate::job::{Job, JobState, RESULT};
 use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
 use crate::report::outcome::Outcome;
-
-/// The field of the job document with the result of the last run, for its report.
-pub const RESULT: &str = "result";
 
 /// What a finished or interrupted copy has done.
 #[derive(Debug, Default)]

@@ -18,6 +18,8 @@ use crate::mongo::command::retrying;
 const VERSION: i32 = 1;
 /// What a run leaves behind that means nothing to the next one.
 const OF_ONE_RUN: [&str; 4] = ["budget", "documents", "limited_by", "limited_by_seconds"];
+/// The field with the result of the last run, for a report.
+pub const RESULT: &str = "result";
 /// The field that tells who ran last, for a report.
 pub const RAN: &str = "ran";
 /// How often a lease that may be dead is looked at.

@@ -43,7 +43,7 @@ pub(super) fn draw(id: &str, title: &str, unit: &str, samples: &[Value], lines: 
     let mut svg = Svg::new(id, title, &told.join("; "), WIDTH, HEIGHT);
     grid(&mut svg, end, step, y);
     moments(&mut svg, from, until, x);
-    svg.text("unit", (LEFT, TOP - 18.0), Anchor::End, unit);
+    svg.text("unit", (4.0, TOP - 18.0), Anchor::Start, unit);
     for line in lines {
         for stretch in stretches(&points, line) {
             let drawn: Vec<(f64, f64)> = stretch.iter().map(|(at, value)| (x(*at), y(*value))).collect();

@@ -110,6 +110,7 @@ fn compared(name: &str, operator: &str, operand: &Value) -> Option<String> {
         "$in" => format!("{name} is one of {}", several(operand)?),
         "$nin" => format!("{name} is none of {}", several(operand)?),
         "$type" => format!("{name} is of type {}", operand.as_str()?),
+        "$not" => format!("not ({})", field(name, operand)?),
         "$exists" => match operand.as_bool()? {
             true => format!("{name} is there"),
             false => format!("{name} is missing"),
@@ -170,6 +171,7 @@ mod tests {
                 "n is at least 3 and n is less than 8",
             ),
             (r#"{"$or": [{"a": "x"}, {"b": {"$exists": false}}]}"#, r#"(a is "x" or b is missing)"#),
+            (r#"{"n": {"$not": {"$gt": {"$numberInt": "6"}}}}"#, "not (n is greater than 6)"),
             (r#"{"$nor": [{"a": {"$in": ["x", "y"]}}]}"#, r#"not (a is one of "x", "y")"#),
             (r#"{"at": {"$lt": {"$date": {"$numberLong": "0"}}}}"#, "at is less than 1970-01-01T00:00:00Z"),
         ] {

@@ -6,7 +6,7 @@ use super::bars::{Bar, Tone, draw};
 use super::html::{escape, grouped, list, section as section_of, shown, table, text};
 
 /// Rows on the page for each check; the document has all that were listed.
-const MOST_ROWS: usize = 200;
+const MOST_ROWS: usize = 50;
 
 pub(super) fn section(document: &Value) -> Option<String> {
     let checks = list(&document["checks"]);
@@ -77,7 +77,7 @@ fn listed(check: &Value) -> Option<String> {
     }
     let rows: Vec<Vec<String>> = differences.iter().take(MOST_ROWS).map(row).collect();
     let mut out = format!("<h3>Listed by the check “{}”</h3>\n", shown(&check["name"]));
-    out.push_str(&table("", &["Document", "Kind", "Fields and what differs", "#For"], &rows));
+    out.push_str(&table("", &["Document@30", "Kind@20", "Fields and what differs@40", "#For@10"], &rows));
     if differences.len() > MOST_ROWS {
         let more = grouped((differences.len() - MOST_ROWS) as u64);
         out.push_str(&format!("<p class=\"note\">… and {more} more in the JSON document.</p>\n"));
@@ -169,7 +169,7 @@ mod tests {
         let differences: Vec<Value> = (0..500).map(|id| json!({"_id": id, "kind": "missing"})).collect();
         let section = section(&json!({"checks": [{"name": "full", "differences": differences}]}));
         let section = section.expect("a section");
-        assert!(section.contains("and 300 more"), "{section}");
+        assert!(section.contains("and 450 more"), "{section}");
         assert_eq!(section.matches("<tr>").count(), MOST_ROWS + 1);
     }
 }

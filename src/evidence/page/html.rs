@@ -86,33 +86,35 @@ pub(super) fn section(id: &str, title: &str, body: &str) -> String {
 }
 
 /// A table with a heading row; headings, cells and caption are HTML already. A
-/// heading that begins with `#` is one of numbers.
+/// heading that begins with `#` is one of numbers; one that ends with `@30` takes 30 %
+/// of the width, which all of a table tell or none.
 pub(super) fn table(caption: &str, headings: &[&str], rows: &[Vec<String>]) -> String {
     let class = |index: usize| {
         let is_number = headings.get(index).is_some_and(|heading| heading.starts_with('#'));
         if is_number { " class=\"number\"" } else { "" }
     };
-    let head: String = headings
-        .iter()
-        .enumerate()
-        .map(|(index, heading)| {
-            format!("<th scope=\"col\"{}>{}</th>", class(index), heading.trim_start_matches('#'))
-        })
-        .collect();
+    let (mut columns, mut head) = (String::new(), String::new());
+    for (index, heading) in headings.iter().enumerate() {
+        let (name, width) = heading.split_once('@').unwrap_or((heading, ""));
+        if !width.is_empty() {
+            columns.push_str(&format!("<col style=\"width: {width}%\">"));
+        }
+        head.push_str(&format!("<th scope=\"col\"{}>{}</th>", class(index), name.trim_start_matches('#')));
+    }
+    let fixed = if columns.is_empty() { "" } else { " class=\"fixed\"" };
     let body: String = rows
         .iter()
         .map(|row| {
-            let cells: String = row
-                .iter()
-                .enumerate()
-                .map(|(index, cell)| format!("<td{}>{cell}</td>", class(index)))
-                .collect();
+            let cells = row.iter().enumerate();
+            let cells: String =
+                cells.map(|(index, cell)| format!("<td{}>{cell}</td>", class(index))).collect();
             format!("<tr>{cells}</tr>\n")
         })
         .collect();
     let caption = if caption.is_empty() { String::new() } else { format!("<caption>{caption}</caption>") };
     format!(
-        "<div class=\"table\"><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+        "<div class=\"table\"><table{fixed}>{caption}{columns}<thead><tr>{head}</tr></thead>\n\
+         <tbody>\n{body}</tbody></table></div>\n"
     )
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::html::{escape, grouped, list, section as section_of, shown, table};
 
 /// Rows on the page; those that differ come first where there are more.
-const MOST_ROWS: usize = 300;
+const MOST_ROWS: usize = 120;
 
 pub(super) fn section(document: &Value) -> Option<String> {
     let body: String = list(&document["comparisons"]).iter().map(comparison).collect();
@@ -54,10 +54,17 @@ fn comparison(comparison: &Value) -> String {
         shown(&comparison["ranges_equal"]),
         shown(&comparison["ranges_differing"]),
         shown(&comparison["ranges_not_compared"]),
-        table("As a whole", &["Side", "Collection", "#Documents", "#Bytes", "Digest"], &whole),
+        table("As a whole", &["Side@10", "Collection@27", "#Documents@13", "#Bytes@16", "Digest@34"], &whole),
         table(
             "Range by range",
-            &["#No.", "From <code>_id</code>", "Below <code>_id</code>", "#Documents", "Digest", "State"],
+            &[
+                "#No.@5",
+                "From <code>_id</code>@18",
+                "Below <code>_id</code>@18",
+                "#Documents@13",
+                "Digest@31",
+                "State@15"
+            ],
             &rows
         ),
     )

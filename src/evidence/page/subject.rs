@@ -22,10 +22,21 @@ pub(super) fn section(document: &Value) -> Option<String> {
         body.push_str(&format!("<h3>In words</h3>\n<ul>\n{words}</ul>\n"));
     }
     if subject["rules"].is_object() {
-        let json = serde_json::to_string_pretty(&subject["rules"]).unwrap_or_default();
-        body.push_str(&format!("<h3>The rules as they are</h3>\n<pre>{}</pre>\n", escape(&json)));
+        body.push_str(&format!("<h3>The rules as they are</h3>\n<pre>{}</pre>\n", rules(&subject["rules"])));
     }
     (!body.is_empty()).then(|| section_of("subject", "What it is about", &body))
+}
+
+/// A line for each rule, as JSON.
+fn rules(rules: &Value) -> String {
+    let members = rules.as_object().into_iter().flatten();
+    let lines = members.flat_map(|(kind, rule)| match rule {
+        Value::Array(several) => {
+            several.iter().map(|one| escape(&format!("{kind}: {one}"))).collect::<Vec<_>>()
+        }
+        one => vec![escape(&format!("{kind}: {one}"))],
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn row(collection: &Value) -> Vec<String> {

@@ -17,13 +17,16 @@ use crate::job::{Job, Role};
 /// How often counters are stored while a run is under way.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// How far a worker is, or all of them together: documents, calls, and how long those took.
+pub type HowFar = (Documents, Api, Counts);
+
 /// How far the workers of this process are, for the one picture of all.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<String, (Documents, Api, Counts)>>>);
+pub struct Board(Arc<Mutex<BTreeMap<String, HowFar>>>);
 
 impl Board {
     /// Notes how far a worker is; returns the sum of all.
-    pub fn update(&self, worker: String, engine: &Engine) -> (Documents, Api, Counts) {
+    pub fn update(&self, worker: String, engine: &Engine) -> HowFar {
         // Plain counts: a panic elsewhere can't leave them half changed.
         let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         board.insert(worker, (engine.documents().clone(), engine.api(), engine.latencies()));
@@ -52,7 +55,7 @@ impl Course {
     }
 
     /// Takes a sample and returns what is to be stored of all.
-    pub fn sample(&mut self, (documents, api, latencies): &(Documents, Api, Counts)) -> Document {
+    pub fn sample(&mut self, (documents, api, latencies): &HowFar) -> Document {
         let percentiles = latencies.percentiles_since(&self.latencies);
         self.latencies.clone_from(latencies);
         self.sampler.take(documents.settled(), api.calls, percentiles);

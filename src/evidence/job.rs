@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::files::Files;
 use super::gather::{self, in_time, moment, relaxed};
+use super::page::{grouped, text};
 use super::{KIND, SCHEMA, comparisons, series, words};
 use crate::Context;
 use crate::backfill::counts::{ANSWERED, FLAGGED, add};
@@ -217,15 +218,16 @@ fn backfill(job: &Document) -> Kind {
         words: targets.into_iter().map(|(_, words)| words).collect(),
         rules: Value::Null,
         reached: format!(
-            "{} documents received their key and {} were flagged; candidates left: {left}.",
-            count(&totals, "filled"),
-            count(&totals, "flagged")
+            "{} documents received their key and {} were flagged; candidates left: {}.",
+            grouped(count(&totals, "filled")),
+            grouped(count(&totals, "flagged")),
+            grouped(left)
         ),
         not_reached: format!(
             "{} documents failed and still are candidates; {} received their key, {} were flagged.",
-            count(&run, "failed"),
-            count(&totals, "filled"),
-            count(&totals, "flagged")
+            grouped(count(&run, "failed")),
+            grouped(count(&totals, "filled")),
+            grouped(count(&totals, "flagged"))
         ),
         members: json!({
             "outcomes": [
@@ -293,7 +295,9 @@ async fn cleanse(context: &Context, job: &Document) -> Kind {
         rules: words::json_of_rules(&rules),
         reached: format!(
             "{target} holds {} documents of the {} of {source}; {} were rejected.{balanced}{verified}",
-            documents["kept"], documents["source"], documents["rejected"]
+            text(&documents["kept"]),
+            text(&documents["source"]),
+            text(&documents["rejected"])
         ),
         not_reached: format!(
             "{target} is not what the rules make of {source}, or not all of it was caught up with.{balanced}"
@@ -303,7 +307,10 @@ async fn cleanse(context: &Context, job: &Document) -> Kind {
             "ledger": ledger,
             "result": result,
             "comparisons": compared,
-            "cutover": job.get_document("cutover").ok().map(relaxed),
+            "cutover": job.get_document("cutover").ok().map(|record| json!({
+                "mode": record.get_str("mode").ok(),
+                "state": record.get_str("state").ok(),
+            })),
             "series": series::of_job(job, "documents copied", "changes applied"),
         }),
     }

@@ -5,6 +5,7 @@
 //! there is nothing to tell, and no report. A killed process leaves none either:
 //! what stands under that name is then an earlier one, with an earlier date.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use super::comparisons;
 use super::files::Files;
 use super::gather::{self, in_time};
 use super::words;
-use super::{KIND, SCHEMA};
+use super::{KIND, SCHEMA, page};
 use crate::cleanse::plan::{compile, rules, target_of};
 use crate::cleanse::predicate::Predicate;
 use crate::cli::options;
@@ -159,13 +160,13 @@ fn sentence(result: &Value, names: Option<(&str, &str)>) -> String {
     let checks = list(&result["checks"]);
     let failed = checks.iter().filter(|check| check["passed"] != json!(true)).count();
     let full = &result["full"];
-    let count = |name: &str| full[name].as_u64().unwrap_or(0);
+    let count = |name: &str| page::text(&full[name]);
     if failed == 0 && result["passed"] == json!(true) {
         let all = match names {
             Some((source, target)) if full.is_object() => format!(
                 "{target} holds each of the {} documents of {source} that belong in it, equal to the last byte, \
                  and no other.",
-                full["source"]["documents"]
+                page::text(&full["source"]["documents"])
             ),
             _ => "no check found a difference; no more was looked at than the checks say.".into(),
         };
@@ -194,13 +195,19 @@ fn seeds(checks: &[Value]) -> Vec<Value> {
 }
 
 /// How many differences of each kind there are: all that were counted, and of those
-/// that are listed how they differ.
+/// that are listed how they differ. What several checks list counts once, and beside a
+/// full comparison that alone counts: a sample finds the same again.
 fn differences(checks: &[Value], full: &Value) -> Value {
-    let mut kinds: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
-    let mut listed = 0_u64;
-    for difference in checks.iter().flat_map(|check| list(&check["differences"])) {
+    let counts = |check: &&Value| {
+        !full.is_object() || check["name"].as_str().is_some_and(|name| name.starts_with("full"))
+    };
+    let mut seen = BTreeSet::new();
+    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    for difference in checks.iter().filter(counts).flat_map(|check| list(&check["differences"])) {
         let Some(kind) = difference["kind"].as_str() else { continue };
-        listed += 1;
+        if !seen.insert((difference["_id"].to_string(), kind)) {
+            continue;
+        }
         let kind = match difference["difference"].as_str() {
             Some(how) if kind == "different" => format!("{kind}: {how}"),
             _ => kind.to_owned(),
@@ -210,7 +217,7 @@ fn differences(checks: &[Value], full: &Value) -> Value {
     let counted = full
         .is_object()
         .then(|| json!({"missing": full["missing"], "extra": full["extra"], "different": full["different"]}));
-    json!({"listed": listed, "listed_by_kind": kinds, "counted_by_full": counted})
+    json!({"listed": seen.len(), "listed_by_kind": kinds, "counted_by_full": counted})
 }
 
 #[cfg(test)]
@@ -251,5 +258,7 @@ mod tests {
         let found = differences(&checks, &json!({"missing": 9, "extra": 0, "different": 2}));
         assert_eq!(found["listed_by_kind"], json!({"different: order": 2, "missing": 1}));
         assert_eq!((&found["listed"], &found["counted_by_full"]["missing"]), (&json!(3), &json!(9)));
+        let sampled = differences(&checks, &Value::Null);
+        assert_eq!(sampled["listed_by_kind"], json!({"different: order": 2, "extra": 1, "missing": 1}));
     }
 }

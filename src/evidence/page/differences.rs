@@ -77,7 +77,7 @@ fn listed(check: &Value) -> Option<String> {
     }
     let rows: Vec<Vec<String>> = differences.iter().take(MOST_ROWS).map(row).collect();
     let mut out = format!("<h3>Listed by the check “{}”</h3>\n", shown(&check["name"]));
-    out.push_str(&table("", &["Document@30", "Kind@20", "Fields and what differs@40", "#For@10"], &rows));
+    out.push_str(&table("", &["Document@32", "Kind@12", "Fields and what differs@46", "#For@10"], &rows));
     if differences.len() > MOST_ROWS {
         let more = grouped((differences.len() - MOST_ROWS) as u64);
         out.push_str(&format!("<p class=\"note\">… and {more} more in the JSON document.</p>\n"));
@@ -93,10 +93,6 @@ fn row(difference: &Value) -> Vec<String> {
             format!("<code>{}</code>", shown(difference)),
             String::new(),
         ];
-    };
-    let kind = match difference["difference"].as_str() {
-        Some(how) => format!("{kind} ({})", words(how)),
-        None => kind.to_owned(),
     };
     let fields: Vec<String> = list(&difference["details"])
         .iter()
@@ -114,7 +110,7 @@ fn row(difference: &Value) -> Vec<String> {
     vec![
         // As JSON, so that a text and a number are told apart.
         format!("<code>{}</code>", escape(&id.to_string())),
-        escape(&kind),
+        escape(kind),
         if fields.is_empty() { further(difference) } else { fields.join("<br>") },
         age.map_or(String::new(), |age| format!("{age:.1} s")),
     ]
@@ -159,7 +155,7 @@ mod tests {
             "age_seconds": 1.26});
         let row = row(&difference);
         assert_eq!(row[0], "<code>&quot;&lt;script&gt;한글&quot;</code>");
-        assert_eq!((row[1].as_str(), row[3].as_str()), ("different (order)", "1.3 s"));
+        assert_eq!((row[1].as_str(), row[3].as_str()), ("different", "1.3 s"));
         assert!(row[2].starts_with("<code>a.b</code>: the same fields"), "{}", row[2]);
         assert!(super::row(&json!("_id_"))[2].contains("_id_"));
     }

@@ -27,7 +27,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// A value as text: texts without quotes, nothing as a dash, anything else as JSON.
-pub(super) fn text(value: &Value) -> String {
+pub(in crate::evidence) fn text(value: &Value) -> String {
     match value {
         Value::Null => "–".into(),
         Value::String(text) => text.clone(),
@@ -44,11 +44,11 @@ pub(super) fn shown(value: &Value) -> String {
 }
 
 /// A number in groups of three digits: `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
+pub(in crate::evidence) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);

@@ -21,7 +21,9 @@ mod verdict;
 
 use serde_json::Value;
 
-use html::{escape, text};
+pub(super) use html::{grouped, text};
+
+use html::escape;
 
 /// How it looks, on a screen by day and night, and on paper.
 const STYLE: &str = include_str!("style.css");

@@ -59,11 +59,11 @@ fn comparison(comparison: &Value) -> String {
             "Range by range",
             &[
                 "#No.@5",
-                "From <code>_id</code>@18",
-                "Below <code>_id</code>@18",
-                "#Documents@13",
-                "Digest@31",
-                "State@15"
+                "From <code>_id</code>@20",
+                "Below <code>_id</code>@20",
+                "#Documents@11",
+                "Digest@30",
+                "State@14"
             ],
             &rows
         ),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::files::Files;
 use super::gather::{self, in_time, moment, relaxed};
-use super::page::{grouped, text};
+use super::page::{grouped, moment as moment_of, text};
 use super::{KIND, SCHEMA, comparisons, series, words};
 use crate::Context;
 use crate::backfill::counts::{ANSWERED, FLAGGED, add};
@@ -283,7 +283,7 @@ async fn cleanse(context: &Context, job: &Document) -> Kind {
     };
     let verified = match compared.first().map(|comparison| &comparison["verdict"]) {
         Some(verdict) if verdict["passed"] == json!(true) => {
-            format!(" A full comparison passed at {}.", verdict["at"]["$date"].as_str().unwrap_or("?"))
+            format!(" A full comparison passed at {}.", moment_of(&verdict["at"]["$date"]))
         }
         Some(verdict) if verdict["passed"] == json!(false) => " The last full comparison FAILED.".into(),
         _ => " No full comparison has passed: `verify --full` does that.".to_owned(),

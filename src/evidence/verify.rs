@@ -254,6 +254,10 @@ mod tests {
                 {"_id": 3, "kind": "different", "difference": "order"},
             ]}),
             json!({"name": "indexes", "differences": ["_id_"]}),
+            json!({"name": "sample", "differences": [
+                {"_id": 2, "kind": "different", "difference": "order"},
+                {"_id": 4, "kind": "extra"},
+            ]}),
         ];
         let found = differences(&checks, &json!({"missing": 9, "extra": 0, "different": 2}));
         assert_eq!(found["listed_by_kind"], json!({"different: order": 2, "missing": 1}));

@@ -57,7 +57,7 @@ pub(in crate::evidence) fn grouped(number: u64) -> String {
 }
 
 /// A moment as people read it: `2026-11-24 03:31:11 UTC`.
-pub(super) fn moment(value: &Value) -> String {
+pub(in crate::evidence) fn moment(value: &Value) -> String {
     let text = text(value);
     match (text.get(..10), text.get(10..11), text.get(11..19)) {
         (Some(date), Some("T"), Some(time)) if text.ends_with('Z') => escape(&format!("{date} {time} UTC")),

@@ -21,7 +21,7 @@ mod verdict;
 
 use serde_json::Value;
 
-pub(super) use html::{grouped, text};
+pub(super) use html::{grouped, moment, text};
 
 use html::escape;
 

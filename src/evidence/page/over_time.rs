@@ -125,7 +125,7 @@ fn legend(svg: &mut Svg, lines: &[Line]) {
     let mut right = WIDTH - RIGHT;
     for line in lines.iter().rev() {
         svg.text("legend", (right, TOP - 18.0), Anchor::End, line.name);
-        let left = right - 5.9 * line.name.chars().count() as f64 - 10.0;
+        let left = right - 6.4 * line.name.chars().count() as f64 - 10.0;
         svg.path(&format!("line {}", line.class), &[(left - 26.0, TOP - 22.0), (left, TOP - 22.0)]);
         right = left - 44.0;
     }

@@ -49,7 +49,7 @@ fn comparison(comparison: &Value) -> String {
         )
     };
     format!(
-        "<h3>Comparison <code>{}</code>: {} ranges equal, {} differing, {} not compared</h3>\n{}{}{rest}",
+        "<h3>Comparison <code>{}</code>: ranges equal: {}, differing: {}, not compared: {}</h3>\n{}{}{rest}",
         shown(&comparison["job"]),
         shown(&comparison["ranges_equal"]),
         shown(&comparison["ranges_differing"]),

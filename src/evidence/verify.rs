@@ -81,7 +81,7 @@ async fn document(context: &Context, args: &VerifyArgs, result: &Value) -> Value
         "run": {
             "command_line": command_line::shown(),
             "options": options::of_this_process(),
-            "seeds": seeds(checks),
+            "seeds": seeds(result),
         },
         "checks": checks,
         "differences": differences(checks, &result["full"]),
@@ -189,9 +189,11 @@ fn sentence(result: &Value, names: Option<(&str, &str)>) -> String {
 }
 
 /// The seeds of checks that drew at random, so that they can draw the same again.
-fn seeds(checks: &[Value]) -> Vec<Value> {
-    let with_seed = checks.iter().filter(|check| !check["seed"].is_null());
-    with_seed.map(|check| json!({"check": check["name"], "seed": check["seed"]})).collect()
+fn seeds(result: &Value) -> Vec<Value> {
+    let of_all = std::iter::once((json!("all"), &result["seed"]));
+    let of_each = list(&result["checks"]).iter().map(|check| (check["name"].clone(), &check["seed"]));
+    let known = of_all.chain(of_each).filter(|(_, seed)| !seed.is_null());
+    known.map(|(check, seed)| json!({"check": check, "seed": seed})).collect()
 }
 
 /// How many differences of each kind there are: all that were counted, and of those
@@ -243,6 +245,16 @@ mod tests {
     fn a_pass_with_an_error_is_none() {
         let verdict = verdict(&json!({"passed": true, "checks": [], "error": {"message": "x"}}), None);
         assert_eq!((&verdict["passed"], &verdict["state"]), (&Value::Null, &json!("not finished")));
+    }
+
+    #[test]
+    fn every_seed_is_told() {
+        let result = json!({"seed": 7, "checks": [{"name": "counts"}, {"name": "sample", "seed": 8}]});
+        assert_eq!(
+            seeds(&result),
+            [json!({"check": "all", "seed": 7}), json!({"check": "sample", "seed": 8})]
+        );
+        assert!(seeds(&json!({"checks": [{"name": "full"}]})).is_empty());
     }
 
     #[test]

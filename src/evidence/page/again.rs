@@ -29,7 +29,7 @@ pub(super) fn section(document: &Value) -> Option<String> {
         let rows: Vec<Vec<String>> =
             seeds.iter().map(|seed| vec![shown(&seed["check"]), escape(&seed["seed"].to_string())]).collect();
         body.push_str(&table(
-            "Seeds: with the same one the same documents are drawn",
+            "Seeds: with the same one, by <code>--seed</code>, the same documents are drawn",
             &["Check", "Seed"],
             &rows,
         ));

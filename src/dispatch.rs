@@ -9,14 +9,16 @@ use clap::{CommandFactory as _, Parser as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::index::IndexAction;
+use crate::cli::report::ReportArgs;
 use crate::cli::{Cli, Command, Global, LogFormat};
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::event::Events;
+use crate::evidence::files::Files;
 use crate::mongo::Mongo;
 use crate::report::outcome::{Format, Outcome};
 use crate::report::progress::{self, Style};
-use crate::{Context, backfill, cleanse, command, cutover, signals, verify};
+use crate::{Context, backfill, cleanse, command, cutover, evidence, signals};
 
 /// How long closing the connections may take.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -84,7 +86,11 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
         Command::Init(args) => return command::init::run(cli.global.config.as_deref(), args.force),
         Command::MockApi(args) => return command::mock_api::run(args, &events, stop).await,
         Command::FenceWatchdog => return cutover::watchdog::serve().await,
+        Command::Report(ReportArgs { check: Some(file), .. }) => return evidence::recheck(file),
         _ => {}
+    }
+    if let Some(files) = report_files(&cli.command)? {
+        files.check()?;
     }
     let overrides = cli.overrides();
     let settings = Settings::load(&overrides)?;
@@ -100,13 +106,22 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
     outcome
 }
 
+/// The files of the report that a command is to write.
+fn report_files(command: &Command) -> Result<Option<Files>> {
+    match command {
+        Command::Verify(args) => args.report.as_deref().map(Files::named).transpose(),
+        Command::Report(args) => evidence::job::files(args),
+        _ => Ok(None),
+    }
+}
+
 async fn run_command(context: &Context, command: &Command, format: Format) -> Result<Outcome> {
     match command {
         Command::Backfill(args) => backfill::run::run(context, &args.options()).await,
         Command::Cleanse(args) => cleanse::run::run(context, args).await,
         Command::Cutover(args) => cutover::run::run(context, args).await,
         Command::Rollback(args) => cutover::rollback::run(context, args).await,
-        Command::Verify(args) => verify::run::run(context, args).await,
+        Command::Verify(args) => evidence::verify::run(context, args).await,
         // These keep nothing that would have to be saved.
         other => context.unless_interrupted(look(context, other, format)).await,
     }
@@ -128,6 +143,7 @@ async fn look(context: &Context, command: &Command, format: Format) -> Result<Ou
         Command::Status(args) => command::status::run(context, args).await,
         Command::Control(args) => command::control::run(context, args).await,
         Command::Cleanup(args) => command::cleanup::run(context, args).await,
+        Command::Report(args) => evidence::job::run(context, args).await,
         Command::KeyMap(args) => command::key_map::run(context, args, format).await,
         Command::Retry(args) => command::retry::run(context, args).await,
         // Handled elsewhere: the first two without a connection, the others as jobs.

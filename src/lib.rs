@@ -15,6 +15,7 @@ pub mod config;
 pub mod cutover;
 pub mod error;
 pub mod event;
+pub mod evidence;
 pub mod job;
 pub mod key_api;
 pub mod key_map;
@@ -26,6 +27,7 @@ pub mod throttle;
 
 pub mod verify;
 
+mod command_line;
 mod crash;
 mod dispatch;
 mod logging;

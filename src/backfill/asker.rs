@@ -67,6 +67,7 @@ impl Asker {
         self.counters.sent(is_retry);
         let call = self.call(&keys).await;
         self.counters.received(&call.outcome);
+        self.counters.latencies.record(call.latency);
         crate::crash::point("after_call");
         if let BatchOutcome::Failed(outcome) = &call.outcome
             && let Some(pause) = outcome.retry_after()

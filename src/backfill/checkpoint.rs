@@ -8,29 +8,58 @@ use bson::{Bson, Document, doc};
 
 use super::counts::{Api, Documents, add};
 use super::engine::Engine;
+use super::latency::Counts;
 use crate::error::Result;
 use crate::event::{Events, Progress};
-use crate::job::Job;
+use crate::job::series::{self, Sampler, Series};
+use crate::job::{Job, Role};
 
 /// How often counters are stored while a run is under way.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// How far a worker is, or all of them together: documents, calls, and how long those took.
+pub type HowFar = (Documents, Api, Counts);
+
 /// How far the workers of this process are, for the one picture of all.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<String, (Documents, Api)>>>);
+pub struct Board(Arc<Mutex<BTreeMap<String, HowFar>>>);
 
 impl Board {
     /// Notes how far a worker is; returns the sum of all.
-    fn update(&self, worker: String, engine: &Engine) -> (Documents, Api) {
+    pub fn update(&self, worker: String, engine: &Engine) -> HowFar {
         // Plain counts: a panic elsewhere can't leave them half changed.
         let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        board.insert(worker, (engine.documents().clone(), engine.api()));
-        let mut sum = (Documents::default(), Api::default());
-        for (documents, api) in board.values() {
+        board.insert(worker, (engine.documents().clone(), engine.api(), engine.latencies()));
+        let mut sum = (Documents::default(), Api::default(), Counts::default());
+        for (documents, api, latencies) in board.values() {
             sum.0.add(documents);
             sum.1.add(api);
+            sum.2.add(latencies);
         }
         sum
+    }
+}
+
+/// How all workers of this process went over time; the runner of the job keeps it.
+#[derive(Debug)]
+pub struct Course {
+    sampler: Sampler,
+    latencies: Counts,
+}
+
+impl Course {
+    /// Goes on with what is stored; `None` for who joined a runner.
+    pub fn of(job: &Job) -> Option<Self> {
+        let sampler = || Sampler::new(Series::stored(job.document()), 0);
+        (*job.role() == Role::Runner).then(|| Self { sampler: sampler(), latencies: Counts::default() })
+    }
+
+    /// Takes a sample and returns what is to be stored of all.
+    pub fn sample(&mut self, (documents, api, latencies): &HowFar) -> Document {
+        let percentiles = latencies.percentiles_since(&self.latencies);
+        self.latencies.clone_from(latencies);
+        self.sampler.take(documents.settled(), api.calls, percentiles);
+        doc! {series::FIELD: self.sampler.to_document()}
     }
 }
 
@@ -41,14 +70,21 @@ pub struct Checkpoints<'a> {
     /// What earlier runs of the job had done.
     earlier: &'a Document,
     board: &'a Board,
+    course: Option<&'a mut Course>,
     events: &'a Events,
     saved: Instant,
 }
 
 impl<'a> Checkpoints<'a> {
     /// For the run of a job that had done so much before.
-    pub fn new(job: &'a Job, earlier: &'a Document, board: &'a Board, events: &'a Events) -> Self {
-        Self { job, earlier, board, events, saved: Instant::now() }
+    pub fn new(
+        job: &'a Job,
+        earlier: &'a Document,
+        board: &'a Board,
+        course: Option<&'a mut Course>,
+        events: &'a Events,
+    ) -> Self {
+        Self { job, earlier, board, course, events, saved: Instant::now() }
     }
 
     /// Shows how far the engine is, and stores it where that is due.
@@ -57,12 +93,16 @@ impl<'a> Checkpoints<'a> {
     /// A stop where the lease is lost or the job can't be saved.
     pub async fn tick(&mut self, engine: &mut Engine) -> Result<()> {
         self.job.lease().valid().await?;
-        let (documents, api) = self.board.update(self.job.member(), engine);
-        show(self.events, engine, &documents, &api);
+        let all = self.board.update(self.job.member(), engine);
+        show(self.events, engine, &all.0, &all.1);
         if self.saved.elapsed() >= INTERVAL {
             self.saved = Instant::now();
             engine.flush_failures().await?;
-            self.job.save(fields(engine, self.earlier)).await?;
+            let mut fields = fields(engine, self.earlier);
+            if let Some(course) = self.course.as_mut().filter(|course| course.sampler.is_due()) {
+                fields.extend(course.sample(&all));
+            }
+            self.job.save(fields).await?;
             crate::crash::point("after_checkpoint");
         }
         Ok(())

@@ -6,9 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bson::{Document, doc};
 use serde::Serialize;
 
+use super::latency::Latencies;
 use crate::key_api::batch::BatchOutcome;
 use crate::key_api::classify::{OUTCOME_NAMES, Outcome};
 use crate::mongo::index::{stored_count, whole_number};
+
+/// What the totals of flags by reason begin with.
+pub const FLAGGED: &str = "flagged_";
+/// What the totals of calls by what they came to begin with.
+pub const ANSWERED: &str = "answered_";
 
 /// Documents, by what became of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -74,12 +80,14 @@ impl Documents {
 
     /// The part that is summed up over the runs of a job.
     pub fn totals(&self) -> Document {
-        doc! {
+        let mut totals = doc! {
             "filled": stored_count(self.filled),
             "flagged": stored_count(self.flagged),
             "already_filled": stored_count(self.already_filled),
             "changed": stored_count(self.changed),
-        }
+        };
+        totals.extend(named(FLAGGED, &self.flagged_by));
+        totals
     }
 }
 
@@ -89,6 +97,8 @@ pub struct ApiCounters {
     calls: AtomicU64,
     retries: AtomicU64,
     outcomes: [AtomicU64; OUTCOME_NAMES.len()],
+    /// How long calls took.
+    pub latencies: Latencies,
     /// Calls under way.
     in_flight: AtomicU64,
 }
@@ -164,11 +174,13 @@ impl Api {
 
     /// The part that is summed up over the runs of a job.
     pub fn totals(&self) -> Document {
-        doc! {
+        let mut totals = doc! {
             "calls": stored_count(self.calls),
             "retries": stored_count(self.retries),
             "from_key_map": stored_count(self.from_key_map),
-        }
+        };
+        totals.extend(named(ANSWERED, &self.outcomes));
+        totals
     }
 }
 
@@ -178,15 +190,20 @@ fn add_counts(sum: &mut BTreeMap<String, u64>, more: &BTreeMap<String, u64>) {
     }
 }
 
+/// Counts by name as totals; those that are zero say nothing.
+fn named(prefix: &str, counts: &BTreeMap<String, u64>) -> Document {
+    let counts = counts.iter().filter(|(_, count)| **count > 0);
+    counts.map(|(name, count)| (format!("{prefix}{name}"), stored_count(*count).into())).collect()
+}
+
 /// The sum of two documents of whole numbers.
 pub fn add(earlier: Option<&Document>, now: &Document) -> Document {
-    let before = |key: &str| earlier.and_then(|earlier| earlier.get(key)).and_then(whole_number).unwrap_or(0);
-    now.iter()
-        .map(|(key, value)| {
-            let sum = before(key) + whole_number(value).unwrap_or(0);
-            (key.clone(), bson::Bson::Int64(stored_count(sum)))
-        })
-        .collect()
+    let mut sums = now.clone();
+    for (key, before) in earlier.into_iter().flatten() {
+        let sum = whole_number(before).unwrap_or(0) + now.get(key).and_then(whole_number).unwrap_or(0);
+        sums.insert(key, stored_count(sum));
+    }
+    sums
 }
 
 #[cfg(test)]
@@ -196,7 +213,7 @@ mod tests {
     #[test]
     fn totals_add_up_over_runs() {
         let first = doc! {"filled": 5_i64, "calls": 7_i32};
-        assert_eq!(add(Some(&first), &doc! {"filled": 2_i64}), doc! {"filled": 7_i64});
+        assert_eq!(add(Some(&first), &doc! {"filled": 2_i64}), doc! {"filled": 7_i64, "calls": 7_i64});
         assert_eq!(add(None, &doc! {"filled": 2_i64}), doc! {"filled": 2_i64});
     }
 

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod failures;
 pub mod from_key_map;
 pub mod guard;
+pub mod latency;
 mod plan;
 pub mod reader;
 pub mod run;

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::asker::Asker;
-use super::checkpoint::{Board, Checkpoints, fields};
+use super::checkpoint::{Board, Checkpoints, Course, fields};
 use super::counts::ApiCounters;
 use super::engine::{Engine, Parts};
 use super::failures::Failures;
@@ -59,6 +59,8 @@ pub(super) struct Worker {
     _beside: Beside,
     /// How far all workers of this process are.
     board: Board,
+    /// How they went over time, where this worker keeps that.
+    course: Option<Course>,
     limit: u64,
 }
 
@@ -123,6 +125,7 @@ impl Worker {
             context: context.clone(),
             engine: Engine::new(parts, first),
             earlier: earlier_totals(&job),
+            course: Course::of(&job),
             job,
             crew,
             key_map,
@@ -277,7 +280,9 @@ impl Worker {
         may_defer: bool,
     ) -> Result<Ending> {
         let (chunks, reading) = read_ahead(collection.clone(), pass, self.stop.clone());
-        let mut checkpoints = Checkpoints::new(&self.job, &self.earlier, &self.board, &self.context.events);
+        let course = self.course.as_mut();
+        let mut checkpoints =
+            Checkpoints::new(&self.job, &self.earlier, &self.board, course, &self.context.events);
         self.engine.pass(chunks, may_defer, &mut checkpoints).await?;
         joined(reading.await)
     }
@@ -293,6 +298,9 @@ impl Worker {
         let mut fields = fields(&self.engine, &self.earlier);
         if let Some(calls) = self.engine.calls_of_day(0) {
             fields.insert("calls_of_day", calls);
+        }
+        if let Some(course) = &mut self.course {
+            fields.extend(course.sample(&self.board.update(self.job.member(), &self.engine)));
         }
         let report = Report {
             state,

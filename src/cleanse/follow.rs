@@ -194,6 +194,7 @@ impl Follower<'_> {
             }
             let ids: Vec<RawBson> = some.iter().map(|mark| mark.id.clone()).collect();
             followed.applied.add(self.apply(catch_up, &ids, from.time()).await?);
+            self.pace.count_applied(some.len());
             crash::point("marks_applied");
             marks.remove(&some).await?;
             crash::point("marks_removed");
@@ -257,6 +258,7 @@ impl Follower<'_> {
                 continue;
             };
             followed.applied.add(applied);
+            self.pace.count_applied(changes.len());
             crash::point("changes_applied");
             followed.changes += u64::try_from(changes.len()).unwrap_or(0);
             from.clone_from(feed.position());

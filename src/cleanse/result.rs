@@ -13,7 +13,7 @@ use super::ledger::{self, Ledger};
 use super::plan::Plan;
 use crate::Context;
 use crate::error::Result;
-use crate::job::{Job, JobState};
+use crate::job::{Job, JobState, RESULT};
 use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
@@ -149,7 +149,8 @@ pub(super) async fn finish(
         dual_write::add_to(&mut json, &mut text, &figures.dual_write);
     }
     let totals = doc! {"source": stored_count(figures.source), "copied": stored_count(figures.copied)};
-    let saved = job.finish(state, doc! {"totals": totals}).await;
+    // As text: an `_id` may hold what no stored field name may.
+    let saved = job.finish(state, doc! {"totals": totals, RESULT: json.to_string()}).await;
     Ok(match (result.and_then(|copied| saved.map(|()| copied)), state) {
         (Err(error), _) => Outcome::failed(json, text, error),
         (Ok(_), JobState::Interrupted) => {

@@ -11,9 +11,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::Context;
 use crate::config::file::default_max_replication_lag;
+use crate::config::values::Namespace;
 use crate::error::Result;
 use crate::event::Events;
 use crate::job::control::{Control, last_wish_by};
+use crate::job::series::{self, Sampler, Series};
 use crate::job::{Job, health};
 use crate::throttle::limits::Limits;
 use crate::throttle::pace::Pace;
@@ -21,6 +23,8 @@ use crate::throttle::waiting::Waiting;
 
 /// How often it is looked at what limits the speed.
 const TICK: Duration = Duration::from_millis(250);
+/// The last sample may take no longer than this.
+const SAVING: Duration = Duration::from_secs(2);
 /// Looks until it is stored with the job, for who looks from afar.
 const TICKS_PER_SAVE: u32 = 8;
 
@@ -94,6 +98,7 @@ impl Steered {
 
     async fn show(&self, job: &Job, ended: &CancellationToken) {
         let mut tick = 0_u32;
+        let mut sampler = Sampler::new(Series::stored(job.document()), self.in_target(job).await);
         while !ended.is_cancelled() {
             tokio::select! {
                 () = tokio::time::sleep(TICK) => {}
@@ -109,11 +114,33 @@ impl Steered {
                 .into_iter()
                 .map(|(limit, seconds)| (limit.to_owned(), seconds.into()))
                 .collect();
-            let fields = doc! {"limited_by": self.pace.limited_by(), "limited_by_seconds": seconds};
+            let mut fields = doc! {"limited_by": self.pace.limited_by(), "limited_by_seconds": seconds};
+            if sampler.is_due() {
+                fields.extend(self.sample(job, &mut sampler).await);
+            }
             if let Err(error) = job.save(fields).await {
                 tracing::info!(%error, "what limits the speed could not be stored");
             }
         }
+        // The end of the run must not wait for it where the server is gone.
+        let last = async { job.save(self.sample(job, &mut sampler).await).await };
+        if !matches!(tokio::time::timeout(SAVING, last).await, Ok(Ok(()))) {
+            tracing::info!("how the run went could not be stored to its end");
+        }
+    }
+
+    async fn sample(&self, job: &Job, sampler: &mut Sampler) -> Document {
+        sampler.take(self.in_target(job).await, self.pace.applied(), None);
+        doc! {series::FIELD: sampler.to_document()}
+    }
+
+    /// Documents of the target, about: the server's own count costs nothing.
+    async fn in_target(&self, job: &Job) -> u64 {
+        let target = job.document().get_document("identity").and_then(|what| what.get_str("target"));
+        let Some(target) = target.ok().and_then(|target| target.parse::<Namespace>().ok()) else { return 0 };
+        let collection = self.context.mongo.collection(&target);
+        let count = collection.estimated_document_count().into_future();
+        tokio::time::timeout(SAVING, count).await.ok().and_then(Result::ok).unwrap_or(0)
     }
 
     /// Whoever panicked with the lock has left nothing half-done.

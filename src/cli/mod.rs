@@ -8,6 +8,8 @@ pub mod cutover;
 pub mod index;
 pub mod key_map;
 pub mod mock_api;
+pub mod options;
+pub mod report;
 pub mod retry;
 pub mod status;
 pub mod verify;
@@ -168,6 +170,13 @@ pub enum Command {
     /// document, with who made it and when. A pause outlives a restart until it is
     /// ended by `resume`; a setting holds until the job is started with another one.
     Control(control::ControlArgs),
+    /// Write the report of a backfill or a cleanse, as HTML and JSON.
+    ///
+    /// What was done, when, by which rules and with which outcomes, with charts and
+    /// a hash that shows changes: self-contained, made to be printed and signed. It
+    /// is made from what is stored of the job, at any time. Writes JOB.html and
+    /// JOB.json. --check looks whether a report is still what was written.
+    Report(report::ReportArgs),
     /// Clear away what a job has left in the state database.
     ///
     /// Lists first what would go: the job document, ranges, marks and lists of the
@@ -197,6 +206,7 @@ impl Command {
             Self::Verify(_) => "verify",
             Self::Status(_) => "status",
             Self::Control(_) => "control",
+            Self::Report(_) => "report",
             Self::Cleanup(_) => "cleanup",
             Self::MockApi(_) => "mock-api",
         }
@@ -332,6 +342,9 @@ mod tests {
             "control some-job set tps=0.5 chunk=10",
             "control some-job set documents-per-second=2000",
             "cleanup some-job --yes --drop-old-collection",
+            "report some-job --to signed.html",
+            "report --check signed.json",
+            "verify --full --report signed.html",
             "cleanse --to users_v2 --method out --documents-per-second 1000",
             "backfill --canary 100 --yes",
             "mock-api --listen 127.0.0.1:0",
@@ -357,6 +370,8 @@ mod tests {
             "control some-job",
             "control some-job set",
             "control some-job set tps=0",
+            "report",
+            "report some-job --check signed.json",
             "cleanup",
             "cleanse --method fast",
             "status --failed",

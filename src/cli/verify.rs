@@ -1,5 +1,7 @@
 //! `verify`
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::BackfillTargetArgs;
@@ -72,6 +74,11 @@ pub struct VerifyArgs {
     /// Differences to list per check.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_differences: usize,
+    /// Write a report to FILE.html and FILE.json, passed or not, to be printed and signed.
+    ///
+    /// Says "not finished" where the run was interrupted. The folder must exist.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Name of the job to verify [default: as the command that made it].
     #[arg(long, value_name = "NAME")]
     pub job: Option<String>,

@@ -12,7 +12,7 @@ use crate::Context;
 use crate::backfill::failures;
 use crate::cli::status::StatusArgs;
 use crate::error::{Error, Result};
-use crate::job::store;
+use crate::job::{RESULT, series, store};
 use crate::report::outcome::Outcome;
 use crate::throttle::limits;
 
@@ -138,8 +138,12 @@ fn failed_text(job: &str, total: u64, listed: &[Value], file: Option<&Path>) -> 
     lines.join("\n")
 }
 
-fn job_json(job: Document) -> Value {
+fn job_json(mut job: Document) -> Value {
     let runs_now = store::is_running(&job);
+    // What only a report is made of would bury the rest.
+    for of_report in [series::FIELD, RESULT] {
+        job.remove(of_report);
+    }
     let mut value = Bson::Document(job).into_relaxed_extjson();
     value["running_now"] = json!(runs_now);
     value

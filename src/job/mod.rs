@@ -12,8 +12,10 @@ pub mod holder;
 pub mod lease;
 pub mod ownership;
 pub mod running;
+pub mod series;
 mod start;
 pub mod store;
 
 pub use lease::Lease;
+pub use start::{RAN, RESULT};
 pub use store::{Job, JobState, Role};

@@ -9,6 +9,7 @@ use mongodb::options::ReturnDocument;
 use super::holder::Holder;
 use super::lease::times;
 use super::store::{COLLECTION, Job, JobState, Role, holder_of, is_running, list};
+use crate::command_line;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
@@ -17,6 +18,10 @@ use crate::mongo::command::retrying;
 const VERSION: i32 = 1;
 /// What a run leaves behind that means nothing to the next one.
 const OF_ONE_RUN: [&str; 4] = ["budget", "documents", "limited_by", "limited_by_seconds"];
+/// The field with the result of the last run, for a report.
+pub const RESULT: &str = "result";
+/// The field that tells who ran last, for a report.
+pub const RAN: &str = "ran";
 /// How often a lease that may be dead is looked at.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -156,6 +161,7 @@ async fn take(
         "started_at": "$$NOW",
         "updated_at": "$$NOW",
         "workers": living_workers(),
+        RAN: {"$literal": ran(holder)},
     });
     let update =
         vec![doc! {"$set": fields}, doc! {"$set": freed_buckets()}, doc! {"$unset": OF_ONE_RUN.to_vec()}];
@@ -166,6 +172,16 @@ async fn take(
         async move { update.await }
     })
     .await
+}
+
+/// Which process ran last and how it was started: kept when the lease is given back.
+fn ran(holder: &Holder) -> Document {
+    doc! {
+        "host": &holder.host,
+        "pid": holder.pid,
+        "version": env!("CARGO_PKG_VERSION"),
+        "command_line": command_line::shown(),
+    }
 }
 
 fn encode(holder: &Holder) -> Result<Document> {

@@ -55,6 +55,32 @@ impl Outcome {
         self
     }
 
+    /// The JSON result.
+    pub fn json(&self) -> &Value {
+        &self.json
+    }
+
+    /// Adds a member and a line to the result.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: Value, line: &str) -> Self {
+        self.json[name] = value;
+        if !self.text.is_empty() {
+            self.text.push('\n');
+        }
+        self.text.push_str(line);
+        self
+    }
+
+    /// The same where something else failed afterwards; an error that is there
+    /// already remains the one that counts.
+    #[must_use]
+    pub fn and_failed(self, error: Error) -> Self {
+        if self.error.is_some() {
+            return self;
+        }
+        Self::failed(self.json, self.text, error)
+    }
+
     /// Prints the result to stdout and the error, if any, to stderr; returns
     /// the exit code.
     pub fn print(self, format: Format) -> u8 {

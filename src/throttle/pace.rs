@@ -6,7 +6,7 @@
 //! Nothing is made up for after a pause.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub struct Pace {
     spared_until: Mutex<Instant>,
     /// Whether there is nothing to do.
     is_idle: AtomicBool,
+    /// Changes that were applied, for whoever wants to know how fast it goes.
+    applied: AtomicU64,
 }
 
 impl Pace {
@@ -55,6 +57,7 @@ impl Pace {
             waited_until: Mutex::new(now),
             spared_until: Mutex::new(now),
             is_idle: AtomicBool::new(false),
+            applied: AtomicU64::new(0),
         }
     }
 
@@ -108,6 +111,16 @@ impl Pace {
     /// Takes note of whether there is anything to do.
     pub fn set_idle(&self, is_idle: bool) {
         self.is_idle.store(is_idle, Ordering::Relaxed);
+    }
+
+    /// Takes note of changes that were applied.
+    pub fn count_applied(&self, changes: usize) {
+        self.applied.fetch_add(changes as u64, Ordering::Relaxed);
+    }
+
+    /// Changes that were applied so far.
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
     }
 
     /// Documents for the next piece of one of so many workers, given their

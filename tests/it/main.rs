@@ -39,6 +39,8 @@ mod deadline;
 mod dual_write_copy;
 mod dual_write_verify;
 mod dual_writing;
+mod evidence;
+mod evidence_page;
 mod fail_points;
 mod failed_list;
 mod fields;

@@ -31,6 +31,7 @@ use super::checkpoint::Checkpoints;
 use super::counts::{Api, Documents};
 use super::failures::Failures;
 use super::guard::Guard;
+use super::latency::Counts;
 use super::reader::Chunk;
 use super::steer::LiveSettings;
 use crate::config::values::Namespace;
@@ -203,6 +204,11 @@ impl Engine {
     /// Calls so far.
     pub fn api(&self) -> Api {
         self.parts.asker.counters.snapshot(self.from_key_map)
+    }
+
+    /// How long calls took so far.
+    pub fn latencies(&self) -> Counts {
+        self.parts.asker.counters.latencies.snapshot()
     }
 
     /// The `_id` up to which chunks were taken in.

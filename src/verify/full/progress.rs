@@ -147,6 +147,23 @@ impl Ranges {
         Ok(documents.into_iter().map(read).collect())
     }
 
+    /// The bounds of the last comparison, where they are known as a whole: who
+    /// compares again by the same ones can compare range by range.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn former(mongo: &Mongo, job: &str) -> Result<Option<Vec<Range>>> {
+        let collection: Collection<Document> = mongo.state(COLLECTION);
+        let filter = doc! {"_id.job": job};
+        let documents: Vec<Document> = retrying(format!("reading the ranges of {job}"), || {
+            let find = collection.find(filter.clone()).sort(doc! {"_id.number": 1});
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        let tiles: Vec<Range> = documents.into_iter().map(|document| read(document).range).collect();
+        Ok(is_tiling(&tiles).then_some(tiles))
+    }
+
     /// Stores what was found in a range.
     ///
     /// # Errors
@@ -175,6 +192,13 @@ impl Ranges {
     fn id(&self, number: i32) -> Document {
         doc! {"job": &self.job, "layout": self.layout, "number": number}
     }
+}
+
+/// Whether ranges lie side by side from one end to the other. Pure.
+fn is_tiling(ranges: &[Range]) -> bool {
+    let ends = ranges.first().zip(ranges.last());
+    let is_open = ends.is_some_and(|(first, last)| first.lower.is_none() && last.upper.is_none());
+    is_open && ranges.windows(2).all(|pair| pair[0].upper.is_some() && pair[0].upper == pair[1].lower)
 }
 
 /// Not on a majority: what a failover takes back is only compared again.
@@ -214,4 +238,22 @@ fn read(mut document: Document) -> StoredRange {
     let is_done = document.get_str("state").is_ok_and(|state| state == "equal");
     let range = Range { lower: document.remove("lower"), upper: document.remove("upper") };
     StoredRange { number, range, is_done, figures }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ranges_without_gap_and_overlap_are_used_again() {
+        let range = |lower: Option<i32>, upper: Option<i32>| Range {
+            lower: lower.map(Bson::from),
+            upper: upper.map(Bson::from),
+        };
+        let whole = [range(None, Some(1)), range(Some(1), Some(5)), range(Some(5), None)];
+        assert!(is_tiling(&whole) && is_tiling(&[Range::all()]));
+        assert!(!is_tiling(&[]) && !is_tiling(&whole[..2]) && !is_tiling(&whole[1..]));
+        assert!(!is_tiling(&[whole[0].clone(), whole[2].clone()]));
+        assert!(!is_tiling(&[Range::all(), Range::all()]), "of two comparisons");
+    }
 }

@@ -230,8 +230,12 @@ async fn ranges(
     {
         return Ok(known);
     }
-    let tiles = match count {
-        1 => vec![Range::all()],
+    // Of the same collections: others may be sorted by other rules.
+    let is_same = job.stored("uuids").and_then(Bson::as_document) == Some(&identity.uuids);
+    let former = if is_same { Ranges::former(mongo, job.name()).await? } else { None };
+    let tiles = match (count, former) {
+        (1, _) => vec![Range::all()],
+        (_, Some(former)) if former.len() <= 2 * count && count <= 2 * former.len() => former,
         _ => mongo.ranges_of_both(order.source, order.target, count).await?,
     };
     job::lay_out(mongo, job, identity, &tiles).await

@@ -1,0 +1,280 @@
+//! `verify --report FILE`: the report of what a verification has found.
+//!
+//! It is written whenever something was looked at, passed or not. Where the run
+//! was interrupted or stopped it says that it is not finished; where it was refused
+//! there is nothing to tell, and no report. A killed process leaves none either:
+//! what stands under that name is then an earlier one, with an earlier date.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::comparisons;
+use super::files::Files;
+use super::gather::{self, in_time};
+use super::words;
+use super::{KIND, SCHEMA, page};
+use crate::cleanse::plan::{compile, rules, target_of};
+use crate::cleanse::predicate::Predicate;
+use crate::cli::options;
+use crate::cli::verify::VerifyArgs;
+use crate::config::values::Namespace;
+use crate::error::{Class, Result};
+use crate::report::outcome::Outcome;
+use crate::{Context, command_line};
+
+/// Verifies, and writes the report where one is asked for.
+///
+/// # Errors
+/// Those of `verify`, where nothing was looked at.
+pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
+    let Some(path) = &args.report else { return crate::verify::run::run(context, args).await };
+    let files = Files::named(path)?;
+    let (started_at, start) = (gather::now(), Instant::now());
+    let outcome = match crate::verify::run::run(context, args).await {
+        Ok(outcome) => outcome,
+        Err(error) if matches!(error.class(), Class::Interrupted(_) | Class::Stopped) => {
+            Outcome::from_error("verify", None, error)
+        }
+        Err(error) => return Err(error),
+    };
+    let mut document = document(context, args, outcome.json()).await;
+    document["time"] = json!({
+        "started_at": started_at,
+        "ended_at": gather::now(),
+        "elapsed_seconds": start.elapsed().as_secs_f64(),
+    });
+    Ok(match files.write(document) {
+        Ok(written) => {
+            let line = format!(
+                "report: {} and {}, sha256 {}",
+                files.html.display(),
+                files.json.display(),
+                written["sha256"].as_str().unwrap_or_default()
+            );
+            outcome.with("report", written, &line)
+        }
+        Err(error) => outcome.and_failed(error),
+    })
+}
+
+async fn document(context: &Context, args: &VerifyArgs, result: &Value) -> Value {
+    let mongo = &context.mongo;
+    let jobs: Vec<String> =
+        list(&result["jobs"]).iter().filter_map(|job| job.as_str().map(str::to_owned)).collect();
+    let comparisons = in_time(async { Some(comparisons::of_jobs(mongo, &jobs).await) }).await;
+    let checks = list(&result["checks"]);
+    let sides = sides(context, args);
+    json!({
+        "schema": SCHEMA,
+        "kind": KIND,
+        "about": {
+            "command": "verify",
+            "title": title(sides.as_ref()),
+            "job": result["job"],
+            "jobs": jobs,
+        },
+        "verdict": verdict(result, sides.as_ref()),
+        "place": gather::place(mongo).await,
+        "subject": subject(context, args, sides.as_ref()).await,
+        "run": {
+            "command_line": command_line::shown(),
+            "options": options::of_this_process(),
+            "seeds": seeds(result),
+        },
+        "checks": checks,
+        "differences": differences(checks, &result["full"]),
+        "full": result["full"],
+        "dual_write": result["dual_write"],
+        "comparisons": comparisons,
+    })
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The two sides of a copy, with the rules.
+struct Sides {
+    source: Namespace,
+    target: Namespace,
+    predicate: Predicate,
+}
+
+/// The sides that the verification was about, as it decides them itself.
+fn sides(context: &Context, args: &VerifyArgs) -> Option<Sides> {
+    let rules = rules(&context.settings, args.source.as_ref()).ok()?;
+    let to = args.to.clone().or_else(|| rules.to.clone())?;
+    let target = target_of(&rules.source, &to).ok()?;
+    Some(Sides { predicate: compile(&context.settings, &rules).ok()?, source: rules.source, target })
+}
+
+fn title(sides: Option<&Sides>) -> String {
+    match sides {
+        Some(Sides { source, target, .. }) => format!("Verification of {target} against {source}"),
+        None => "Verification of a backfill".into(),
+    }
+}
+
+async fn subject(context: &Context, args: &VerifyArgs, sides: Option<&Sides>) -> Value {
+    let mongo = &context.mongo;
+    let mut collections = Vec::new();
+    let (mut rules, mut in_words) = (Value::Null, Vec::new());
+    if let Some(Sides { source, target, predicate }) = sides {
+        collections.push(gather::collection(mongo, "source", source).await);
+        collections.push(gather::collection(mongo, "target", target).await);
+        let identity = gather::relaxed(&predicate.identity());
+        in_words = words::of_rules(&identity);
+        rules = words::json_of_rules(&identity);
+    }
+    for target in context.settings.targets(args.targets.target.as_deref()).unwrap_or_default() {
+        if sides.is_none_or(|sides| sides.source != target.namespace) && args.source.is_none() {
+            collections.push(gather::collection(mongo, "filled", &target.namespace).await);
+        }
+    }
+    json!({"collections": collections, "words": in_words, "rules": rules})
+}
+
+/// What it came to, in one sentence. Pure but for what it is given.
+fn verdict(result: &Value, sides: Option<&Sides>) -> Value {
+    let error = &result["error"];
+    let passed = result["passed"] == json!(true) && error.is_null();
+    let names = sides.map(|sides| (sides.source.to_string(), sides.target.to_string()));
+    let names = names.as_ref().map(|(source, target)| (source.as_str(), target.as_str()));
+    json!({
+        "finished": error.is_null(),
+        "passed": if error.is_null() { json!(passed) } else { Value::Null },
+        "state": if !error.is_null() { "not finished" } else if passed { "passed" } else { "failed" },
+        "sentence": sentence(result, names),
+        "error": error,
+    })
+}
+
+fn sentence(result: &Value, names: Option<(&str, &str)>) -> String {
+    if let Some(message) = result["error"]["message"].as_str() {
+        return format!(
+            "The verification was not finished: {message}. It proves nothing about what it did not look at."
+        );
+    }
+    let checks = list(&result["checks"]);
+    let failed = checks.iter().filter(|check| check["passed"] != json!(true)).count();
+    let full = &result["full"];
+    let count = |name: &str| page::text(&full[name]);
+    if failed == 0 && result["passed"] == json!(true) {
+        let all = match names {
+            Some((source, target)) if full.is_object() => format!(
+                "{target} holds each of the {} documents of {source} that belong in it, equal to the last byte, \
+                 and no other.",
+                page::text(&full["source"]["documents"])
+            ),
+            _ => "no check found a difference; no more was looked at than the checks say.".into(),
+        };
+        return format!("Passed: {all} Checks passed: {} of {}.", checks.len(), checks.len());
+    }
+    let documents = if full.is_object() {
+        format!(
+            " Documents missing: {}, extra: {}, different: {}.",
+            count("missing"),
+            count("extra"),
+            count("different")
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "Failed: {failed} of {} checks found something that is not as it should be.{documents}",
+        checks.len()
+    )
+}
+
+/// The seeds of checks that drew at random, so that they can draw the same again.
+fn seeds(result: &Value) -> Vec<Value> {
+    let of_all = std::iter::once((json!("all"), &result["seed"]));
+    let of_each = list(&result["checks"]).iter().map(|check| (check["name"].clone(), &check["seed"]));
+    let known = of_all.chain(of_each).filter(|(_, seed)| !seed.is_null());
+    known.map(|(check, seed)| json!({"check": check, "seed": seed})).collect()
+}
+
+/// How many differences of each kind there are: all that were counted, and of those
+/// that are listed how they differ. What several checks list counts once, and beside a
+/// full comparison that alone counts: a sample finds the same again.
+fn differences(checks: &[Value], full: &Value) -> Value {
+    let counts = |check: &&Value| {
+        !full.is_object() || check["name"].as_str().is_some_and(|name| name.starts_with("full"))
+    };
+    let mut seen = BTreeSet::new();
+    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    for difference in checks.iter().filter(counts).flat_map(|check| list(&check["differences"])) {
+        let Some(kind) = difference["kind"].as_str() else { continue };
+        if !seen.insert((difference["_id"].to_string(), kind)) {
+            continue;
+        }
+        let kind = match difference["difference"].as_str() {
+            Some(how) if kind == "different" => format!("{kind}: {how}"),
+            _ => kind.to_owned(),
+        };
+        *kinds.entry(kind).or_default() += 1;
+    }
+    let counted = full
+        .is_object()
+        .then(|| json!({"missing": full["missing"], "extra": full["extra"], "different": full["different"]}));
+    json!({"listed": seen.len(), "listed_by_kind": kinds, "counted_by_full": counted})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_is_one_sentence_for_everybody() {
+        let full = json!({"source": {"documents": 5}, "missing": 1, "extra": 0, "different": 2});
+        let result = json!({"passed": true, "checks": [{"passed": true}], "full": full});
+        let passed = sentence(&result, Some(("app.a", "app.b")));
+        assert!(passed.starts_with("Passed: app.b holds each of the 5 documents of app.a"), "{passed}");
+        let result = json!({"passed": false, "checks": [{"passed": false}, {"passed": true}], "full": full});
+        let failed = sentence(&result, None);
+        assert!(failed.starts_with("Failed: 1 of 2 checks") && failed.contains("missing: 1"), "{failed}");
+        let result = json!({"passed": false, "checks": [], "error": {"message": "interrupted"}});
+        let verdict = verdict(&result, None);
+        assert_eq!((&verdict["finished"], &verdict["passed"]), (&json!(false), &Value::Null));
+        assert!(verdict["sentence"].as_str().is_some_and(|text| text.contains("not finished: interrupted")));
+    }
+
+    #[test]
+    fn a_pass_with_an_error_is_none() {
+        let verdict = verdict(&json!({"passed": true, "checks": [], "error": {"message": "x"}}), None);
+        assert_eq!((&verdict["passed"], &verdict["state"]), (&Value::Null, &json!("not finished")));
+    }
+
+    #[test]
+    fn every_seed_is_told() {
+        let result = json!({"seed": 7, "checks": [{"name": "counts"}, {"name": "sample", "seed": 8}]});
+        assert_eq!(
+            seeds(&result),
+            [json!({"check": "all", "seed": 7}), json!({"check": "sample", "seed": 8})]
+        );
+        assert!(seeds(&json!({"checks": [{"name": "full"}]})).is_empty());
+    }
+
+    #[test]
+    fn differences_are_counted_by_kind() {
+        let checks = [
+            json!({"name": "full", "differences": [
+                {"_id": 1, "kind": "missing"},
+                {"_id": 2, "kind": "different", "difference": "order"},
+                {"_id": 3, "kind": "different", "difference": "order"},
+            ]}),
+            json!({"name": "indexes", "differences": ["_id_"]}),
+            json!({"name": "sample", "differences": [
+                {"_id": 2, "kind": "different", "difference": "order"},
+                {"_id": 4, "kind": "extra"},
+            ]}),
+        ];
+        let found = differences(&checks, &json!({"missing": 9, "extra": 0, "different": 2}));
+        assert_eq!(found["listed_by_kind"], json!({"different: order": 2, "missing": 1}));
+        assert_eq!((&found["listed"], &found["counted_by_full"]["missing"]), (&json!(3), &json!(9)));
+        let sampled = differences(&checks, &Value::Null);
+        assert_eq!(sampled["listed_by_kind"], json!({"different: order": 2, "extra": 1, "missing": 1}));
+    }
+}

@@ -15,7 +15,7 @@ use super::in_step::InStep;
 use super::order::{Joint, Method, Renames};
 use super::record::{self, Fence, Record, State};
 use super::recover::{Found, after_going_back, look, unknown};
-use super::residual::{self, Residue, bring_along};
+use super::residual::{Residue, bring_along, complete};
 use super::watchdog::Watchdog;
 use crate::Context;
 use crate::cli::cutover::Mode;
@@ -267,17 +267,21 @@ impl Exchange<'_> {
             // Nobody may touch what nobody understands.
             Err(error) if error.class() == Class::Unknown => Err(error),
             Ok(Attempt::Done(fenced_at)) => {
+                let may_have_gap = matches!(self.method.joint, Joint::Gap | Joint::Blocked);
                 let brought = match in_step.last_moment().await {
-                    Ok(last) => bring_along(mongo, self.job, &self.renames, fenced_at, last).await,
+                    Ok(last) => {
+                        bring_along(mongo, self.job, &self.renames, fenced_at, last, may_have_gap).await
+                    }
                     Err(error) => Err(error),
                 };
                 // Whoever comes next does what could not be done, by the record.
                 fence::lift(mongo, fence, &self.renames).await?;
                 let pause = begun.elapsed();
-                let (residue, renamed_at) = brought?;
-                let fields = residual::fields(record, &residue, renamed_at);
+                crash::point("cutover_lifted");
+                let brought = brought?;
+                let fields = complete(mongo, self.job, record, fenced_at, &brought).await?;
                 record::close(mongo, self.job, &record.id, record.end(), fields).await?;
-                Ok(Ok(Swapped { pause, residue }))
+                Ok(Ok(Swapped { pause, residue: brought.residue }))
             }
             other => {
                 fence::lift(mongo, fence, &self.renames).await?;

@@ -1,11 +1,13 @@
 //! Cutting over: the clean collection takes the place of the old one, and back.
 //!
 //! `run` lists the steps of a cutover, `rollback` those of the way back; both go
-//! by an exchange of names (`exchange`) under a `fence`. What is on its way is
+//! by an exchange of names (`exchange`) under a `fence`. A swap leaves nothing to
+//! exchange: `bring_back` puts what was rejected back into the live collection. What is on its way is
 //! in the job document (`record`) before it happens, so that whoever comes after
 //! a crash (`recover`: the `watchdog`, or any later command) finds out by the
 //! identities of the collections what has become of it, and lifts the fence.
 
+pub mod bring_back;
 pub mod exchange;
 pub mod fence;
 pub mod gap;

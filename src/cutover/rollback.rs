@@ -2,13 +2,15 @@
 //!
 //! The same exchange of names the other way round: what was written to the new
 //! collection is followed from the moment of the cutover and brought to the old
-//! one, writes are held off, names are exchanged.
+//! one, writes are held off, names are exchanged. After a swap there is no old
+//! collection: see `bring_back`.
 
 use std::sync::Mutex;
 use std::time::Instant;
 
 use bson::Document;
 
+use super::bring_back;
 use super::exchange::Exchange;
 use super::gates;
 use super::in_step::InStep;
@@ -39,6 +41,9 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<Outcome> {
     let name = job_name(&context.settings, &args.copy)?;
     let stored = context.unless_interrupted(stored_job(context, &name)).await?;
     let record = cut_over(&name, &stored)?;
+    if record.mode == Mode::Swap {
+        return bring_back::run(context, args, &name, &stored, &record).await;
+    }
     let old = record.renames.retired.clone().unwrap_or_else(|| record.renames.live.clone());
     let discarded = if args.discard_writes_since_cutover { ", WITHOUT what was written since" } else { "" };
     context.events.settled().await;
@@ -57,20 +62,12 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<Outcome> {
 }
 
 /// The cutover that can be taken back.
-fn cut_over(name: &str, stored: &Document) -> Result<Record> {
+pub(super) fn cut_over(name: &str, stored: &Document) -> Result<Record> {
     let record = Record::of(stored)?;
     let record = record.filter(|record| record.is_done() || record.is_rollback);
-    let record = record.ok_or_else(|| {
+    record.ok_or_else(|| {
         Error::refused(format!("the job {name} was not cut over: there is nothing to take back"))
-    })?;
-    if record.mode == Mode::Swap {
-        return Err(Error::refused(format!(
-            "{} was cut over by a swap, which drops the old collection",
-            record.renames.live
-        ))
-        .hint("only --mode keep leaves something to go back to; a quarantine holds what was rejected"));
-    }
-    Ok(record)
+    })
 }
 
 async fn steps(steered: &Steered, args: &RollbackArgs, job: &Job, report: &mut Report) -> Result<()> {

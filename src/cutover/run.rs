@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bson::{Bson, Document};
 use serde_json::{Value, json};
 
+use super::bring_back;
 use super::exchange::{Exchange, Exchanged, Swapped};
 use super::gates::{self, CHANGED_AT, Gate};
 use super::in_step::InStep;
@@ -240,6 +241,10 @@ async fn cut_over(
     }
     let changed_at = job.stored(CHANGED_AT);
     report.gates.push(gates::verified(context, plan, changed_at, &mut in_step).await?);
+    if args.mode == Mode::Swap {
+        // All that is left of what a swap drops.
+        report.gates.extend(bring_back::verified(context, plan, job, &mut in_step).await?);
+    }
     report.gates.extend(gates::rehearsed(context, &mut in_step, method.max_pause).await?);
     if let Some(refusal) = gates::refusal(&report.gates) {
         report.outcome = "refused";
@@ -321,21 +326,25 @@ pub async fn finish(
     report: &Report,
     elapsed: Duration,
 ) -> Outcome {
-    let state = match &result {
-        Ok(()) => JobState::Completed,
-        Err(error) if matches!(error.class(), Class::Interrupted(_)) => JobState::Interrupted,
-        Err(_) => JobState::Stopped,
-    };
-    let saved = job.finish(state, Document::new()).await;
-    if let Err(error) = &saved {
-        context.events.warn(format!("the end of the job could not be stored: {error}"));
-    }
+    give_back(context, job, &result).await;
     let json = report.json(name, mode, elapsed);
     let text = report.text(name, mode);
     match result {
         Err(error) => Outcome::failed(json, text, error),
         Ok(()) if report.is_reached() => Outcome::reached(json, text),
         Ok(()) => Outcome::not_reached(json, text),
+    }
+}
+
+/// Gives the job back, in the state that this result leaves it in.
+pub async fn give_back(context: &Context, job: Job, result: &Result<()>) {
+    let state = match result {
+        Ok(()) => JobState::Completed,
+        Err(error) if matches!(error.class(), Class::Interrupted(_)) => JobState::Interrupted,
+        Err(_) => JobState::Stopped,
+    };
+    if let Err(error) = job.finish(state, Document::new()).await {
+        context.events.warn(format!("the end of the job could not be stored: {error}"));
     }
 }
 

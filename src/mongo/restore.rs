@@ -6,23 +6,30 @@
 //! the time of day, goes by an update that matches nothing and therefore inserts
 //! exactly what it is told.
 //!
-//! All writes run on one session with rising transaction numbers: one that is
-//! sent again is executed once, or a document that the application deleted
-//! meanwhile would come back.
+//! One that the application has written and deleted again must not come back
+//! either, and an insert does not notice that there was one. So documents are put
+//! back by transactions of a moment of the past: whatever was done to the same
+//! `_id` since that moment makes them fail, and what was done until then is known
+//! to the caller.
 
-use bson::{Bson, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
+pub mod progress;
+
+use std::collections::HashMap;
+
+use bson::{
+    Bson, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc,
+};
 use mongodb::ClientSession;
-use mongodb::options::Hint;
-use tokio_util::sync::CancellationToken;
+use mongodb::error::{Error as DriverError, ErrorKind};
+use mongodb::options::{Hint, ReadConcern};
 
-use super::command::{is_transient_code, retrying, retrying_in};
-use super::index::{stored_count, whole_number};
+use super::command::{is_transient, is_transient_code, retrying, retrying_in};
+use super::index::whole_number;
 use super::quarantine::{self, Read};
-use super::sink::check_write_concern;
+use super::sink::id_bytes;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
-use crate::report::json::extended;
 
 /// Bytes of documents per batch.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
@@ -32,60 +39,36 @@ const MOST_DOCUMENTS: usize = 1000;
 const DUPLICATE_KEY: i32 = 11000;
 /// The server's code for a document that violates the validator.
 const INVALID_DOCUMENT: i32 = 121;
-/// Attempts for documents whose write failed for a passing reason.
-const ATTEMPTS: usize = 10;
-/// `_id`s of documents in conflict that are told.
-const SAMPLES: usize = 20;
+/// The server's code for what this user may not do.
+const UNAUTHORIZED: i32 = 13;
+/// The server's codes for a moment that it can't or can no longer read.
+const UNREADABLE_MOMENT: [i32; 2] = [239, 246];
 
-/// What was put back so far.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Restored {
-    /// Documents that were put back.
-    pub restored: u64,
-    /// Documents whose `_id` was there already; they were left alone.
-    pub already_there: u64,
-    /// Documents that were not put back because another one has what a unique
-    /// index allows only once.
-    pub in_conflict: u64,
-    /// Some of their `_id`s.
-    pub conflicts: Vec<Bson>,
-    /// The `_id` up to which everything was looked at, in the order of `_id`: to go
-    /// on from there. A run from the start would put back what the application has
-    /// deleted since it was put back first.
-    pub position: Option<Bson>,
-    /// Whether the whole quarantine was looked at.
-    pub is_complete: bool,
+/// What came of putting some documents back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Put {
+    /// All of them are there, on a majority.
+    All,
+    /// None: something was done since the moment, or the server could not at this
+    /// time. It has to be looked at again.
+    LookAgain,
+    /// None, because the collection refuses this one for good.
+    Refused {
+        /// Its place among the documents.
+        index: usize,
+        /// What the server has against it.
+        reason: String,
+    },
 }
 
-impl Restored {
-    /// As it is stored.
-    pub fn to_document(&self) -> Document {
-        let mut document = doc! {
-            "restored": stored_count(self.restored),
-            "already_there": stored_count(self.already_there),
-            "in_conflict": stored_count(self.in_conflict),
-            "conflicts": self.conflicts.clone(),
-            "is_complete": self.is_complete,
-        };
-        // Absent at the start; an `_id` may itself be null.
-        if let Some(position) = &self.position {
-            document.insert("position", position.clone());
-        }
-        document
-    }
-
-    /// Reads what [`Restored::to_document`] made.
-    pub fn from_document(document: &Document) -> Self {
-        let count = |name: &str| document.get(name).and_then(whole_number).unwrap_or(0);
-        Self {
-            restored: count("restored"),
-            already_there: count("already_there"),
-            in_conflict: count("in_conflict"),
-            conflicts: document.get_array("conflicts").cloned().unwrap_or_default(),
-            position: document.get("position").cloned(),
-            is_complete: document.get_bool("is_complete").unwrap_or(false),
-        }
-    }
+/// Whether documents are written past the validator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bypass {
+    /// It was not necessary so far, and takes a privilege.
+    NotYet,
+    Always,
+    /// This user may not.
+    Never,
 }
 
 /// Puts a quarantine back.
@@ -96,6 +79,7 @@ pub struct Restore {
     into: Namespace,
     writing: ClientSession,
     transaction: i64,
+    bypass: Bypass,
 }
 
 impl Restore {
@@ -109,8 +93,10 @@ impl Restore {
         }
         // The driver hands sessions on, and whoever got ours would be refused for its numbers.
         let mongo = mongo.apart()?;
-        let writing = mongo.client().start_session().await.during("starting a session")?;
-        Ok(Self { mongo, quarantine: quarantine.clone(), into: into.clone(), writing, transaction: 0 })
+        let writing = mongo.client().start_session().causal_consistency(false).await;
+        let writing = writing.during("starting a session")?;
+        let (quarantine, into) = (quarantine.clone(), into.clone());
+        Ok(Self { mongo, quarantine, into, writing, transaction: 0, bypass: Bypass::NotYet })
     }
 
     /// The session of the writes, to be recorded before the first: whoever comes
@@ -119,33 +105,12 @@ impl Restore {
         self.writing.id().clone()
     }
 
-    /// Puts everything back that comes after the position of `restored`, until it
-    /// is done or `stop` is cancelled. `save` is called after each batch, which a
-    /// majority has then.
+    /// The next documents in the order of `_id`, as they were, and the last `_id`;
+    /// none where there are no more.
     ///
     /// # Errors
-    /// A stop where a document can't be read or written, and what `save` says.
-    pub async fn run(
-        &mut self,
-        restored: &mut Restored,
-        stop: &CancellationToken,
-        mut save: impl AsyncFnMut(&Restored) -> Result<()>,
-    ) -> Result<()> {
-        while !stop.is_cancelled() {
-            let (batch, position) = self.batch(restored.position.as_ref()).await?;
-            let Some(position) = position else {
-                restored.is_complete = true;
-                return save(restored).await;
-            };
-            self.write(batch, restored).await?;
-            restored.position = Some(position);
-            save(restored).await?;
-        }
-        Ok(())
-    }
-
-    /// The next documents in the order of `_id`, as they were, and the last `_id`.
-    async fn batch(&self, after: Option<&Bson>) -> Result<(Vec<RawDocumentBuf>, Option<Bson>)> {
+    /// A stop where they can't be read.
+    pub async fn batch(&self, after: Option<&Bson>) -> Result<(Vec<RawDocumentBuf>, Option<Bson>)> {
         // `$expr` sees all types, where `{_id: {$gt}}` sees one only.
         let filter = after.map_or_else(Document::new, |after| {
             doc! {"$expr": {"$gt": ["$_id", {"$literal": after.clone()}]}}
@@ -178,120 +143,143 @@ impl Restore {
         Ok(stored)
     }
 
-    async fn write(&mut self, documents: Vec<RawDocumentBuf>, restored: &mut Restored) -> Result<()> {
-        let (exact, plain): (Vec<_>, Vec<_>) =
-            documents.into_iter().partition(|document| has_zero_timestamp(document));
-        for part in split(&plain) {
-            self.insert(part, insert_command, restored).await?;
+    /// The documents of the collection that have these `_id`s, as a majority has
+    /// them, by the bytes of their `_id`s.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn present(&self, documents: &[RawDocumentBuf]) -> Result<HashMap<Vec<u8>, RawDocumentBuf>> {
+        let mut found = HashMap::new();
+        let collection = self.mongo.collection(&self.into);
+        for part in split(documents) {
+            let ids = part.iter().map(id_of).collect::<Result<Vec<Bson>>>()?;
+            let filter = doc! {"_id": {"$in": ids}};
+            let there = retrying(format!("looking for documents of {}", self.into), || {
+                super::source::collect(collection.find(filter.clone()).read_concern(ReadConcern::majority()))
+            })
+            .await?;
+            found.extend(there.into_iter().filter_map(|document| Some((id_bytes(&document)?, document))));
         }
-        for part in split(&exact) {
-            self.insert(part, upsert_command, restored).await?;
-        }
-        Ok(())
+        Ok(found)
     }
 
-    async fn insert(
-        &mut self,
-        documents: &[RawDocumentBuf],
-        command: fn(&str, &[&RawDocumentBuf]) -> Result<RawDocumentBuf>,
-        restored: &mut Restored,
-    ) -> Result<()> {
-        let mut open: Vec<&RawDocumentBuf> = documents.iter().collect();
-        let mut bypass = false;
-        for _ in 0..ATTEMPTS {
-            let mut command = command(&self.into.collection, &open)?;
-            if bypass {
+    /// Puts documents back, all or none, unless anything was done to one of their
+    /// `_id`s since that moment, which a majority must have.
+    ///
+    /// # Errors
+    /// A stop where the server does not do as asked.
+    pub async fn put(&mut self, documents: &[RawDocumentBuf], moment: Timestamp) -> Result<Put> {
+        loop {
+            let (put, code) = self.attempt(documents, moment).await?;
+            if code != INVALID_DOCUMENT || self.bypass != Bypass::NotYet {
+                return Ok(put);
+            }
+            // It was in the source all the same.
+            self.bypass = Bypass::Always;
+        }
+    }
+
+    /// Tries it once; tells the server's code too.
+    async fn attempt(&mut self, documents: &[RawDocumentBuf], moment: Timestamp) -> Result<(Put, i32)> {
+        self.transaction += 1;
+        let (exact, plain): (Vec<_>, Vec<_>) =
+            documents.iter().enumerate().partition(|(_, document)| has_zero_timestamp(document));
+        let mut is_begun = false;
+        for (part, is_plain) in [(plain, true), (exact, false)] {
+            if part.is_empty() {
+                continue;
+            }
+            let these: Vec<&RawDocumentBuf> = part.iter().map(|(_, document)| *document).collect();
+            let mut command = if is_plain {
+                insert_command(&self.into.collection, &these)
+            } else {
+                upsert_command(&self.into.collection, &these)?
+            };
+            if self.bypass == Bypass::Always {
                 command.append(bson::cstr!("bypassDocumentValidation"), true);
             }
-            let failures = failures(&self.send(command).await?);
-            restored.restored += u64::try_from(open.len().saturating_sub(failures.len())).unwrap_or(0);
-            let (mut again, mut violates) = (Vec::new(), false);
-            for failure in failures {
-                let Some(document) = open.get(failure.index).copied() else {
-                    return Err(self.refused(&failure, None));
-                };
-                match failure.code {
-                    DUPLICATE_KEY => self.stands_in_the_way(document, &failure, restored).await?,
-                    // It was in the source all the same.
-                    INVALID_DOCUMENT if !bypass => again.push(document),
-                    code if is_transient_code(code) => again.push(document),
-                    _ => return Err(self.refused(&failure, Some(document))),
+            if !is_begun {
+                command.append(bson::cstr!("startTransaction"), true);
+                let concern = rawdoc! {"level": "snapshot", "atClusterTime": moment};
+                command.append(bson::cstr!("readConcern"), concern);
+            }
+            is_begun = true;
+            let failure = match self.run(command).await {
+                Ok(reply) => match first_failure(&reply) {
+                    None => continue,
+                    Some(failure) => failure,
+                },
+                Err(error) if may_pass(&error) => {
+                    self.abort().await;
+                    return Ok((Put::LookAgain, 0));
                 }
-                violates |= failure.code == INVALID_DOCUMENT;
-            }
-            bypass |= violates;
-            if again.is_empty() {
-                return Ok(());
-            }
-            open = again;
+                Err(error) if self.bypass == Bypass::Always && is_unauthorized(&error) => {
+                    self.abort().await;
+                    // The validator will say which ones they are.
+                    self.bypass = Bypass::Never;
+                    return Ok((Put::LookAgain, 0));
+                }
+                Err(error) => {
+                    self.abort().await;
+                    return Err(error).during(format!("putting documents back into {}", self.into));
+                }
+            };
+            self.abort().await;
+            let index = part.get(failure.index).map_or(0, |(index, _)| *index);
+            let passes = is_transient_code(failure.code) || failure.is_by_id;
+            let put = if passes { Put::LookAgain } else { Put::Refused { index, reason: failure.message } };
+            return Ok((put, failure.code));
         }
-        Err(Error::stopped(format!("{} documents could not be put back into {}", open.len(), self.into))
-            .hint("start the same command again: it goes on from there"))
+        Ok((self.commit().await?, 0))
     }
 
-    /// A document that could not be inserted: either it is there, or another one
-    /// has what a unique index allows only once.
-    async fn stands_in_the_way(
-        &self,
-        document: &RawDocument,
-        failure: &Failure,
-        restored: &mut Restored,
-    ) -> Result<()> {
-        let Some(id) = document.get("_id").ok().flatten() else { return Ok(()) };
-        let id = super::source::to_bson(&id.into())?;
-        if failure.is_by_id || self.is_there(&id).await? {
-            restored.already_there += 1;
-            return Ok(());
-        }
-        restored.in_conflict += 1;
-        if restored.conflicts.len() < SAMPLES {
-            restored.conflicts.push(id);
-        }
-        Ok(())
-    }
-
-    async fn is_there(&self, id: &Bson) -> Result<bool> {
-        let collection = self.mongo.collection(&self.into);
-        let filter = doc! {"_id": {"$eq": id.clone()}};
-        let found = retrying(format!("looking for a document of {}", self.into), || {
-            let find = collection.find_one(filter.clone()).projection(doc! {"_id": 1});
-            async move { find.await }
-        })
-        .await?;
-        Ok(found.is_some())
-    }
-
-    /// Sends a write, again and again under the same number: the server executes
-    /// it once.
-    async fn send(&mut self, mut command: RawDocumentBuf) -> Result<Document> {
-        self.transaction += 1;
+    async fn run(&mut self, mut command: RawDocumentBuf) -> mongodb::error::Result<Document> {
         command.append(bson::cstr!("txnNumber"), self.transaction);
+        command.append(bson::cstr!("autocommit"), false);
         command
             .append(bson::cstr!("maxTimeMS"), i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
-        command.append(bson::cstr!("writeConcern"), encode(&majority_document())?);
         let database = self.mongo.database(&self.into.database);
-        retrying_in(
-            format!("putting documents back into {}", self.into),
-            &mut self.writing,
-            async |session| {
-                let reply = database.run_raw_command(command.clone()).session(&mut *session).await?;
-                check_write_concern(&reply)?;
-                Ok(reply)
-            },
-        )
-        .await
+        database.run_raw_command(command).session(&mut self.writing).await
     }
 
-    fn refused(&self, failure: &Failure, document: Option<&RawDocumentBuf>) -> Error {
-        let id = document.and_then(|document| document.get("_id").ok().flatten()).map(extended);
-        Error::stopped(format!(
-            "the quarantined document {} can't be put back into {}: {}",
-            id.unwrap_or_default(),
-            self.into,
-            failure.message
-        ))
-        .hint("mend the cause and start the same command again: it goes on from there")
+    /// Most often the server has done that already.
+    async fn abort(&mut self) {
+        let command = doc! {"abortTransaction": 1, "txnNumber": self.transaction, "autocommit": false};
+        let _aborted = self.mongo.admin().run_command(command).session(&mut self.writing).await;
     }
+
+    /// Commits, again and again under the same number: the server does it once.
+    async fn commit(&mut self) -> Result<Put> {
+        let command = doc! {
+            "commitTransaction": 1,
+            "txnNumber": self.transaction,
+            "autocommit": false,
+            "writeConcern": majority_document(),
+        };
+        let admin = self.mongo.admin();
+        let operation = format!("putting documents back into {}", self.into);
+        retrying_in(operation, &mut self.writing, async |session| {
+            match admin.run_command(command.clone()).session(&mut *session).await {
+                Ok(reply) => {
+                    super::sink::check_write_concern(&reply)?;
+                    Ok(Put::All)
+                }
+                // Lost in an election before it was committed.
+                Err(error) if is_gone(&error) => Ok(Put::LookAgain),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+}
+
+/// The `_id` of a document.
+///
+/// # Errors
+/// A stop for a document without.
+pub fn id_of(document: &RawDocumentBuf) -> Result<Bson> {
+    let id = document.get("_id").ok().flatten().ok_or_else(|| Error::stopped("a document has no `_id`"))?;
+    super::source::to_bson(&id.into())
 }
 
 /// A document that was not written.
@@ -303,34 +291,50 @@ struct Failure {
     is_by_id: bool,
 }
 
-fn failures(reply: &Document) -> Vec<Failure> {
-    let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
-    errors
-        .iter()
-        .filter_map(Bson::as_document)
-        .map(|error| Failure {
-            index: error
-                .get("index")
-                .and_then(whole_number)
-                .and_then(|index| usize::try_from(index).ok())
-                .unwrap_or(usize::MAX),
-            code: error.get_i32("code").unwrap_or(0),
-            message: error.get_str("errmsg").unwrap_or("no reason given").to_owned(),
-            is_by_id: error
-                .get_document("keyPattern")
-                .is_ok_and(|keys| keys.len() == 1 && keys.contains_key("_id")),
-        })
-        .collect()
+fn first_failure(reply: &Document) -> Option<Failure> {
+    let error = reply.get_array("writeErrors").ok()?.first()?.as_document()?;
+    let index = error.get("index").and_then(whole_number).and_then(|index| usize::try_from(index).ok());
+    let code = error.get_i32("code").unwrap_or(0);
+    let pattern = error.get_document("keyPattern");
+    Some(Failure {
+        index: index.unwrap_or(usize::MAX),
+        code,
+        message: error.get_str("errmsg").unwrap_or("no reason given").to_owned(),
+        is_by_id: code == DUPLICATE_KEY
+            && pattern.is_ok_and(|keys| keys.len() == 1 && keys.contains_key("_id")),
+    })
 }
 
-fn insert_command(into: &str, documents: &[&RawDocumentBuf]) -> Result<RawDocumentBuf> {
+fn code_of(error: &DriverError) -> i32 {
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => command.code,
+        _ => 0,
+    }
+}
+
+/// Whether the same may succeed as of a later moment.
+fn may_pass(error: &DriverError) -> bool {
+    is_transient(error) || UNREADABLE_MOMENT.contains(&code_of(error))
+}
+
+fn is_unauthorized(error: &DriverError) -> bool {
+    code_of(error) == UNAUTHORIZED
+}
+
+/// Whether the transaction exists no more.
+fn is_gone(error: &DriverError) -> bool {
+    const NO_SUCH_TRANSACTION: i32 = 251;
+    code_of(error) == NO_SUCH_TRANSACTION
+}
+
+fn insert_command(into: &str, documents: &[&RawDocumentBuf]) -> RawDocumentBuf {
     let mut inserted = RawArrayBuf::new();
     for document in documents {
         inserted.push(RawDocumentBuf::clone(document));
     }
-    let mut command = rawdoc! {"insert": into, "ordered": false};
+    let mut command = rawdoc! {"insert": into};
     command.append(bson::cstr!("documents"), inserted);
-    Ok(command)
+    command
 }
 
 /// An update that matches no document and so inserts, whatever its values.
@@ -351,14 +355,9 @@ fn upsert_command(into: &str, documents: &[&RawDocumentBuf]) -> Result<RawDocume
             "upsert": true,
         });
     }
-    let mut command = rawdoc! {"update": into, "ordered": false};
+    let mut command = rawdoc! {"update": into};
     command.append(bson::cstr!("updates"), updates);
     Ok(command)
-}
-
-fn encode(document: &Document) -> Result<RawDocumentBuf> {
-    RawDocumentBuf::try_from(document)
-        .map_err(|error| Error::stopped(format!("a command could not be encoded: {error}")))
 }
 
 /// Whether an insert would change the document.
@@ -399,21 +398,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_of_a_restoration_is_read_again() {
-        let restored = Restored {
-            restored: 5,
-            already_there: 2,
-            in_conflict: 1,
-            conflicts: vec![Bson::Int32(7)],
-            position: Some(Bson::Null),
-            is_complete: true,
-        };
-        for restored in [restored, Restored::default()] {
-            assert_eq!(Restored::from_document(&restored.to_document()), restored);
-        }
-    }
-
-    #[test]
     fn commands_stay_below_the_size_of_a_message() {
         let documents: Vec<_> = (0..5).map(|n| rawdoc! {"_id": n, "s": "x".repeat(3 << 20)}).collect();
         let sizes: Vec<_> = split(&documents).iter().map(|part| part.len()).collect();
@@ -423,12 +407,13 @@ mod tests {
 
     #[test]
     fn a_taken_id_is_told_from_another_unique_value() {
-        let error = |pattern: Document| {
-            doc! {"index": 3, "code": 11000, "errmsg": "E11000", "keyPattern": pattern}
+        let read = |pattern: Document| {
+            let error = doc! {"index": 3, "code": 11000, "errmsg": "E11000", "keyPattern": pattern};
+            first_failure(&doc! {"n": 1, "writeErrors": [error]}).expect("a failure")
         };
-        let reply = doc! {"n": 1, "writeErrors": [error(doc! {"_id": 1}), error(doc! {"email": 1})]};
-        let read = failures(&reply);
-        assert_eq!(read.iter().map(|failure| failure.is_by_id).collect::<Vec<_>>(), [true, false]);
-        assert_eq!((read[0].index, read[0].code), (3, 11000));
+        assert!(read(doc! {"_id": 1}).is_by_id);
+        let other = read(doc! {"email": 1});
+        assert_eq!((other.index, other.code, other.is_by_id), (3, 11000, false));
+        assert!(first_failure(&doc! {"n": 1}).is_none());
     }
 }

@@ -21,8 +21,9 @@ use crate::mongo::Mongo;
 use crate::mongo::catch_up::distinct;
 use crate::mongo::command::retrying;
 use crate::mongo::feed::{Feed, Position, nudge};
+use crate::mongo::insertion::{Insertion, Put, id_of};
+use crate::mongo::restore::Restore;
 use crate::mongo::restore::progress::Restored;
-use crate::mongo::restore::{Put, Restore, id_of};
 use crate::mongo::sink::{id_bytes, value_bytes};
 use crate::mongo::source::{collect, to_bson};
 use crate::mongo::watched::Watched;
@@ -158,7 +159,7 @@ pub async fn restore_into(
         if stop.is_cancelled() {
             return Ok(());
         }
-        put_all(restore, since, batch, restored).await?;
+        put_all(&mut restore.insertion, since, batch, restored).await?;
         crash::point("restore_put");
         restored.position = Some(position);
         save(restored, since.position()).await?;
@@ -168,7 +169,7 @@ pub async fn restore_into(
 
 /// Puts all of them back but those of which something else became.
 async fn put_all(
-    restore: &mut Restore,
+    insertion: &mut Insertion,
     since: &mut Since,
     documents: Vec<RawDocumentBuf>,
     restored: &mut Restored,
@@ -177,9 +178,9 @@ async fn put_all(
     while let Some((mut part, attempts)) = open.pop_front() {
         let moment = since.look().await?;
         restored.deleted_since += since.take_out(&mut part).await?;
-        take_out_present(restore, &mut part, restored).await?;
+        take_out_present(insertion, &mut part, restored).await?;
         let Some(first) = part.first() else { continue };
-        match restore.put(&part, moment).await? {
+        match insertion.put(&part, moment).await? {
             Put::All => restored.restored += part.len() as u64,
             Put::Refused { index, reason } => {
                 let refused = part.remove(index.min(part.len() - 1));
@@ -206,11 +207,11 @@ async fn put_all(
 /// Takes out the documents whose `_id` is there. One that is there just as it was
 /// rejected was put back before, by a run that did not live to say so.
 async fn take_out_present(
-    restore: &Restore,
+    insertion: &Insertion,
     part: &mut Vec<RawDocumentBuf>,
     restored: &mut Restored,
 ) -> Result<()> {
-    let mut present = restore.present(part).await?;
+    let mut present = insertion.present(part).await?;
     if let ([only], Some(there)) = (part.as_slice(), present.values().next().cloned()) {
         // Equal `_id`s may differ in their bytes, such as numbers of two types.
         present = id_bytes(only).map(|id| (id, there)).into_iter().collect();

@@ -11,10 +11,10 @@ use super::gates::{self, CHANGED_AT, Gate};
 use super::in_step::InStep;
 use super::record::{FIELD, Record, State};
 use super::recover::finish_earlier;
-use super::rollback::cut_over;
+use super::rollback::{cut_over, position_since};
 use super::run::{give_back, stored_job};
 use crate::Context;
-use crate::cleanse::follow::{Direction, stored_position, stored_sessions};
+use crate::cleanse::follow::{Direction, stored_sessions};
 use crate::cleanse::plan::Plan;
 use crate::cleanse::quarantine::{self, of_job};
 use crate::cleanse::restore::{Since, restore_into};
@@ -184,8 +184,8 @@ async fn put_back(
     let live = &record.renames.live;
     mongo.end_operations(&stored_sessions(job.stored(SESSION))).await?;
     let mut restore = Restore::new(mongo, quarantine, live).await?;
-    job.save(doc! {SESSION: restore.session()}).await?;
-    let mut since = since(context, job, live, quarantine, report).await?;
+    job.save(doc! {SESSION: restore.insertion.session()}).await?;
+    let mut since = since(context, job.name(), live, quarantine, report).await?;
     let is_blind = report.is_blind;
     let total = crate::cleanse::count::exactly(mongo, quarantine, &Document::new()).await?;
     let save = async |restored: &Restored, position: &Position| {
@@ -200,14 +200,14 @@ async fn put_back(
 /// The deletes since the swap; where the oplog no longer tells them, those from now on.
 async fn since(
     context: &Context,
-    job: &Job,
+    job: &str,
     live: &Namespace,
     quarantine: &Namespace,
     report: &mut Report,
 ) -> Result<Since> {
     let mongo = &context.mongo;
-    if let Some(position) = stored_position(job, Direction::Back) {
-        match Since::of(mongo, live, quarantine, job.name(), position).await {
+    if let Some(position) = position_since(&stored_job(context, job).await?) {
+        match Since::of(mongo, live, quarantine, job, position).await {
             Err(error) if error.class() == Class::Refused => {}
             result => return result,
         }
@@ -218,7 +218,7 @@ async fn since(
          application has written anew and deleted again comes back as it was rejected"
     ));
     let now = Position::Time(mongo.majority_time().await?);
-    Since::of(mongo, live, quarantine, job.name(), now).await
+    Since::of(mongo, live, quarantine, job, now).await
 }
 
 fn progress(restored: &Restored, total: u64, limited_by: &'static str) -> Progress {

@@ -15,6 +15,7 @@ pub mod flags;
 pub mod groups;
 pub mod health;
 pub mod index;
+pub mod insertion;
 pub mod keeping;
 pub mod lanes;
 pub mod notes;

@@ -67,6 +67,7 @@ mod regressions;
 mod replica_set;
 mod replication;
 mod retry;
+mod rollback_keep;
 mod rollback_swap;
 mod secrets;
 mod surroundings;

@@ -187,7 +187,7 @@ async fn put_back(
     job.save(doc! {SESSION: restore.insertion.session()}).await?;
     let mut since = since(context, job.name(), live, quarantine, report).await?;
     let is_blind = report.is_blind;
-    let total = crate::cleanse::count::exactly(mongo, quarantine, &Document::new()).await?;
+    let total = mongo.collection(quarantine).estimated_document_count().await.unwrap_or(0);
     let save = async |restored: &Restored, position: &Position| {
         let mut fields = restored.to_document();
         fields.insert("is_blind", is_blind);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::cleanse_live::RULE;
 use crate::cleansing::{SOURCE, configure, job_name};
 use crate::harness::{Bench, Random, wait_for};
-use crate::own_set::ThreeNodes;
+use crate::own_set::{OwnSet, ThreeNodes};
 use crate::program::Running;
 use crate::writers::{Cutover, Options, Writers, expect_live_after_cutover, is_valid};
 
@@ -126,7 +126,8 @@ impl Moment {
         }
     }
 
-    /// Waits for the moment, and changes the primary then.
+    /// Waits for the moment, and changes the primary then: the command is still held up, and who
+    /// ends the fail point would wait for it.
     async fn change_primary(self, set: &ThreeNodes, run: &mut Running) {
         match self {
             Self::Gates => {
@@ -137,14 +138,10 @@ impl Moment {
                 .await;
             }
             Self::At(..) => {
-                let off = doc! {"configureFailPoint": "failCommand", "mode": "off"};
                 let primary = set.primary().await;
                 let entered =
                     doc! {"waitForFailPoint": "failCommand", "timesEntered": 1_i64, "maxTimeMS": 50_000};
                 primary.admin().run_command(entered).await.expect("it is reached");
-                for member in &set.members {
-                    member.admin().run_command(off.clone()).await.expect("off");
-                }
             }
         }
         set.step_down().await;
@@ -189,4 +186,30 @@ async fn timing_a_step_down_while_a_swap_is_fenced_loses_no_write() {
 async fn timing_a_step_down_while_a_keep_is_fenced_or_renames_loses_no_write() {
     // The first `applyOps` is the question whether it is permitted.
     through_a_change_of_the_primary("keep", &[Moment::At("collMod", 1), Moment::At("applyOps", 1)]).await;
+}
+
+/// Where an answer is lost, somebody looks what has become of the command; where that is told by an
+/// error, writes go on and the next command does it.
+#[tokio::test]
+async fn a_cutover_whose_connection_is_lost_ends_in_a_known_state() {
+    let set = OwnSet::start(&[]);
+    for (command, exit) in [("renameCollection", 0), ("collMod", 4)] {
+        let bench = Bench::on(&set.uri).await;
+        let writers = copied(&bench, 500).await;
+        let mut data = doc! {"failCommands": [command], "closeConnection": true};
+        if command == "collMod" {
+            // The one that holds writes off, not the one before.
+            data.insert("namespace", bench.namespace(SOURCE));
+        }
+        let once = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data};
+        bench.admin().run_command(once).await.expect("the fail point");
+        let cutover = "cutover --mode swap --max-pause 10s --yes";
+        let first = bench.run(cutover).await.expect_exit(exit);
+        assert!(exit != 0 || first.stderr.contains("attempt 1"), "{}", first.stderr);
+        let fence = record(&bench).await.expect("a record").get("fence").cloned();
+        assert_eq!(fence, Some(Bson::Null), "{command}");
+        writers.go_on_for(50).await;
+        assert_eq!(bench.run(cutover).await.expect_exit(0).text("/outcome"), "cut_over");
+        expect_nothing_lost(&bench, writers, Instant::now()).await;
+    }
 }

@@ -5,7 +5,8 @@ use bson::{Bson, Document, doc};
 
 use crate::cleanse_live::RULE;
 use crate::cleansing::{SOURCE, bytes, configure, job_name};
-use crate::harness::Bench;
+use crate::harness::{Bench, wait_for};
+use crate::own_set::OwnSet;
 use crate::program::Finished;
 use crate::writers::{Cutover, Options, Writers, expect_live_after_rollback, is_valid};
 
@@ -147,6 +148,35 @@ async fn without_the_oplog_since_the_swap_everything_comes_back() {
     assert_eq!(done.json["deletes_known"], false, "{}", done.stdout);
     assert!(done.stderr.contains("no longer tells"), "{}", done.stderr);
     assert_eq!(bytes(&bench, SOURCE).await.len(), 100);
+}
+
+/// Deletes are let through until the very rename: what was deleted then is not brought back.
+#[tokio::test]
+async fn what_was_deleted_at_the_last_moment_of_a_swap_stays_away() {
+    let set = OwnSet::start(&[]);
+    let bench = Bench::on(&set.uri).await;
+    configure(&bench, RULE);
+    bench.insert_into(SOURCE, (0..100).map(|id| doc! {"_id": id, "valid": id % 3 != 0})).await;
+    bench.run(COPY).await.expect_exit(0);
+    let slow = doc! {"failCommands": ["renameCollection"], "blockConnection": true, "blockTimeMS": 3_000};
+    let once = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": slow};
+    bench.admin().run_command(once).await.expect("the fail point");
+    let mut run = bench.program(SWAP).spawn();
+    wait_for("the last moment", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        let job = bench.job(&job_name(&bench)).await.expect("the job");
+        job.get_document("cutover")
+            .is_ok_and(|record| record.get_str("state").is_ok_and(|is| is == "renaming"))
+    })
+    .await;
+    let source = bench.database.collection::<Document>(SOURCE);
+    source.delete_many(doc! {"_id": {"$in": [0, 1]}}).await.expect("deletes are let through");
+    let done = run.finish().await.expect_exit(0);
+    assert_eq!(done.number("/residual_deletes"), 2, "{}", done.stdout);
+    assert_eq!(rejected(&bench).await, 33);
+    bench.run(ROLLBACK).await.expect_exit(0);
+    let found = bench.documents(SOURCE).await;
+    assert_eq!((found.len(), found[0].get_i32("_id").ok()), (98, Some(2)));
 }
 
 /// A bench under writers that was cut over by a swap.

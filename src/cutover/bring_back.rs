@@ -15,6 +15,7 @@ use super::rollback::{cut_over, position_since};
 use super::run::{give_back, stored_job};
 use crate::Context;
 use crate::cleanse::follow::{Direction, stored_sessions};
+use crate::cleanse::marks::Marks;
 use crate::cleanse::plan::Plan;
 use crate::cleanse::quarantine::{self, of_job};
 use crate::cleanse::restore::{Since, restore_into};
@@ -145,6 +146,10 @@ async fn steps(steered: &Steered, job: &Job, report: &mut Report) -> Result<()> 
     let quarantine = check(context, &stored, &record).await?;
     report.quarantine = Some(quarantine.clone());
     let earlier = stored.get_document(RESTORED).ok();
+    if earlier.is_none() {
+        // From here on a mark says that the application has deleted the document.
+        Marks::of(mongo, job.name()).clear().await?;
+    }
     report.restored = earlier.map(Restored::from_document).unwrap_or_default();
     report.is_blind = earlier.is_some_and(|earlier| earlier.get_bool("is_blind").unwrap_or(false));
     if record.state == State::RolledBack && report.restored.refused == 0 {

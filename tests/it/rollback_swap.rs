@@ -183,11 +183,19 @@ async fn what_was_deleted_at_the_last_moment_of_a_swap_stays_away() {
 async fn swapped_live(documents: i32) -> (Bench, Writers) {
     let bench = Bench::new().await;
     configure(&bench, RULE);
-    let options = Options { documents, cutover: Cutover::AndRollback(is_valid), ..Options::default() };
+    let cutover = Cutover::AndRollback(is_valid);
+    let options = Options { documents, cutover, target_rate: 600, ..Options::default() };
     let writers = Writers::on(&bench, SOURCE, options).await;
     bench.run(COPY).await.expect_exit(0);
-    bench.run(SWAP).await.expect_exit(0);
-    writers.go_on_for(1_000).await;
+    // On a busy machine the copy may be too far behind for the gates at first.
+    let mut swapped = bench.run(SWAP).await;
+    for _ in 0..2 {
+        if swapped.exit == Some(3) {
+            swapped = bench.run(SWAP).await;
+        }
+    }
+    swapped.expect_exit(0);
+    writers.go_on_for(800).await;
     (bench, writers)
 }
 
@@ -213,7 +221,7 @@ async fn expect_nothing_lost(bench: &Bench, writers: Writers, done: &Finished) {
 
 #[tokio::test]
 async fn a_rollback_after_a_swap_loses_no_write() {
-    let (bench, writers) = swapped_live(10_000).await;
+    let (bench, writers) = swapped_live(6_000).await;
     let done = bench.run(ROLLBACK).await;
     let count = |name: &str| done.number(&format!("/documents/{name}"));
     assert!(count("restored") > 1_000 && count("kept") > 10 && count("deleted_since") > 0, "{}", done.stdout);
@@ -222,7 +230,7 @@ async fn a_rollback_after_a_swap_loses_no_write() {
 
 #[tokio::test]
 async fn a_rollback_after_a_swap_that_is_killed_at_every_boundary_loses_nothing() {
-    let (bench, writers) = swapped_live(10_000).await;
+    let (bench, writers) = swapped_live(6_000).await;
     for point in
         ["restore_put:1", "restore_saved:1", "restore_put:1", "restore_saved:1", "restore_complete:1"]
     {

@@ -36,6 +36,7 @@ impl Follower<'_> {
         ids: &[RawBson],
         after: Option<Timestamp>,
     ) -> Result<Applied> {
+        self.forget_displaced(ids).await?;
         let attempt = lanes.apply(ids, after).await?;
         let mut applied = attempt.applied;
         applied.add(self.separate(lanes, attempt.parties, after).await?);
@@ -92,6 +93,7 @@ impl Follower<'_> {
                 return Ok(applied);
             }
             self.job.lease().valid().await?;
+            open = self.displace(lanes, open).await?;
             marks.set(&open).await?;
             lanes.remove(&open).await?;
             crash::point("parties_removed");

@@ -411,9 +411,12 @@ impl Follower<'_> {
     /// # Errors
     /// A stop where the lease is lost or the job can't be written.
     pub async fn save_position(&self, position: &Position) -> Result<()> {
-        // Together: what was counted belongs to that position.
-        let tally = self.tally().to_document();
-        self.job.save(doc! {self.direction.position(): position.to_document(), ledger::TALLY: tally}).await
+        let mut fields = doc! {self.direction.position(): position.to_document()};
+        if self.direction == Direction::Forward {
+            // Together: what was counted belongs to that position.
+            fields.insert(ledger::TALLY, self.tally().to_document());
+        }
+        self.job.save(fields).await
     }
 
     fn show(&self, position: &Position, followed: &Followed) {

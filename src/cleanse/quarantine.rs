@@ -7,7 +7,6 @@
 use bson::{Bson, Document, RawBson, Timestamp, doc};
 use mongodb::error::ErrorKind;
 use mongodb::options::Hint;
-use tokio_util::sync::CancellationToken;
 
 use super::build;
 use super::follow::Follower;
@@ -20,7 +19,6 @@ use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::lanes::Lanes;
 use crate::mongo::quarantine::{AROUND, LARGEST, parts_of};
-use crate::mongo::restore::{Restore, Restored};
 
 /// The field of the job document with the name of the collection.
 pub const NAME: &str = "quarantine";
@@ -256,25 +254,6 @@ pub async fn resolve_pending(
     }
     follower.apply(lanes, &ids, after).await?;
     collection.drop_index(PENDING_INDEX).await.during(format!("dropping {PENDING_INDEX}"))
-}
-
-/// Puts every quarantined document back into a collection as it was, but never
-/// over one that is there. Goes on from where `restored` says it was; `save` is
-/// called after each batch, to store that. Whoever has to make sure that nothing
-/// of an interrupted run arrives late uses [`Restore`] and records its session.
-///
-/// # Errors
-/// A refusal where there is no quarantine; a stop where a document can't be read
-/// or written; what `save` says.
-pub async fn restore_into(
-    mongo: &Mongo,
-    quarantine: &Namespace,
-    into: &Namespace,
-    restored: &mut Restored,
-    stop: &CancellationToken,
-    save: impl AsyncFnMut(&Restored) -> Result<()>,
-) -> Result<()> {
-    Restore::new(mongo, quarantine, into).await?.run(restored, stop, save).await
 }
 
 #[cfg(test)]

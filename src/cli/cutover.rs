@@ -39,7 +39,11 @@ pub struct CutoverArgs {
     /// How names are exchanged.
     #[command(flatten)]
     pub exchange: ExchangeArgs,
-    /// Afterwards keep the old collection up to date until stopped (not supported yet).
+    /// Afterwards keep the old collection up to date until stopped (with keep).
+    ///
+    /// What is written to the new collection is brought back into the old one, so
+    /// that `rollback` has little left to do, whatever the oplog holds by then.
+    /// Started again, it goes on.
     #[arg(long)]
     pub feed_back: bool,
     /// Lift the fence of a cutover that was cut short, and look at what has become of it.

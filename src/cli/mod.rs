@@ -144,6 +144,7 @@ pub enum Command {
     Cutover(cutover::CutoverArgs),
     /// Take a cutover back: the old collection is live again.
     ///
+    /// After `cutover --mode swap` the quarantine is put back into the live collection.
     /// After `cutover --mode keep`: brings along what was written since, and
     /// exchanges the names again. Writes are held off for a moment. Asks first.
     Rollback(cutover::RollbackArgs),

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::Context;
 use crate::cleanse::follow::{self, Direction};
-use crate::cleanse::{affected, dual_write, quarantine};
+use crate::cleanse::{affected, displaced, dual_write, quarantine};
 use crate::cli::cleanup::CleanupArgs;
 use crate::config::values::Namespace;
 use crate::error::{Context as _, Error, Result};
@@ -75,15 +75,18 @@ pub async fn run(context: &Context, args: &CleanupArgs) -> Result<Outcome> {
         let is_dropped = args.drop_old_collection && drop_unchanged(mongo, collection).await?;
         if is_dropped { &mut dropped } else { &mut kept }.push(collection.namespace.to_string());
     }
-    let gap_writes = Records { collection: GAP_WRITES, filter: doc! {"_id.job": &args.job} };
-    let left = count(mongo, &gap_writes).await?;
+    let mut left = BTreeMap::new();
+    for collection in [GAP_WRITES, displaced::COLLECTION] {
+        let records = Records { collection, filter: doc! {"_id.job": &args.job} };
+        left.insert(collection, count(mongo, &records).await?);
+    }
     taken.remove().await?;
     removed.insert("jobs", 1);
     if store::list(mongo, None).await?.is_empty() {
         let pulse = Records { collection: "pulse", filter: doc! {"_id": 1} };
         removed.insert(pulse.collection, remove(mongo, &pulse).await?);
     }
-    Ok(report(&args.job, &removed, &dropped, &kept, left))
+    Ok(report(&args.job, &removed, &dropped, &kept, &left))
 }
 
 async fn stored(mongo: &Mongo, name: &str) -> Result<Document> {
@@ -237,7 +240,7 @@ fn report(
     removed: &BTreeMap<&str, u64>,
     dropped: &[String],
     kept: &[String],
-    gap_writes: u64,
+    left: &BTreeMap<&str, u64>,
 ) -> Outcome {
     let json = json!({
         "schema": 1,
@@ -246,7 +249,8 @@ fn report(
         "removed": removed,
         "dropped": dropped,
         "kept": kept,
-        "kept_gap_writes": gap_writes,
+        "kept_gap_writes": left.get(GAP_WRITES),
+        "kept_displaced": left.get(displaced::COLLECTION),
     });
     let counts: Vec<String> = removed
         .iter()
@@ -256,9 +260,10 @@ fn report(
     let mut lines = vec![format!("{job}: removed {}", counts.join(", "))];
     lines.extend(dropped.iter().map(|name| format!("dropped {name}")));
     lines.extend(kept.iter().map(|name| format!("kept {name}")));
-    if gap_writes > 0 {
+    for (collection, count) in left.iter().filter(|(_, count)| **count > 0) {
         lines.push(format!(
-            "kept {gap_writes} documents that were written during the cutover, in {GAP_WRITES} of the state database"
+            "kept {count} documents of the application that a cutover or a rollback has set aside, in \
+             {collection} of the state database"
         ));
     }
     Outcome::reached(json, lines.join("\n"))

@@ -9,9 +9,12 @@ use tokio_util::sync::CancellationToken;
 use super::in_step::InStep;
 use crate::Context;
 use crate::cleanse::plan::Plan;
+use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 use crate::job::store;
 use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::valid::Valid;
 use crate::verify::{full, structure};
 
 /// The job field that tells when what is verified was last made anew.
@@ -28,11 +31,13 @@ const SETTLE: Duration = Duration::from_secs(10);
 const PARALLEL: usize = 2;
 /// Differences that are listed.
 const MOST_DIFFERENCES: usize = 10;
+/// How often an empty quarantine is looked at beside a source that is written to.
+const EMPTY_LOOKS: u32 = 3;
 
 /// A condition and whether it holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
-    /// `verify`, `lag` or `predicted pause`.
+    /// `verify`, `verify quarantine`, `lag` or `predicted pause`.
     pub name: &'static str,
     /// Whether it holds.
     pub passed: bool,
@@ -63,18 +68,74 @@ pub async fn verified(
     changed_at: Option<&Bson>,
     in_step: &mut InStep<'_>,
 ) -> Result<Gate> {
-    let order = order(plan);
-    let gate = |passed, found: String| Gate { name: "verify", passed, found };
+    const NAME: &str = "verify";
     if let Some(differing) = other_structure(&context.mongo, plan).await? {
-        return Ok(gate(false, differing));
+        return Ok(Gate { name: NAME, passed: false, found: differing });
     }
-    if let Some(at) = earlier_pass(&context.mongo, plan, &order.job, changed_at).await? {
+    compared(context, &order(plan), NAME, changed_at, in_step).await
+}
+
+/// The same for the quarantine: whether it holds what the rules reject, so that the
+/// cutover can be taken back. `None` where there is no quarantine.
+///
+/// # Errors
+/// As [`verified`].
+pub async fn quarantine_verified(
+    context: &Context,
+    plan: &Plan,
+    changed_at: Option<&Bson>,
+    in_step: &mut InStep<'_>,
+) -> Result<Option<Gate>> {
+    const NAME: &str = "verify quarantine";
+    let Some(quarantine) = &plan.quarantine else { return Ok(None) };
+    let order = order(plan);
+    let rejected = doc! {"$nor": [order.valid.condition.clone()]};
+    let (mongo, stop) = (&context.mongo, &context.stop);
+    for _ in 0..EMPTY_LOOKS {
+        if !is_empty(mongo, quarantine, &Document::new()).await? {
+            let order = full::Order {
+                target: quarantine,
+                valid: Valid::condition(rejected),
+                job: format!("{}-quarantine", order.job),
+                is_quarantine: true,
+                ..order
+            };
+            return compared(context, &order, NAME, changed_at, in_step).await.map(Some);
+        }
+        // A comparison with nothing proves nothing, but there may be nothing to reject.
+        if is_empty(mongo, &plan.source, &rejected).await? {
+            return Ok(Some(Gate { name: NAME, passed: true, found: "nothing is rejected".into() }));
+        }
+        in_step.draw_level(stop).await?;
+    }
+    Ok(Some(Gate { name: NAME, passed: false, found: format!("{quarantine} is empty") }))
+}
+
+async fn is_empty(mongo: &Mongo, namespace: &Namespace, filter: &Document) -> Result<bool> {
+    let collection = mongo.collection(namespace);
+    let found = retrying(format!("looking for a document of {namespace}"), || {
+        let find = collection.find_one(filter.clone());
+        async move { find.await }
+    })
+    .await?;
+    Ok(found.is_none())
+}
+
+async fn compared(
+    context: &Context,
+    order: &full::Order<'_>,
+    name: &'static str,
+    changed_at: Option<&Bson>,
+    in_step: &mut InStep<'_>,
+) -> Result<Gate> {
+    let gate = |passed, found: String| Gate { name, passed, found };
+    if let Some(at) = earlier_pass(&context.mongo, order, changed_at).await? {
         return Ok(gate(true, format!("passed at {at}")));
     }
-    context.events.note(format!("comparing {} with {} before the cutover", plan.source, plan.target));
+    context.events.note(format!("comparing {} with {} before the cutover", order.source, order.target));
     let halt = CancellationToken::new();
     let verify = async {
-        let result = full::run(context, &order).await;
+        let result = full::run(context, order).await;
         halt.cancel();
         result
     };
@@ -111,16 +172,16 @@ fn order(plan: &Plan) -> full::Order<'_> {
 /// When a comparison of these very collections passed, if that counts still.
 async fn earlier_pass(
     mongo: &Mongo,
-    plan: &Plan,
-    job: &str,
+    order: &full::Order<'_>,
     changed_at: Option<&Bson>,
 ) -> Result<Option<Bson>> {
-    let Some(stored) = store::list(mongo, Some(job)).await?.into_iter().next() else { return Ok(None) };
+    let stored = store::list(mongo, Some(&order.job)).await?.into_iter().next();
+    let Some(stored) = stored else { return Ok(None) };
     let uuids = doc! {
-        "source": mongo.bearer(&plan.source).await?.unwrap_or(Bson::Null),
-        "target": mongo.bearer(&plan.target).await?.unwrap_or(Bson::Null),
+        "source": mongo.bearer(order.source).await?.unwrap_or(Bson::Null),
+        "target": mongo.bearer(order.target).await?.unwrap_or(Bson::Null),
     };
-    Ok(counts(&stored, &uuids, &plan.predicate.identity(), changed_at))
+    Ok(counts(&stored, &uuids, &order.rules, changed_at))
 }
 
 /// When a stored verdict was given, if it is about these collections and rules

@@ -11,7 +11,7 @@ use super::gap::merge_back;
 use super::in_step::last_moment;
 use super::order::Renames;
 use super::record::{self, Record, State};
-use super::residual::{self, after, bring_along};
+use super::residual::{Brought, after, bring_along, complete};
 use crate::cleanse::follow::Direction;
 use crate::cleanse::marks::Marks;
 use crate::error::{Class, Error, Result};
@@ -116,12 +116,15 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
         Found::Between | Found::Unknown => return Err(unknown(renames)),
     };
     let brought =
-        if found == Found::Exchanged { brought_along(mongo, job, record).await } else { Ok(Document::new()) };
+        if found == Found::Exchanged { brought_along(mongo, job, record).await.map(Some) } else { Ok(None) };
     // Writes go on, whatever could not be done.
     if let Some(fence) = &record.fence {
         fence::lift(mongo, fence, renames).await?;
     }
-    let fields = brought?;
+    let fields = match brought? {
+        Some((brought, fenced_at)) => complete(mongo, job, record, fenced_at, &brought).await?,
+        None => Document::new(),
+    };
     if found == Found::AsBefore {
         merge_back(mongo, job, &renames.live).await?;
     }
@@ -190,13 +193,13 @@ async fn stored_moment(mongo: &Mongo, job: &str, direction: Direction) -> Result
 }
 
 /// What came at the last moment of an exchange whose process did not live to see
-/// to it; returns what is to be stored.
-async fn brought_along(mongo: &Mongo, job: &str, record: &Record) -> Result<Document> {
+/// to it; returns it with the moment since when writes were held off.
+async fn brought_along(mongo: &Mongo, job: &str, record: &Record) -> Result<(Brought, Timestamp)> {
     let (position, fenced_at) = stored_moment(mongo, job, record.direction()).await?;
     let mut feed = mongo.prompt_feed(&Watched::only(&record.renames.live), position).await?;
     let last = last_moment(&mut feed).await?;
-    let (residue, renamed_at) = bring_along(mongo, job, &record.renames, fenced_at, last).await?;
-    Ok(residual::fields(record, &residue, renamed_at))
+    let brought = bring_along(mongo, job, &record.renames, fenced_at, last, true).await?;
+    Ok((brought, fenced_at))
 }
 
 /// Lifts every fence that a process has left which is gone.

@@ -16,16 +16,23 @@ use super::in_step::{LastMoment, last_moment};
 use super::order::Renames;
 use super::record::{FIELD, Record};
 use crate::cleanse::follow::Direction;
+use crate::cleanse::quarantine::of_job;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
+use crate::job::store;
 use crate::mongo::Mongo;
 use crate::mongo::catch_up::distinct;
+use crate::mongo::command::retrying;
 use crate::mongo::exchange::GivingWay;
 use crate::mongo::feed::Position;
 use crate::mongo::index::stored_count;
+use crate::mongo::quarantine::{MOST_PARTS, part_id, parts_of};
 use crate::mongo::sink::value_bytes;
 use crate::mongo::source::to_bson;
 use crate::mongo::watched::Watched;
+
+/// Documents that leave the quarantine at once.
+const DELETES: usize = 1000;
 
 /// What came at the last moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,8 +46,18 @@ pub struct Residue {
     pub gap: Merged,
 }
 
-/// Brings along what came at the last moment; returns it with the moment of the
-/// rename.
+/// What was brought along before anybody writes again.
+#[derive(Debug, Default)]
+pub struct Brought {
+    /// What came at the last moment.
+    pub residue: Residue,
+    deleted: Vec<RawBson>,
+    /// The moment of the rename, where it was looked for.
+    renamed_at: Option<Timestamp>,
+}
+
+/// Brings along what came at the last moment. Most often that is nothing, and then
+/// nothing is asked for that the application would wait for.
 ///
 /// # Errors
 /// A stop where the moment of the rename can't be found or a write is refused.
@@ -50,7 +67,11 @@ pub async fn bring_along(
     renames: &Renames,
     fenced_at: Timestamp,
     last: LastMoment,
-) -> Result<(Residue, Timestamp)> {
+    may_have_gap: bool,
+) -> Result<Brought> {
+    if last.touched.is_empty() && !may_have_gap {
+        return Ok(Brought::default());
+    }
     let renamed_at = moment_of_rename(mongo, &renames.incoming, fenced_at).await?;
     let mut live = GivingWay::new(mongo, &renames.live, renamed_at)?;
     let mut residue = Residue::default();
@@ -62,12 +83,58 @@ pub async fn bring_along(
     residue.deletes = u64::try_from(deleted.len()).unwrap_or(u64::MAX);
     residue.lost = lost.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
     residue.gap = gap::merge(mongo, job, &renames.live, &mut live).await?;
-    Ok((residue, renamed_at))
+    Ok(Brought { residue, deleted, renamed_at: Some(renamed_at) })
+}
+
+/// Does what is left when writes go on: what was deleted leaves the quarantine too,
+/// or a rollback would bring it back. Returns what is to be stored of the exchange.
+///
+/// # Errors
+/// A stop where the moment of the rename can't be found or the quarantine can't be
+/// written.
+pub async fn complete(
+    mongo: &Mongo,
+    job: &str,
+    record: &Record,
+    fenced_at: Timestamp,
+    brought: &Brought,
+) -> Result<Document> {
+    leave_quarantine(mongo, job, &brought.deleted).await?;
+    let renamed_at = match brought.renamed_at {
+        Some(moment) => moment,
+        None => moment_of_rename(mongo, &record.renames.incoming, fenced_at).await?,
+    };
+    Ok(fields(record, &brought.residue, renamed_at))
+}
+
+async fn leave_quarantine(mongo: &Mongo, job: &str, deleted: &[RawBson]) -> Result<()> {
+    if deleted.is_empty() {
+        return Ok(());
+    }
+    let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+    let Some(quarantine) = of_job(&stored) else { return Ok(()) };
+    for part in deleted.chunks(DELETES) {
+        let ids = part.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
+        let parts: Vec<Bson> = part
+            .iter()
+            .flat_map(|id| (0..MOST_PARTS).map(|part| to_bson(&part_id(id, part).into())))
+            .collect::<Result<_>>()?;
+        // What refers to the parts goes first.
+        for (namespace, ids) in [(quarantine.clone(), ids), (parts_of(&quarantine), parts)] {
+            let collection = mongo.collection(&namespace);
+            retrying(format!("removing what was deleted from {namespace}"), || {
+                let delete = collection.delete_many(doc! {"_id": {"$in": ids.clone()}});
+                async move { delete.await }
+            })
+            .await?;
+        }
+    }
+    Ok(())
 }
 
 /// What is stored of a finished exchange: where the former collection is, and from
 /// where the way back would have to be followed.
-pub fn fields(record: &Record, residue: &Residue, renamed_at: Timestamp) -> Document {
+fn fields(record: &Record, residue: &Residue, renamed_at: Timestamp) -> Document {
     let old = record.renames.retired.as_ref().map(ToString::to_string);
     let mut fields = doc! {
         format!("{FIELD}.renamed_at"): renamed_at,

@@ -2,22 +2,26 @@
 //!
 //! The same exchange of names the other way round: what was written to the new
 //! collection is followed from the moment of the cutover and brought to the old
-//! one, writes are held off, names are exchanged.
+//! one, writes are held off, names are exchanged. After a swap there is no old
+//! collection: see `bring_back`.
 
 use std::sync::Mutex;
 use std::time::Instant;
 
 use bson::Document;
 
+use super::bring_back;
 use super::exchange::Exchange;
 use super::gates;
 use super::in_step::InStep;
 use super::order::{Method, Renames, job_name, method};
 use super::record::{Record, State};
 use super::recover::finish_earlier;
-use super::run::{Report, finish, stored_job};
+use super::report::Report;
+use super::run::{finish, stored_job, take_over};
 use crate::Context;
-use crate::cleanse::follow::{Direction, Follower, stored_position};
+use crate::cleanse::displaced::displaced;
+use crate::cleanse::follow::{Direction, Follower};
 use crate::cleanse::ledger::Tally;
 use crate::cleanse::steer::{self, Steered};
 use crate::cli::cutover::{Mode, RollbackArgs};
@@ -39,6 +43,9 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<Outcome> {
     let name = job_name(&context.settings, &args.copy)?;
     let stored = context.unless_interrupted(stored_job(context, &name)).await?;
     let record = cut_over(&name, &stored)?;
+    if record.mode == Mode::Swap {
+        return bring_back::run(context, args, &name, &stored, &record).await;
+    }
     let old = record.renames.retired.clone().unwrap_or_else(|| record.renames.live.clone());
     let discarded = if args.discard_writes_since_cutover { ", WITHOUT what was written since" } else { "" };
     context.events.settled().await;
@@ -49,7 +56,8 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<Outcome> {
     );
     confirm(question, args.yes).await?;
     let identity = stored.get_document("identity").cloned().unwrap_or_default();
-    let job = context.unless_interrupted(Job::start(&context.mongo, &name, "cleanse", &identity)).await?;
+    let taken = take_over(context, &name, &record.renames.live, &identity);
+    let job = context.unless_interrupted(taken).await?;
     let steered = steer::start(context, &job, None).await?;
     let mut report = Report { command: "rollback", ..Report::default() };
     let result = steps(&steered, args, &job, &mut report).await;
@@ -57,20 +65,12 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<Outcome> {
 }
 
 /// The cutover that can be taken back.
-fn cut_over(name: &str, stored: &Document) -> Result<Record> {
+pub(super) fn cut_over(name: &str, stored: &Document) -> Result<Record> {
     let record = Record::of(stored)?;
     let record = record.filter(|record| record.is_done() || record.is_rollback);
-    let record = record.ok_or_else(|| {
+    record.ok_or_else(|| {
         Error::refused(format!("the job {name} was not cut over: there is nothing to take back"))
-    })?;
-    if record.mode == Mode::Swap {
-        return Err(Error::refused(format!(
-            "{} was cut over by a swap, which drops the old collection",
-            record.renames.live
-        ))
-        .hint("only --mode keep leaves something to go back to; a quarantine holds what was rejected"));
-    }
-    Ok(record)
+    })
 }
 
 async fn steps(steered: &Steered, args: &RollbackArgs, job: &Job, report: &mut Report) -> Result<()> {
@@ -80,15 +80,28 @@ async fn steps(steered: &Steered, args: &RollbackArgs, job: &Job, report: &mut R
     let record = cut_over(job.name(), &stored)?;
     if record.state == State::RolledBack {
         report.outcome = "rolled_back";
+        report.displaced = displaced(&context.mongo, job.name()).await?;
         context.events.note("this was taken back before");
         return Ok(());
     }
     let renames = renames(job, &stored, &record)?;
     let options = check(context, &renames).await?;
+    check_free(context, &renames).await?;
     let method = method(&context.mongo, &args.exchange, Mode::Keep, &renames.live).await?;
-    let position = position(context, job, args).await?;
-    let follower = Follower {
-        mongo: &context.mongo,
+    let position = position(context, &stored, args).await?;
+    let follower = backward(steered, job, &renames, options);
+    take_back(context, &follower, renames.clone(), method, position, report).await
+}
+
+/// The follower from the live collection to the one that was live before.
+pub fn backward<'a>(
+    steered: &'a Steered,
+    job: &'a Job,
+    renames: &'a Renames,
+    options: Document,
+) -> Follower<'a> {
+    Follower {
+        mongo: &steered.context.mongo,
         job,
         source: &renames.live,
         target: &renames.incoming,
@@ -97,15 +110,17 @@ async fn steps(steered: &Steered, args: &RollbackArgs, job: &Job, report: &mut R
         rejected: None,
         direction: Direction::Back,
         options: Some(options),
-        events: &context.events,
+        events: &steered.context.events,
         pace: &steered.pace,
         tally: Mutex::new(Tally::default()),
-    };
-    take_back(context, &follower, renames.clone(), method, position, report).await
+    }
 }
 
 /// From the collection that is live now to the one that was.
-fn renames(job: &Job, stored: &Document, record: &Record) -> Result<Renames> {
+///
+/// # Errors
+/// A refusal where the job does not tell.
+pub fn renames(job: &Job, stored: &Document, record: &Record) -> Result<Renames> {
     let unknown = || Error::refused(format!("the job {} does not tell what was cut over", job.name()));
     if record.is_rollback {
         // One that was begun before and given up knows already.
@@ -129,7 +144,10 @@ fn renames(job: &Job, stored: &Document, record: &Record) -> Result<Renames> {
 
 /// Makes sure that all is where it was left; returns the options of the live
 /// collection.
-async fn check(context: &Context, renames: &Renames) -> Result<Document> {
+///
+/// # Errors
+/// A refusal where it is not.
+pub async fn check(context: &Context, renames: &Renames) -> Result<Document> {
     let live = context.mongo.describe(&renames.live).await?;
     for (namespace, uuid) in
         [(&renames.live, &renames.live_uuid), (&renames.incoming, &renames.incoming_uuid)]
@@ -139,24 +157,34 @@ async fn check(context: &Context, renames: &Renames) -> Result<Document> {
                 .hint("was it dropped or renamed since the cutover?"));
         }
     }
+    Ok(live.map(|live| live.options).unwrap_or_default())
+}
+
+async fn check_free(context: &Context, renames: &Renames) -> Result<()> {
     match &renames.retired {
         Some(retired) if context.mongo.bearer(retired).await?.is_some() => Err(Error::refused(format!(
             "{retired} exists: the collection that is live now would get that name"
         ))
         .hint("drop or rename it")),
-        _ => Ok(live.map(|live| live.options).unwrap_or_default()),
+        _ => Ok(()),
     }
 }
 
 /// From where the writes since the cutover are brought along.
-async fn position(context: &Context, job: &Job, args: &RollbackArgs) -> Result<Position> {
+async fn position(context: &Context, stored: &Document, args: &RollbackArgs) -> Result<Position> {
     if args.discard_writes_since_cutover {
         return Ok(Position::Time(context.mongo.majority_time().await?));
     }
-    stored_position(job, Direction::Back).ok_or_else(|| {
+    position_since(stored).ok_or_else(|| {
         Error::refused("the job does not tell from where the writes since the cutover are to be followed")
             .hint("--discard-writes-since-cutover gives them up")
     })
+}
+
+/// Up to where the writes since the cutover were brought back. By the document as
+/// it is now: it may have been stored after this run has taken the job.
+pub fn position_since(stored: &Document) -> Option<Position> {
+    stored.get_document(Direction::Back.position()).ok().and_then(Position::from_document)
 }
 
 async fn take_back(
@@ -179,6 +207,7 @@ async fn take_back(
     if in_step.draw_level(&context.stop).await?.is_none() {
         return Err(context.interrupted("interrupted before writes were held off; everything is as before"));
     }
+    follower.put_displaced_back().await?;
     report.gates.extend(gates::rehearsed(context, &mut in_step, method.max_pause).await?);
     if let Some(refusal) = gates::refusal(&report.gates) {
         report.outcome = "refused";
@@ -187,5 +216,6 @@ async fn take_back(
     let job = follower.job.name();
     let exchange = Exchange { context, job, mode: Mode::Keep, is_rollback: true, renames, method };
     report.exchanged(&exchange, exchange.run(&mut in_step).await?, "rolled_back");
+    report.displaced = displaced(&context.mongo, job).await?;
     Ok(())
 }

@@ -3,15 +3,17 @@
 use std::time::{Duration, Instant};
 
 use bson::{Bson, Document};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::exchange::{Exchange, Exchanged, Swapped};
-use super::gates::{self, CHANGED_AT, Gate};
+use super::bring_back;
+use super::exchange::Exchange;
+use super::feed_back;
+use super::gates::{self, CHANGED_AT};
 use super::in_step::InStep;
 use super::order::{Renames, job_name, method, retired_name};
 use super::record::{Record, State, mode_word};
 use super::recover::{finish_earlier, recover};
-use super::residual::Residue;
+use super::report::Report;
 use crate::Context;
 use crate::cleanse::follow::{Direction, Follower, stored_position};
 use crate::cleanse::ledger::Tally;
@@ -20,6 +22,7 @@ use crate::cleanse::run::{is_copied, source_options};
 use crate::cleanse::steer::{self, Steered};
 use crate::cli::cleanse::CleanseArgs;
 use crate::cli::cutover::{CopyArgs, CutoverArgs, Mode};
+use crate::config::values::Namespace;
 use crate::error::{Class, Error, Result};
 use crate::job::{Job, JobState, control, store};
 use crate::mongo::feed::Position;
@@ -30,25 +33,6 @@ use crate::report::terminal::{check_terminal, confirm};
 const HANDING_OVER: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const POLL: Duration = Duration::from_millis(100);
-
-/// What is reported.
-#[derive(Debug)]
-pub struct Report {
-    /// The command.
-    pub command: &'static str,
-    /// The word for what it came to.
-    pub outcome: &'static str,
-    /// What had to hold.
-    pub gates: Vec<Gate>,
-    /// For how long writes were held off.
-    pub pause: Option<Duration>,
-    /// What came at the last moment.
-    pub residue: Residue,
-    /// Where the former collection is now.
-    pub old_collection: Option<String>,
-    /// Why it was not done.
-    pub reason: Option<String>,
-}
 
 /// Runs the command.
 ///
@@ -69,7 +53,10 @@ pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
     let steered = steer::start(context, &job, None).await?;
     let context = &steered.context;
     let mut report = Report::default();
-    let result = steps(&steered, args, &plan, &job, &mut report).await;
+    let mut result = steps(&steered, args, &plan, &job, &mut report).await;
+    if result.is_ok() && args.feed_back && report.outcome == "cut_over" {
+        result = steered.beside(&job, feed_back::run(&steered, &job, &mut report)).await;
+    }
     Ok(finish(context, &plan.job, mode, job, result, &report, start.elapsed()).await)
 }
 
@@ -81,10 +68,9 @@ fn check_options(args: &CutoverArgs) -> Result<()> {
              writers, after a last `cleanse`",
         ));
     }
-    if args.feed_back {
-        return Err(Error::usage("--feed-back is not supported by this version").hint(
-            "leave it out: `rollback` after --mode keep brings along what was written since, from the oplog",
-        ));
+    if args.feed_back && args.mode == Mode::Swap {
+        return Err(Error::usage("--feed-back needs an old collection, and --mode swap drops it")
+            .hint("use --mode keep; or make the swap reversible by `cleanse --quarantine`"));
     }
     if args.exchange.allow_gap && args.mode != Mode::Keep {
         return Err(Error::usage("--allow-gap is for --mode keep, the only one with two renames"));
@@ -140,30 +126,43 @@ async fn ask(context: &Context, plan: &Plan, args: &CutoverArgs, mode: Mode) -> 
     .await
 }
 
-/// Takes the job; who follows the source elsewhere hands over.
+/// Takes the job; who follows the source elsewhere hands over. Who feeds back what
+/// is cut over already goes on.
 ///
 /// # Errors
 /// A refusal where it is not handed over.
 pub async fn take(context: &Context, plan: &Plan) -> Result<Job> {
-    let mongo = &context.mongo;
     let stored = stored_job(context, &plan.job).await?;
+    if earlier(&stored)?.is_some() {
+        return Job::start(&context.mongo, &plan.job, "cleanse", &plan.identity).await;
+    }
+    take_over(context, &plan.job, &plan.source, &plan.identity).await
+}
+
+/// Takes a job; the process that follows or feeds back elsewhere hands over.
+///
+/// # Errors
+/// A refusal where it is not handed over.
+pub async fn take_over(context: &Context, name: &str, live: &Namespace, identity: &Document) -> Result<Job> {
+    let mongo = &context.mongo;
+    let stored = stored_job(context, name).await?;
     if store::is_running(&stored) {
         if Record::of(&stored)?.is_some_and(|record| record.fence.is_some()) {
-            return Err(Error::refused(format!("a cutover of {} is under way", plan.source))
+            return Err(Error::refused(format!("a cutover of {live} is under way"))
                 .hint("look at it with `mongorekey status`"));
         }
-        context.events.note("asking the process that follows the source to hand over");
-        control::request(mongo, &plan.job, &[control::Change::Stop]).await?;
+        context.events.note(format!("asking the process that follows {live} to hand over"));
+        control::request(mongo, name, &[control::Change::Stop]).await?;
         let deadline = tokio::time::Instant::now() + HANDING_OVER;
-        while store::is_running(&stored_job(context, &plan.job).await?) {
+        while store::is_running(&stored_job(context, name).await?) {
             if tokio::time::Instant::now() > deadline {
-                return Err(Error::refused(format!("the job {} was not handed over in time", plan.job))
+                return Err(Error::refused(format!("the job {name} was not handed over in time"))
                     .hint("stop the process that runs it, then start again"));
             }
             tokio::time::sleep(POLL).await;
         }
     }
-    Job::start(mongo, &plan.job, "cleanse", &plan.identity).await
+    Job::start(mongo, name, "cleanse", identity).await
 }
 
 /// The way of a cutover.
@@ -240,6 +239,10 @@ async fn cut_over(
     }
     let changed_at = job.stored(CHANGED_AT);
     report.gates.push(gates::verified(context, plan, changed_at, &mut in_step).await?);
+    if args.mode == Mode::Swap {
+        // All that is left of what a swap drops.
+        report.gates.extend(bring_back::verified(context, plan, job, &mut in_step).await?);
+    }
     report.gates.extend(gates::rehearsed(context, &mut in_step, method.max_pause).await?);
     if let Some(refusal) = gates::refusal(&report.gates) {
         report.outcome = "refused";
@@ -321,15 +324,7 @@ pub async fn finish(
     report: &Report,
     elapsed: Duration,
 ) -> Outcome {
-    let state = match &result {
-        Ok(()) => JobState::Completed,
-        Err(error) if matches!(error.class(), Class::Interrupted(_)) => JobState::Interrupted,
-        Err(_) => JobState::Stopped,
-    };
-    let saved = job.finish(state, Document::new()).await;
-    if let Err(error) = &saved {
-        context.events.warn(format!("the end of the job could not be stored: {error}"));
-    }
+    give_back(context, job, &result).await;
     let json = report.json(name, mode, elapsed);
     let text = report.text(name, mode);
     match result {
@@ -339,92 +334,14 @@ pub async fn finish(
     }
 }
 
-impl Default for Report {
-    fn default() -> Self {
-        Self {
-            command: "cutover",
-            outcome: "",
-            gates: Vec::new(),
-            pause: None,
-            residue: Residue::default(),
-            old_collection: None,
-            reason: None,
-        }
-    }
-}
-
-impl Report {
-    /// Notes what an exchange came to; `done` is the word for one that happened.
-    pub fn exchanged(&mut self, exchange: &Exchange<'_>, exchanged: Exchanged, done: &'static str) {
-        match exchanged {
-            Exchanged::No(reason) => {
-                self.outcome = "given_up";
-                self.reason = Some(reason);
-            }
-            Exchanged::Yes(Swapped { pause, residue }) => {
-                self.outcome = done;
-                self.pause = Some(pause);
-                self.residue = residue;
-                self.old_collection = exchange.renames.retired.as_ref().map(ToString::to_string);
-            }
-        }
-    }
-
-    fn is_reached(&self) -> bool {
-        self.outcome != "given_up" && self.residue.lost.is_empty() && self.residue.gap.conflicts.is_empty()
-    }
-
-    fn json(&self, job: &str, mode: Mode, elapsed: Duration) -> Value {
-        let ids = |ids: &[Bson]| ids.iter().cloned().map(Bson::into_canonical_extjson).collect::<Vec<_>>();
-        json!({
-            "schema": 1,
-            "command": self.command,
-            "job": job,
-            "mode": mode_word(mode),
-            "outcome": if self.outcome.is_empty() { "refused" } else { self.outcome },
-            "reason": self.reason,
-            "pause_ms": self.pause.map(|pause| pause.as_secs_f64() * 1000.0),
-            "residual_deletes": self.residue.deletes,
-            "lost_writes": ids(&self.residue.lost),
-            "gap": {"merged": self.residue.gap.merged, "conflicts": ids(&self.residue.gap.conflicts)},
-            "old_collection": self.old_collection,
-            "gates": self.gates.iter().map(Gate::json).collect::<Vec<_>>(),
-            "elapsed_seconds": elapsed.as_secs_f64(),
-        })
-    }
-
-    fn text(&self, job: &str, mode: Mode) -> String {
-        let mut lines: Vec<String> = self.gates.iter().map(Gate::text).collect();
-        let outcome = self.outcome.replace('_', " ");
-        lines.push(format!("{} of {job} by {}: {outcome}", self.command, mode_word(mode)));
-        if let Some(reason) = &self.reason {
-            lines.push(format!("  {reason}; everything is as before"));
-        }
-        if let Some(pause) = self.pause {
-            lines.push(format!("  writes were held off for {pause:.0?}"));
-        }
-        let Residue { deletes, lost, gap } = &self.residue;
-        if *deletes > 0 {
-            lines.push(format!("  brought along from the last moment: {deletes} deletes"));
-        }
-        if gap.merged > 0 {
-            lines.push(format!("  merged from the gap between the renames: {} documents", gap.merged));
-        }
-        for (ids, what) in [
-            (lost, "written past validation at the last moment: the new collection does not have that"),
-            (
-                &gap.conflicts,
-                "written into the gap though they exist; kept in the state database (gap_writes)",
-            ),
-        ] {
-            if !ids.is_empty() {
-                let shown: Vec<String> = ids.iter().take(10).map(ToString::to_string).collect();
-                lines.push(format!("  {} documents {what}: {}", ids.len(), shown.join(", ")));
-            }
-        }
-        if let Some(old) = &self.old_collection {
-            lines.push(format!("  the former collection is {old}"));
-        }
-        lines.join("\n")
+/// Gives the job back, in the state that this result leaves it in.
+pub async fn give_back(context: &Context, job: Job, result: &Result<()>) {
+    let state = match result {
+        Ok(()) => JobState::Completed,
+        Err(error) if matches!(error.class(), Class::Interrupted(_)) => JobState::Interrupted,
+        Err(_) => JobState::Stopped,
+    };
+    if let Err(error) = job.finish(state, Document::new()).await {
+        context.events.warn(format!("the end of the job could not be stored: {error}"));
     }
 }

@@ -88,6 +88,8 @@ pub struct Changes {
     pub touched: Vec<RawBson>,
     /// Those of them that were written, not deleted.
     pub written: Vec<RawBson>,
+    /// Those of them that were deleted.
+    pub deleted: Vec<RawBson>,
     /// Documents of other collections that were touched, which decide about ours.
     pub members: Vec<Member>,
     /// The moment of the last of them.
@@ -301,9 +303,8 @@ fn take(watched: &Watched, event: &RawDocumentBuf, changes: &mut Changes) {
             let id = key.and_then(|key| key.get("_id").ok().flatten());
             let is_of_source = watched.is_of_source(event);
             let id = id.filter(|_| is_of_source).map(RawBson::from);
-            if kind != "delete" {
-                changes.written.extend(id.clone());
-            }
+            let which = if kind == "delete" { &mut changes.deleted } else { &mut changes.written };
+            which.extend(id.clone());
             changes.touched.extend(id);
             match watched.members(event) {
                 Ok(members) => changes.members.extend(members),
@@ -375,7 +376,7 @@ mod tests {
             take(&watched, &event, &mut changes);
         }
         assert_eq!(changes.came_or_went, [(time, true), (time, false)]);
-        assert_eq!((changes.touched.len(), changes.written.len()), (3, 2));
+        assert_eq!((changes.touched.len(), changes.written.len(), changes.deleted.len()), (3, 2, 1));
         take(&watched, &rawdoc! {"operationType": "modify"}, &mut changes);
         assert!(changes.is_turn() && changes.ended_by.is_none());
         take(&watched, &rawdoc! {"operationType": "rename", "clusterTime": time}, &mut changes);

@@ -16,6 +16,7 @@ pub mod flags;
 pub mod groups;
 pub mod health;
 pub mod index;
+pub mod insertion;
 pub mod keeping;
 pub mod lanes;
 pub mod notes;
@@ -128,7 +129,12 @@ impl Mongo {
     /// # Errors
     /// A stop where the server can't be asked.
     pub async fn hello(&self) -> Result<Document> {
-        self.admin().run_command(doc! {"hello": 1}).await.during("asking the server for its topology")
+        let admin = self.admin();
+        command::retrying("asking the server for its topology", || {
+            let hello = admin.run_command(doc! {"hello": 1});
+            async move { hello.await }
+        })
+        .await
     }
 }
 

@@ -267,7 +267,7 @@ async fn usage_is_checked_before_anything_is_touched() {
     for (line, code) in [
         ("cutover --mode swap", 2),
         ("cutover --yes", 2),
-        ("cutover --mode keep --feed-back --yes", 2),
+        ("cutover --mode swap --feed-back --yes", 2),
         ("rollback", 2),
         ("rollback --yes", 3),
         ("cutover --mode swap --fence apply-ops --yes", 2),

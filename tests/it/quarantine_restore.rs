@@ -2,11 +2,14 @@
 
 use bson::{Bson, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::Collection;
-use mongorekey::cleanse::quarantine::restore_into;
+use mongorekey::cleanse::restore::{Since, restore_into};
 use mongorekey::config::values::{Namespace, Secret};
 use mongorekey::mongo::Mongo;
+use mongorekey::mongo::feed::Position;
 use mongorekey::mongo::quarantine::{LARGEST, Stored, parts_of, wrap};
-use mongorekey::mongo::restore::{Restore, Restored};
+use mongorekey::mongo::restore::Restore;
+use mongorekey::mongo::restore::progress::Restored;
+use mongorekey::throttle::pace::Pace;
 use tokio_util::sync::CancellationToken;
 
 use crate::cleansing::{
@@ -49,16 +52,28 @@ async fn quarantine_all(bench: &Bench) {
 
 async fn restore(bench: &Bench) -> Restored {
     let mut restored = Restored::default();
-    restore_from(bench, &mut restored, &CancellationToken::new()).await;
+    restore_from(bench, &mut restored, false).await;
     assert!(restored.is_complete);
     restored
 }
 
-async fn restore_from(bench: &Bench, restored: &mut Restored, stop: &CancellationToken) {
+/// Goes on, for one batch or to the end.
+async fn restore_from(bench: &Bench, restored: &mut Restored, stops_after_one: bool) {
     let mongo = mongo(bench).await;
     let (from, into) = (namespace(bench, QUARANTINE), namespace(bench, INTO));
-    let saved = async |_: &Restored| Ok(());
-    restore_into(&mongo, &from, &into, restored, stop, saved).await.expect("restored");
+    // As a collection that is live: it exists.
+    let _exists = bench.database.create_collection(INTO).await;
+    let now = Position::Time(mongo.majority_time().await.expect("a moment"));
+    let mut since = Since::of(&mongo, &into, &from, "job", now).await.expect("a feed");
+    let mut restore = Restore::new(&mongo, &from, &into).await.expect("a session");
+    let stop = CancellationToken::new();
+    let saved = async |_: &Restored, _: &Position| {
+        if stops_after_one {
+            stop.cancel();
+        }
+        Ok(())
+    };
+    restore_into(&mut restore, &mut since, &Pace::new(0), restored, &stop, saved).await.expect("restored");
 }
 
 fn count(bytes: &Bytes) -> u64 {
@@ -83,11 +98,11 @@ async fn quarantined_documents_of_all_kinds_come_back_byte_for_byte() {
     let before = bytes(&bench, SOURCE).await;
     let restored = restore(&bench).await;
     assert_same(&bytes(&bench, INTO).await, &before);
-    assert_eq!((restored.restored, restored.already_there, restored.in_conflict), (count(&before), 0, 0));
+    assert_eq!((restored.restored, restored.kept, restored.refused), (count(&before), 0, 0));
     // Once more changes nothing.
     let again = restore(&bench).await;
     assert_same(&bytes(&bench, INTO).await, &before);
-    assert_eq!((again.restored, again.already_there), (0, count(&before)));
+    assert_eq!((again.restored, again.kept), (count(&before), 0));
 }
 
 #[tokio::test]
@@ -127,7 +142,7 @@ async fn what_is_there_already_is_never_overwritten_by_the_quarantine() {
     let newer = bytes(&bench, INTO).await;
 
     let restored = restore(&bench).await;
-    assert_eq!((restored.restored, restored.already_there), (520 - count(&newer), count(&newer)));
+    assert_eq!((restored.restored, restored.kept), (520 - count(&newer), count(&newer)));
     let mut expected = bytes(&bench, SOURCE).await;
     expected.extend(newer);
     assert_same(&bytes(&bench, INTO).await, &expected);
@@ -142,11 +157,15 @@ async fn quarantined_documents_that_a_unique_index_keeps_out_are_told() {
         doc! {"createIndexes": INTO, "indexes": [{"key": {"email": 1}, "name": "email", "unique": true}]};
     bench.database.run_command(index).await.expect("an index");
     // Another document has the value of 7, and 8 is there itself.
-    bench.insert_into(INTO, [doc! {"_id": 1000, "email": "e7"}, doc! {"_id": 8, "email": "e8"}]).await;
+    bench
+        .insert_into(INTO, [doc! {"_id": 1000, "email": "e7"}, doc! {"_id": 8, "email": "e8", "v": 1}])
+        .await;
 
     let restored = restore(&bench).await;
-    assert_eq!((restored.restored, restored.already_there, restored.in_conflict), (48, 1, 1));
-    assert_eq!(restored.conflicts, [Bson::Int32(7)]);
+    assert_eq!((restored.restored, restored.kept, restored.refused), (48, 1, 1));
+    assert_eq!(restored.kept_ids, [Bson::Int32(8)]);
+    let refusal = &restored.refusals[0];
+    assert!(refusal.id == Bson::Int32(7) && refusal.reason.contains("email"), "{refusal:?}");
 }
 
 #[tokio::test]
@@ -165,25 +184,16 @@ async fn a_restoration_goes_on_from_where_it_was_stopped() {
     let bench = Bench::new().await;
     bench.insert_into(SOURCE, ids(2500).into_iter().map(|id| doc! {"_id": id})).await;
     quarantine_all(&bench).await;
-    let stop = CancellationToken::new();
-    let mongo = mongo(&bench).await;
     let mut restored = Restored::default();
-    let mut restore = Restore::new(&mongo, &namespace(&bench, QUARANTINE), &namespace(&bench, INTO))
-        .await
-        .expect("a session");
-    let saved = async |_: &Restored| {
-        stop.cancel();
-        Ok(())
-    };
-    restore.run(&mut restored, &stop, saved).await.expect("restored");
+    restore_from(&bench, &mut restored, true).await;
     assert!(!restored.is_complete && restored.restored == 1000, "{restored:?}");
     // What the application deletes meanwhile does not come back.
     let into: Collection<bson::Document> = bench.database.collection(INTO);
     let gone = into.find_one(doc! {}).await.expect("a read").expect("a document");
     into.delete_one(gone.clone()).await.expect("a write");
 
-    restore_from(&bench, &mut restored, &CancellationToken::new()).await;
-    assert!(restored.is_complete && restored.already_there == 0, "{restored:?}");
+    restore_from(&bench, &mut restored, false).await;
+    assert!(restored.is_complete && restored.kept == 0, "{restored:?}");
     let mut expected = bytes(&bench, SOURCE).await;
     for key in bytes_where(&bench, SOURCE, gone).await.keys() {
         expected.remove(key);

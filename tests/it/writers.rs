@@ -22,7 +22,9 @@ use mongodb::options::IndexOptions;
 use mongodb::{Collection, Database, IndexModel};
 use tokio::task::JoinSet;
 
-pub use journal::{Cutover, Journal, expect_collection_equals, expect_live_after_cutover};
+pub use journal::{
+    Cutover, Journal, expect_collection_equals, expect_live_after_cutover, expect_live_after_rollback,
+};
 use writer::Writer;
 
 use crate::harness::{Bench, connect, wait_for};

@@ -185,6 +185,22 @@ impl Journal {
         (wanted, allowed)
     }
 
+    /// What the live collection may hold of each document after a cutover that was taken back: all
+    /// of them are there again, whatever the rule says of them. One of unknown outcome, or that was
+    /// away when it was written to, may be either of several.
+    #[track_caller]
+    pub fn possible_after_rollback(&self) -> BTreeMap<Vec<u8>, Vec<Option<Vec<u8>>>> {
+        self.expect_explained();
+        let one = |state: &State| state.document.as_ref().or(state.hidden.as_ref()).map(to_bytes);
+        let all = |entry: &Entry| {
+            let mut possible: Vec<_> = entry.states.iter().map(one).collect();
+            possible.sort();
+            possible.dedup();
+            possible
+        };
+        self.entries.iter().map(|(key, entry)| (key.clone(), all(entry))).collect()
+    }
+
     /// Whether every answer of the server has an explanation.
     #[track_caller]
     pub fn expect_explained(&self) {
@@ -304,6 +320,33 @@ pub fn expect_live_after_cutover<'a>(
     }
 }
 
+/// The live collection after a cutover that was taken back; `stays_away` are documents of which the
+/// rollback has told that they are not back.
+#[track_caller]
+pub fn expect_live_after_rollback<'a>(
+    bench: &'a Bench,
+    live: &'a str,
+    journal: &'a Journal,
+    stays_away: &'a [Bson],
+) -> impl Future<Output = ()> + 'a {
+    let caller = std::panic::Location::caller();
+    async move {
+        let found = bytes(bench, live).await;
+        let away: Vec<Vec<u8>> = stays_away.iter().map(id_key).collect();
+        let possible = journal.possible_after_rollback();
+        // Where several are possible, the one that is there is the right one.
+        let mut expected = Bytes::new();
+        for (key, possible) in &possible {
+            let there = found.get(key).cloned();
+            let is_right = possible.contains(&there) || there.is_none() && away.contains(key);
+            let wanted = if is_right { there } else { possible.iter().flatten().next().cloned() };
+            expected.extend(wanted.map(|wanted| (key.clone(), wanted)));
+        }
+        let report = difference(&found, &expected, &Bytes::new(), journal);
+        assert!(report.is_empty(), "{live} differs from the journal ({caller}):\n{report}");
+    }
+}
+
 /// What is wrong, for people; empty where nothing is.
 fn difference(found: &Bytes, expected: &Bytes, allowed: &Bytes, journal: &Journal) -> String {
     let missing = expected.keys().filter(|key| !found.contains_key(*key));
@@ -344,6 +387,26 @@ fn to_bytes(document: &Document) -> Vec<u8> {
 
 fn id_key(id: &Bson) -> Vec<u8> {
     to_bytes(&doc! {"": id})
+}
+
+/// After a rollback what was away is there again, and what was deleted is not.
+#[test]
+fn what_may_be_there_after_a_rollback_is_known() {
+    let valid: Valid = |document| document.get_bool("valid").expect("true or false");
+    let id = super::operation::identity(1);
+    let document = |version| super::operation::document(&id, version, "s", false);
+    let (mut journal, now) = (Journal::new(Cutover::AndRollback(valid)), Instant::now());
+    let possible =
+        |journal: &Journal| journal.possible_after_rollback().remove(&id_key(&id)).expect("an entry");
+    journal.acknowledged(&id, &Change::Insert(document(5)), Answer::Inserted, now);
+    assert_eq!(possible(&journal), [Some(to_bytes(&document(5)))]);
+    journal.acknowledged(&id, &Change::Toggle, Answer::Nothing, now);
+    assert_eq!(possible(&journal), [Some(to_bytes(&document(5)))], "it was away");
+    journal.unknown(&id, &Change::Delete, "no answer");
+    assert_eq!(possible(&journal), [None, Some(to_bytes(&document(5)))]);
+    journal.acknowledged(&id, &Change::Insert(document(6)), Answer::Inserted, now);
+    journal.acknowledged(&id, &Change::Delete, Answer::Matched, now);
+    assert_eq!(possible(&journal), [None], "written anew and deleted");
 }
 
 /// An invalid document that is gone after a cutover is no lost write; that it is back is one thing

@@ -1,0 +1,171 @@
+//! Documents that gave way in the old collection while what is written to the new
+//! one is brought back into it.
+//!
+//! The old collection holds what the rules rejected, which the new one does not. A
+//! document of the new one may have a value that a unique index allows only once
+//! and that such a rejected one holds. It is newer, so the rejected one is kept
+//! here, and put back when the value is free again: it would be nowhere else. Any
+//! change of its `_id` in the new collection makes it obsolete.
+
+use bson::{Bson, DateTime, Document, RawBson, RawDocumentBuf, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
+
+use super::follow::{Direction, Follower, stored_sessions};
+use crate::crash;
+use crate::error::{Error, Result};
+use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
+use crate::mongo::insertion::{Insertion, Put};
+use crate::mongo::lanes::Lanes;
+use crate::mongo::sink::{id_bytes, value_bytes};
+use crate::mongo::source::{collect, to_bson};
+
+/// In the state database: `{_id: {job, id}, at, document}`. Documents of the
+/// application, so that they are never cleared away.
+pub const COLLECTION: &str = "displaced";
+/// The field of the job with the session of the writes.
+const SESSION: &str = "displaced_session";
+
+/// The displaced documents of a job.
+#[derive(Debug)]
+struct Displaced {
+    collection: Collection<Document>,
+    job: String,
+}
+
+impl Displaced {
+    fn of(mongo: &Mongo, job: &str) -> Self {
+        Self { collection: mongo.state(COLLECTION), job: job.into() }
+    }
+
+    fn key(&self, id: &RawBson) -> Result<Document> {
+        Ok(doc! {"job": &self.job, "id": to_bson(id)?})
+    }
+
+    async fn keep(&self, document: &RawDocumentBuf) -> Result<()> {
+        let operation = "keeping a document that gives way";
+        let key = self.key(&id_of(document)?)?;
+        let document = Document::try_from(document.clone())
+            .map_err(|error| Error::stopped(format!("{operation} failed: {error}")))?;
+        let entry = doc! {"_id": key.clone(), "at": DateTime::now(), "document": document};
+        retrying(operation, || {
+            let replace = self.collection.replace_one(doc! {"_id": key.clone()}, entry.clone()).upsert(true);
+            async move { replace.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Most often there is none, and then this is one question to a small collection.
+    async fn forget(&self, ids: &[RawBson]) -> Result<()> {
+        let keys = ids.iter().map(|id| self.key(id)).collect::<Result<Vec<Document>>>()?;
+        let filter = doc! {"_id": {"$in": keys}};
+        let found = retrying("looking for documents that gave way", || {
+            let find = self.collection.find_one(filter.clone());
+            async move { find.await }
+        })
+        .await?;
+        if found.is_none() {
+            return Ok(());
+        }
+        retrying("forgetting documents that gave way", || {
+            let delete = self.collection.delete_many(filter.clone());
+            async move { delete.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    async fn all(&self) -> Result<Vec<RawDocumentBuf>> {
+        let filter = doc! {"_id.job": &self.job};
+        let entries: Vec<Document> = retrying("reading documents that gave way", || {
+            let find = self.collection.find(filter.clone());
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        let documents = entries.iter().filter_map(|entry| entry.get_document("document").ok());
+        documents
+            .map(|document| {
+                RawDocumentBuf::try_from(document)
+                    .map_err(|error| Error::stopped(format!("a kept document can't be read: {error}")))
+            })
+            .collect()
+    }
+}
+
+impl Follower<'_> {
+    /// What was changed in the new collection is the truth about these documents.
+    pub(super) async fn forget_displaced(&self, ids: &[RawBson]) -> Result<()> {
+        if self.direction != Direction::Back || ids.is_empty() {
+            return Ok(());
+        }
+        Displaced::of(self.mongo, self.job.name()).forget(ids).await
+    }
+
+    /// Removes those of these documents that only the old collection has, and keeps
+    /// them; returns the others.
+    pub(super) async fn displace(&self, lanes: &mut Lanes, parties: Vec<RawBson>) -> Result<Vec<RawBson>> {
+        if self.direction != Direction::Back || parties.is_empty() {
+            return Ok(parties);
+        }
+        let filter = doc! {"_id": {"$in": parties.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?}};
+        let find = async |namespace| {
+            let collection = self.mongo.collection(namespace);
+            retrying(format!("looking at what stands in the way in {namespace}"), || {
+                collect(collection.find(filter.clone()))
+            })
+            .await
+        };
+        let (old, new) = (find(self.target).await?, find(self.source).await?);
+        let live: Vec<Vec<u8>> = new.iter().filter_map(|document| id_bytes(document)).collect();
+        let displaced = Displaced::of(self.mongo, self.job.name());
+        let mut gone = Vec::new();
+        for document in old.iter().filter(|old| id_bytes(old).is_some_and(|id| !live.contains(&id))) {
+            displaced.keep(document).await?;
+            gone.push(id_of(document)?);
+        }
+        crash::point("displaced_kept");
+        lanes.remove(&gone).await?;
+        let gone: Vec<Vec<u8>> = gone.iter().map(|id| value_bytes(id.as_raw_bson_ref())).collect();
+        Ok(parties.into_iter().filter(|id| !gone.contains(&value_bytes(id.as_raw_bson_ref()))).collect())
+    }
+
+    /// Puts back what gave way, where it stands in nobody's way any more.
+    ///
+    /// # Errors
+    /// A stop where the old collection can't be written.
+    pub async fn put_displaced_back(&self) -> Result<()> {
+        let displaced = Displaced::of(self.mongo, self.job.name());
+        self.mongo.end_operations(&stored_sessions(self.job.stored(SESSION))).await?;
+        let documents = displaced.all().await?;
+        if documents.is_empty() {
+            return Ok(());
+        }
+        let mut insertion = Insertion::new(self.mongo, self.target).await?;
+        self.job.save(doc! {SESSION: insertion.session()}).await?;
+        for document in documents {
+            let one = std::slice::from_ref(&document);
+            let is_there = !insertion.present(one).await?.is_empty();
+            let now = self.mongo.majority_time().await?;
+            if is_there || insertion.put(one, now).await? == Put::All {
+                displaced.forget(&[id_of(&document)?]).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The `_id`s of the documents of a job that gave way and are not back.
+///
+/// # Errors
+/// A stop where they can't be read.
+pub async fn displaced(mongo: &Mongo, job: &str) -> Result<Vec<Bson>> {
+    let documents = Displaced::of(mongo, job).all().await?;
+    documents.iter().map(|document| to_bson(&id_of(document)?)).collect()
+}
+
+fn id_of(document: &RawDocumentBuf) -> Result<RawBson> {
+    let id = document.get("_id").ok().flatten().map(RawBson::from);
+    id.ok_or_else(|| Error::stopped("a document has no `_id`"))
+}

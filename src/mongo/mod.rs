@@ -31,6 +31,7 @@ pub mod sink;
 pub mod source;
 pub mod valid;
 pub mod watched;
+pub mod yielding;
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use super::gap;
 use super::in_step::InStep;
 use super::order::{Joint, Method, Renames};
 use super::record::{self, Fence, Record, State};
-use super::recover::{Found, after_going_back, look, unknown};
+use super::recover::{Found, after_going_back, look, recover, unknown};
 use super::residual::{Residue, bring_along, complete};
 use super::watchdog::Watchdog;
 use crate::Context;
@@ -73,10 +73,12 @@ pub struct Swapped {
 }
 
 /// What an attempt came to.
-enum Attempt {
-    /// Names are exchanged; writes are held off since that moment.
-    Done(Timestamp),
+enum Attempt<T> {
+    /// Names are exchanged.
+    Exchanged(T),
+    /// Nothing was exchanged; another attempt may do better.
     Again(String),
+    /// Nothing was exchanged, and that is the end.
     GivenUp(String),
 }
 
@@ -89,13 +91,12 @@ impl Exchange<'_> {
         let mut reason = String::new();
         for attempt in 1..=ATTEMPTS {
             match self.attempt(in_step).await? {
-                Ok(swapped) => return Ok(Exchanged::Yes(swapped)),
-                Err(Attempt::Again(why)) => {
+                Attempt::Exchanged(swapped) => return Ok(Exchanged::Yes(swapped)),
+                Attempt::Again(why) => {
                     self.context.events.note(format!("attempt {attempt}: {why}; writes go on"));
                     reason = why;
                 }
-                Err(Attempt::GivenUp(reason)) => return Ok(Exchanged::No(reason)),
-                Err(Attempt::Done(_)) => return Err(unknown(&self.renames)),
+                Attempt::GivenUp(reason) => return Ok(Exchanged::No(reason)),
             }
             tokio::time::sleep(BREATH).await;
             if in_step.draw_level(&self.context.stop).await?.is_none() {
@@ -105,7 +106,7 @@ impl Exchange<'_> {
         Ok(Exchanged::No(format!("{reason}, {ATTEMPTS} times")))
     }
 
-    async fn attempt(&self, in_step: &mut InStep<'_>) -> Result<std::result::Result<Swapped, Attempt>> {
+    async fn attempt(&self, in_step: &mut InStep<'_>) -> Result<Attempt<Swapped>> {
         let (mongo, job) = (&self.context.mongo, in_step.follower.job);
         let fence = fence::planned(mongo, &self.method, &self.renames).await?;
         let mut operation = mongo.operation().await?;
@@ -116,7 +117,11 @@ impl Exchange<'_> {
         job.save(doc! {record::FIELD: record.to_document()}).await?;
         crash::point("cutover_recorded");
         let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation).await;
-        watchdog.dismiss().await;
+        match &attempt {
+            // It goes on trying to let writes through, and finds nothing to do where that was done.
+            Err(error) if error.class() != Class::Unknown => watchdog.leave(),
+            _ => watchdog.dismiss().await,
+        }
         attempt
     }
 
@@ -126,7 +131,7 @@ impl Exchange<'_> {
         record: &Record,
         fence: &Fence,
         operation: &mut Operation,
-    ) -> Result<std::result::Result<Swapped, Attempt>> {
+    ) -> Result<Attempt<Swapped>> {
         fence::prepare(&self.context.mongo, fence, &self.renames).await?;
         // As close as it gets before anybody has to wait.
         in_step.draw_level(&self.context.stop).await?;
@@ -148,7 +153,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// From the first write that is held off to the exchange.
+    /// From the first write that is held off to the exchange; tells since when writes
+    /// are held off.
     async fn fenced(
         &self,
         in_step: &mut InStep<'_>,
@@ -156,7 +162,7 @@ impl Exchange<'_> {
         fence: &Fence,
         operation: &mut Operation,
         begun: Instant,
-    ) -> Result<Attempt> {
+    ) -> Result<Attempt<Timestamp>> {
         let mongo = &self.context.mongo;
         if self.context.stop.is_cancelled() {
             return Ok(Attempt::GivenUp("interrupted before writes were held off".into()));
@@ -200,7 +206,7 @@ impl Exchange<'_> {
             Err(error) => tracing::warn!(%error, "looking what became of the rename"),
         }
         match self.outcome(operation).await? {
-            Found::Exchanged => Ok(Attempt::Done(fenced_at)),
+            Found::Exchanged => Ok(Attempt::Exchanged(fenced_at)),
             Found::AsBefore => Ok(Attempt::Again("the rename was not done in time".into())),
             Found::Between => {
                 self.go_back(record).await?;
@@ -260,38 +266,58 @@ impl Exchange<'_> {
         record: &Record,
         fence: &Fence,
         begun: Instant,
-        attempt: Result<Attempt>,
-    ) -> Result<std::result::Result<Swapped, Attempt>> {
-        let mongo = &self.context.mongo;
+        attempt: Result<Attempt<Timestamp>>,
+    ) -> Result<Attempt<Swapped>> {
         match attempt {
+            Ok(Attempt::Exchanged(fenced_at)) => {
+                self.complete(in_step, record, fence, begun, fenced_at).await.map(Attempt::Exchanged)
+            }
+            Ok(Attempt::Again(why)) => self.undo(record, fence).await.map(|()| Attempt::Again(why)),
+            Ok(Attempt::GivenUp(why)) => self.undo(record, fence).await.map(|()| Attempt::GivenUp(why)),
             // Nobody may touch what nobody understands.
             Err(error) if error.class() == Class::Unknown => Err(error),
-            Ok(Attempt::Done(fenced_at)) => {
-                let may_have_gap = matches!(self.method.joint, Joint::Gap | Joint::Blocked);
-                let brought = match in_step.last_moment().await {
-                    Ok(last) => {
-                        bring_along(mongo, self.job, &self.renames, fenced_at, last, may_have_gap).await
-                    }
-                    Err(error) => Err(error),
-                };
-                // Whoever comes next does what could not be done, by the record.
-                fence::lift(mongo, fence, &self.renames).await?;
-                let pause = begun.elapsed();
-                crash::point("cutover_lifted");
-                let brought = brought?;
-                let fields = complete(mongo, self.job, record, fenced_at, &brought).await?;
-                record::close(mongo, self.job, &record.id, record.end(), fields).await?;
-                Ok(Ok(Swapped { pause, residue: brought.residue }))
-            }
-            other => {
-                fence::lift(mongo, fence, &self.renames).await?;
-                if look(mongo, &self.renames).await? != Found::AsBefore {
-                    return Err(other.err().unwrap_or_else(|| unknown(&self.renames)));
-                }
-                record::close(mongo, self.job, &record.id, State::GivenUp, Document::new()).await?;
-                other.map(Err)
+            Err(error) => {
+                // Names may have been exchanged all the same: whoever looks knows, and
+                // brings the last moment along before anybody writes upon it.
+                recover(&self.context.mongo, self.job, record).await?;
+                Err(error)
             }
         }
+    }
+
+    /// Brings along what came at the last moment, and lets writes through.
+    async fn complete(
+        &self,
+        in_step: &mut InStep<'_>,
+        record: &Record,
+        fence: &Fence,
+        begun: Instant,
+        fenced_at: Timestamp,
+    ) -> Result<Swapped> {
+        let mongo = &self.context.mongo;
+        let may_have_gap = matches!(self.method.joint, Joint::Gap | Joint::Blocked);
+        let brought = match in_step.last_moment().await {
+            Ok(last) => bring_along(mongo, self.job, &self.renames, fenced_at, last, may_have_gap).await,
+            Err(error) => Err(error),
+        };
+        // Whoever comes next does what could not be done, by the record.
+        fence::lift(mongo, fence, &self.renames).await?;
+        let pause = begun.elapsed();
+        crash::point("cutover_lifted");
+        let brought = brought?;
+        let fields = complete(mongo, self.job, record, fenced_at, &brought).await?;
+        record::close(mongo, self.job, &record.id, record.end(), fields).await?;
+        Ok(Swapped { pause, residue: brought.residue })
+    }
+
+    /// Lets writes through to the collection that is live as before.
+    async fn undo(&self, record: &Record, fence: &Fence) -> Result<()> {
+        let mongo = &self.context.mongo;
+        fence::lift(mongo, fence, &self.renames).await?;
+        if look(mongo, &self.renames).await? != Found::AsBefore {
+            return Err(unknown(&self.renames));
+        }
+        record::close(mongo, self.job, &record.id, State::GivenUp, Document::new()).await
     }
 }
 

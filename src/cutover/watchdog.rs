@@ -64,6 +64,12 @@ impl Watchdog {
             .map_err(|error| Error::refused(format!("the watchdog of the cutover can't be started: {error}")))
     }
 
+    /// Leaves the fence to it, if there is one: this process could not tell or could
+    /// not lift it.
+    pub fn leave(self) {
+        drop(self.line);
+    }
+
     /// Lets it go home: there is no fence any more.
     pub async fn dismiss(mut self) {
         let gone = tokio::task::spawn_blocking(move || {

@@ -34,6 +34,7 @@ mod config;
 mod control;
 mod crash_matrix;
 mod cutover;
+mod cutover_kills;
 mod daily;
 mod deadline;
 mod dual_write_copy;

@@ -35,6 +35,7 @@ mod control;
 mod crash_matrix;
 mod cutover;
 mod cutover_kills;
+mod cutover_switch;
 mod daily;
 mod deadline;
 mod dual_write_copy;

@@ -83,3 +83,4 @@ mod wire;
 mod workers;
 mod writers;
 mod writers_self;
+mod yielding;

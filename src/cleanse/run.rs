@@ -28,6 +28,7 @@ use crate::config::values::ExtendedJson;
 use crate::crash;
 use crate::cutover::gates::CHANGED_AT;
 use crate::cutover::record::Record;
+use crate::cutover::switch::stage::Stage;
 use crate::error::{Error, Result};
 use crate::job::{Job, store};
 use crate::mongo::Mongo;
@@ -94,6 +95,13 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
         .hint(
             "`rollback` takes that back; `cleanup` forgets the job, after which another cleanse may begin",
         ));
+    }
+    if job.and_then(Stage::of).is_some() {
+        return Err(Error::refused(format!(
+            "the application is being switched to {}: what it has written there would be overwritten",
+            plan.target
+        ))
+        .hint("go on with `cutover --mode switch`; `cutover --abort` takes back a switch that was not made use of"));
     }
     let begins_anew = restart || phase == Some(Phase::Clear.as_str()) || job.is_some_and(out::is_interrupted);
     adopt::refuse_to_drop(plan, job, exists.as_ref(), restart)?;

@@ -7,7 +7,7 @@ use crate::config::values::{HumanDuration, Namespace};
 /// How a clean collection takes the place of the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Mode {
-    /// The application is deployed to the new collection (not supported yet).
+    /// The application is deployed to the new collection, step by step: no pause, no rename.
     #[default]
     Switch,
     /// The new collection gets the name of the old one, which is dropped.
@@ -39,13 +39,16 @@ pub struct CutoverArgs {
     /// How names are exchanged.
     #[command(flatten)]
     pub exchange: ExchangeArgs,
-    /// Afterwards keep the old collection up to date until stopped (with keep).
+    /// Afterwards keep the old collection up to date until stopped (with switch and keep).
     ///
     /// What is written to the new collection is brought back into the old one, so
     /// that `rollback` has little left to do, whatever the oplog holds by then.
     /// Started again, it goes on.
     #[arg(long)]
     pub feed_back: bool,
+    /// With switch: done when nothing was written to the old collection for this long.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub quiet_for: HumanDuration,
     /// Lift the fence of a cutover that was cut short, and look at what has become of it.
     #[arg(long, conflicts_with = "feed_back")]
     pub abort: bool,
@@ -66,6 +69,9 @@ pub struct RollbackArgs {
     /// Give up what was written since the cutover, where it can't be brought along.
     #[arg(long)]
     pub discard_writes_since_cutover: bool,
+    /// After a switch: done when nothing was written to the new collection for this long.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub quiet_for: HumanDuration,
     /// Do not ask.
     #[arg(long)]
     pub yes: bool,

@@ -15,6 +15,8 @@ use crate::cleanse::follow::{self, Direction};
 use crate::cleanse::{affected, displaced, dual_write, quarantine};
 use crate::cli::cleanup::CleanupArgs;
 use crate::config::values::Namespace;
+use crate::cutover::switch::owned;
+use crate::cutover::switch::stage::{self, Stage};
 use crate::error::{Context as _, Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::command::retrying;
@@ -111,6 +113,10 @@ fn check(name: &str, job: &Document) -> Result<()> {
         ))
         .hint("run `mongorekey cutover` again, or with --abort"));
     }
+    if matches!(Stage::of(job), Some(Stage::Switching | Stage::FeedingBack)) {
+        return Err(Error::refused(format!("the switch of the job {name} is not finished"))
+            .hint("go on with `mongorekey cutover --mode switch`, or take it back with `rollback`"));
+    }
     Ok(())
 }
 
@@ -120,14 +126,17 @@ fn records(job: &str) -> Vec<Records> {
         let bound = |value: Bson| doc! {owner: job, last: value};
         doc! {"_id": {"$gte": bound(Bson::MinKey), "$lte": bound(Bson::MaxKey)}}
     };
-    vec![
+    let mut records = vec![
         Records { collection: "ranges", filter: doc! {"_id.job": job} },
         Records { collection: "verify_ranges", filter: doc! {"_id.job": job} },
         Records { collection: "marks", filter: by_owner("job", "id") },
         Records { collection: groups::NOTES, filter: by_owner("owner", "note") },
         Records { collection: affected::MEMBERS, filter: by_owner("owner", "note") },
         Records { collection: "failures", filter: doc! {"job": job} },
-    ]
+    ];
+    let noted = |collection| Records { collection, filter: by_owner("owner", "note") };
+    records.extend(owned::COLLECTIONS.map(noted));
+    records
 }
 
 /// The collections of user data that the job has set aside and that still are
@@ -201,6 +210,7 @@ async fn end_operations(mongo: &Mongo, name: &str, job: &Document) -> Result<()>
     {
         sessions.extend(follow::stored_sessions(job.get(field)));
     }
+    sessions.extend(stage::sessions(job));
     sessions.retain(|session| session.contains_key("id"));
     mongo.end_operations(&sessions).await
 }

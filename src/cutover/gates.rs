@@ -204,23 +204,39 @@ pub async fn rehearsed(
     in_step: &mut InStep<'_>,
     max_pause: Duration,
 ) -> Result<[Gate; 2]> {
-    let mut longest = Duration::ZERO;
-    for _ in 0..REHEARSALS {
-        let taken = in_step.draw_level(&context.stop).await?;
-        longest =
-            longest.max(taken.ok_or_else(|| context.interrupted("interrupted before writes were held off"))?);
-    }
+    let longest = longest_lag(context, in_step).await?;
     let begun = std::time::Instant::now();
     crate::mongo::feed::nudge(&context.mongo).await?;
     let predicted = longest + begun.elapsed() * MAJORITY_WRITES;
-    let lag =
-        Gate { name: "lag", passed: longest <= LONGEST_LAG.max(max_pause), found: format!("{longest:.0?}") };
+    let lag = lag_gate(longest, max_pause);
     let pause = Gate {
         name: "predicted pause",
         passed: predicted <= max_pause,
         found: format!("{predicted:.0?}, allowed {max_pause:.0?}"),
     };
     Ok([lag, pause])
+}
+
+/// How far behind the new collection is.
+///
+/// # Errors
+/// A stop where keeping step fails; an interruption.
+pub async fn lag(context: &Context, in_step: &mut InStep<'_>) -> Result<Gate> {
+    Ok(lag_gate(longest_lag(context, in_step).await?, Duration::ZERO))
+}
+
+async fn longest_lag(context: &Context, in_step: &mut InStep<'_>) -> Result<Duration> {
+    let mut longest = Duration::ZERO;
+    for _ in 0..REHEARSALS {
+        let taken = in_step.draw_level(&context.stop).await?;
+        longest =
+            longest.max(taken.ok_or_else(|| context.interrupted("interrupted before writes were held off"))?);
+    }
+    Ok(longest)
+}
+
+fn lag_gate(longest: Duration, max_pause: Duration) -> Gate {
+    Gate { name: "lag", passed: longest <= LONGEST_LAG.max(max_pause), found: format!("{longest:.0?}") }
 }
 
 /// The refusal of gates that do not hold; `None` where all do.

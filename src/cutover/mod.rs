@@ -1,7 +1,8 @@
 //! Cutting over: the clean collection takes the place of the old one, and back.
 //!
 //! `run` lists the steps of a cutover, `rollback` those of the way back; both go
-//! by an exchange of names (`exchange`) under a `fence`. A swap leaves nothing to
+//! by an exchange of names (`exchange`) under a `fence`, unless the application is
+//! deployed to the new collection (`switch`). A swap leaves nothing to
 //! exchange: `bring_back` puts what was rejected back into the live collection. After a keep
 //! `feed_back` keeps the old collection up to date. What is on its way is
 //! in the job document (`record`) before it happens, so that whoever comes after
@@ -22,4 +23,5 @@ pub mod report;
 pub mod residual;
 pub mod rollback;
 pub mod run;
+pub mod switch;
 pub mod watchdog;

@@ -19,6 +19,7 @@ use super::record::{Record, State};
 use super::recover::finish_earlier;
 use super::report::Report;
 use super::run::{finish, stored_job, take_over};
+use super::switch::{self, stage::Stage};
 use crate::Context;
 use crate::cleanse::displaced::displaced;
 use crate::cleanse::follow::{Direction, Follower};
@@ -42,6 +43,9 @@ pub async fn run(context: &Context, args: &RollbackArgs) -> Result<Outcome> {
     let start = Instant::now();
     let name = job_name(&context.settings, &args.copy)?;
     let stored = context.unless_interrupted(stored_job(context, &name)).await?;
+    if let Some(stage) = Stage::of(&stored) {
+        return switch::run::roll_back(context, args, stage).await;
+    }
     let record = cut_over(&name, &stored)?;
     if record.mode == Mode::Swap {
         return bring_back::run(context, args, &name, &stored, &record).await;

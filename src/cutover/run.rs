@@ -14,6 +14,7 @@ use super::order::{Renames, job_name, method, retired_name};
 use super::record::{Record, State, mode_word};
 use super::recover::{finish_earlier, recover};
 use super::report::Report;
+use super::switch;
 use crate::Context;
 use crate::cleanse::follow::{Direction, Follower, stored_position};
 use crate::cleanse::ledger::Tally;
@@ -44,10 +45,17 @@ pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
     }
     check_terminal(args.yes)?;
     check_options(args)?;
+    if args.mode == Mode::Switch && !is_cut_over(context, &args.copy).await? {
+        return switch::run::run(context, args).await;
+    }
     let start = Instant::now();
     let plan = context.unless_interrupted(prepare_copy(context, &args.copy)).await?;
     let stored = stored_job(context, &plan.job).await?;
     let mode = earlier(&stored)?.map_or(args.mode, |record| record.mode);
+    if switch::stage::Stage::of(&stored).is_some() {
+        return Err(Error::refused(format!("the application is being switched to {}", plan.target))
+            .hint("go on with --mode switch; --abort takes back a switch that was not made use of"));
+    }
     ask(context, &plan, args, mode).await?;
     let job = context.unless_interrupted(take(context, &plan)).await?;
     let steered = steer::start(context, &job, None).await?;
@@ -62,11 +70,8 @@ pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
 
 /// Options that don't go together.
 fn check_options(args: &CutoverArgs) -> Result<()> {
-    if args.mode == Mode::Switch {
-        return Err(Error::usage("--mode switch is not supported by this version").hint(
-            "use --mode keep or swap; or deploy the application to the new collection in a moment without \
-             writers, after a last `cleanse`",
-        ));
+    if args.mode == Mode::Switch && args.exchange.fence.is_some() {
+        return Err(Error::usage("--fence is for --mode swap and keep: a switch does not hold writes off"));
     }
     if args.feed_back && args.mode == Mode::Swap {
         return Err(Error::usage("--feed-back needs an old collection, and --mode swap drops it")
@@ -98,6 +103,12 @@ pub async fn stored_job(context: &Context, name: &str) -> Result<Document> {
         Error::refused(format!("there is no job {name}: nothing was copied yet"))
             .hint("run `cleanse` first, or name its job with --job")
     })
+}
+
+/// Whether the names were exchanged already; then the mode is what it was.
+async fn is_cut_over(context: &Context, copy: &CopyArgs) -> Result<bool> {
+    let stored = stored_job(context, &job_name(&context.settings, copy)?).await?;
+    Ok(earlier(&stored)?.is_some())
 }
 
 /// An exchange that is done already, whole or but for its last steps.
@@ -285,6 +296,9 @@ async fn renames(context: &Context, plan: &Plan, job: &Job, mode: Mode) -> Resul
 async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
     let name = job_name(&context.settings, copy)?;
     let stored = stored_job(context, &name).await?;
+    if switch::stage::Stage::of(&stored).is_some() {
+        return switch::run::abort(context, copy).await;
+    }
     let record = Record::of(&stored)?.filter(|record| record.fence.is_some());
     let Some(record) = record else {
         let json = json!({"schema": 1, "command": "cutover", "job": name, "outcome": "nothing_to_abort"});

@@ -224,8 +224,12 @@ impl CatchUp {
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
     }
 
-    /// The valid ones among these documents, as a majority has them.
-    async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
+    /// The valid ones among these documents, as a majority has them now or later, at
+    /// least as of `after`.
+    ///
+    /// # Errors
+    /// A stop where the source can't be read.
+    pub async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
         self.read_where(ids, &self.valid.clone(), after).await
     }
 

@@ -1,6 +1,7 @@
 //! The change feed of a collection: which documents were touched, and how far
 //! one has to read to have seen everything up to a moment.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bson::{Bson, Document, RawBson, RawDocumentBuf, Timestamp, doc};
@@ -86,6 +87,9 @@ pub struct Changes {
     /// The `_id`s of touched documents, in order, repeated where they were
     /// touched again.
     pub touched: Vec<RawBson>,
+    /// For each of `touched` the session of the transaction that touched it, where
+    /// it was one.
+    pub sessions: Vec<Option<Vec<u8>>>,
     /// Those of them that were written, not deleted.
     pub written: Vec<RawBson>,
     /// Those of them that were deleted.
@@ -119,6 +123,13 @@ pub struct Ended {
 }
 
 impl Changes {
+    /// The `_id`s of what others touched than transactions of these sessions.
+    pub fn by_others(&self, ours: &HashSet<Vec<u8>>) -> Vec<RawBson> {
+        let is_ours = |session: &Option<Vec<u8>>| session.as_ref().is_some_and(|id| ours.contains(id));
+        let touched = self.touched.iter().zip(&self.sessions);
+        touched.filter(|(_, session)| !is_ours(session)).map(|(id, _)| id.clone()).collect()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.touched.len() + self.members.len()
@@ -305,7 +316,10 @@ fn take(watched: &Watched, event: &RawDocumentBuf, changes: &mut Changes) {
             let id = id.filter(|_| is_of_source).map(RawBson::from);
             let which = if kind == "delete" { &mut changes.deleted } else { &mut changes.written };
             which.extend(id.clone());
-            changes.touched.extend(id);
+            if let Some(id) = id {
+                changes.touched.push(id);
+                changes.sessions.push(session_of(event));
+            }
             match watched.members(event) {
                 Ok(members) => changes.members.extend(members),
                 Err(event) => changes.ended_by = Some(Ended { event, at: None }),
@@ -324,6 +338,10 @@ fn take(watched: &Watched, event: &RawDocumentBuf, changes: &mut Changes) {
             changes.ended_by = Some(Ended { event: watched.named(other, event), at });
         }
     }
+}
+
+fn session_of(event: &RawDocumentBuf) -> Option<Vec<u8>> {
+    Some(event.get_document("lsid").ok()?.get_binary("id").ok()?.bytes.to_vec())
 }
 
 /// Waits until a write of ours is in the feed's past: without any, a feed of an

@@ -32,6 +32,7 @@ pub mod sink;
 pub mod source;
 pub mod valid;
 pub mod watched;
+pub mod yielding;
 
 use std::time::Duration;
 

@@ -4,6 +4,8 @@
 //! A note has a generation, so that one that is made anew while it is being
 //! worked off is not removed by accident.
 
+use std::collections::HashSet;
+
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
 use futures_util::TryStreamExt;
@@ -63,6 +65,50 @@ impl Notes {
         Ok(documents.iter().filter_map(read).collect())
     }
 
+    /// Some of the notes in the order of what they say, from after the given one on.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn page(&self, after: Option<&[u8]>, most: i64) -> Result<Vec<Note>> {
+        let mut filter = self.all();
+        if let (Some(content), Ok(bounds)) = (after, filter.get_document_mut("_id")) {
+            bounds.remove("$gte");
+            bounds.insert("$gt", self.key(content));
+        }
+        let documents: Vec<Document> = retrying("reading notes", || {
+            let find = self.collection.find(filter.clone()).sort(doc! {"_id": 1}).limit(most);
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        Ok(documents.iter().filter_map(read).collect())
+    }
+
+    /// Those of the contents that were noted.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn among(&self, contents: &[Vec<u8>]) -> Result<HashSet<Vec<u8>>> {
+        let keys: Vec<Document> = contents.iter().map(|content| self.key(content)).collect();
+        let documents: Vec<Document> = retrying("reading notes", || {
+            let find = self.collection.find(doc! {"_id": {"$in": &keys}});
+            async move { find.await?.try_collect().await }
+        })
+        .await?;
+        Ok(documents.iter().filter_map(read).map(|note| note.content).collect())
+    }
+
+    /// How many there are.
+    ///
+    /// # Errors
+    /// A stop where they can't be counted.
+    pub async fn count(&self) -> Result<u64> {
+        retrying("counting notes", || {
+            let count = self.collection.count_documents(self.all());
+            async move { count.await }
+        })
+        .await
+    }
+
     /// Removes notes that were not made again since they were read.
     ///
     /// # Errors
@@ -76,6 +122,15 @@ impl Notes {
             })
             .collect();
         self.command("delete", "deletes", deletes).await
+    }
+
+    /// Removes notes, however often they were made.
+    ///
+    /// # Errors
+    /// A stop where they can't be removed.
+    pub async fn forget(&self, contents: &[Vec<u8>]) -> Result<()> {
+        let delete = |content: &Vec<u8>| doc! {"q": {"_id": self.key(content)}, "limit": 1};
+        self.command("delete", "deletes", contents.iter().map(delete).collect()).await
     }
 
     /// Forgets all notes.

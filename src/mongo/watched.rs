@@ -47,7 +47,7 @@ impl Watched {
     /// The events and their fields that are needed: a changed document may have
     /// megabytes.
     pub fn pipeline(&self) -> Vec<Document> {
-        let mut fields = doc! {"operationType": 1, "documentKey._id": 1, "clusterTime": 1};
+        let mut fields = doc! {"operationType": 1, "documentKey._id": 1, "clusterTime": 1, "lsid.id": 1};
         if self.memberships.is_empty() {
             return vec![doc! {"$project": fields}];
         }

@@ -124,10 +124,11 @@ async fn call(http: &reqwest::Client, api: &str, candidate: Document) -> Outcome
     let body = http.get(format!("{api}{legacy_key}")).send().await?.error_for_status()?.bytes().await?;
     let answer: Value = serde_json::from_slice(&body)?;
     let new_key = answer["newKey"].as_str().ok_or("no newKey")?;
-    Ok(doc! {
-        "q": {"_id": id, "newKey": null, "newKeyFlag": null, "legacyKey": legacy_key},
-        "u": {"$set": {"newKey": new_key}},
-    })
+    let is_open = |field: &str| doc! {"$eq": [{"$ifNull": [field, null]}, null]};
+    let unchanged = doc! {"$eq": ["$legacyKey", {"$literal": legacy_key}]};
+    let guard = doc! {"$and": [is_open("$newKey"), is_open("$newKeyFlag"), unchanged]};
+    let value = doc! {"$cond": [guard, {"$literal": new_key}, "$newKey"]};
+    Ok(doc! {"q": {"_id": id}, "u": [{"$set": {"newKey": value}}]})
 }
 
 async fn update(collection: &Collection<Document>, batch: Outcome<Vec<Document>>) -> Outcome<u64> {

@@ -1,6 +1,6 @@
 //! Single documents by their `_id`s, as a majority has them.
 
-use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc};
+use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::options::ReadConcern;
 use mongodb::{ClientSession, Collection};
 
@@ -9,6 +9,25 @@ use super::command::Attempts;
 use super::source::to_bson;
 use crate::config::values::Namespace;
 use crate::error::{Context, Result};
+
+/// The condition for the document with this `_id`. The server finds it without
+/// any planning where the value stands by itself, which a pattern, an operator
+/// and null must not.
+pub(super) fn by_id(id: RawBson) -> RawDocumentBuf {
+    let stands_by_itself = match &id {
+        RawBson::RegularExpression(_) | RawBson::Null | RawBson::Undefined => false,
+        RawBson::Document(document) => {
+            let first = document.iter().next().and_then(Result::ok);
+            first.is_none_or(|(name, _)| !name.as_str().starts_with('$'))
+        }
+        _ => true,
+    };
+    if stands_by_itself {
+        rawdoc! {"_id": id}
+    } else {
+        rawdoc! {"_id": {"$eq": id}}
+    }
+}
 
 impl Mongo {
     /// What `take` makes of the documents with these `_id`s that meet a
@@ -92,4 +111,20 @@ async fn find<T>(
         taken.push(take(cursor.current()));
     }
     Ok(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_values_stand_by_themselves() {
+        let regex = bson::Regex { pattern: "a".try_into().unwrap(), options: "".try_into().unwrap() };
+        for id in [RawBson::Null, RawBson::RegularExpression(regex), rawdoc! {"$gt": 1}.into()] {
+            assert_eq!(by_id(id.clone()), rawdoc! {"_id": {"$eq": id}});
+        }
+        for id in [RawBson::Int32(1), "$gt".into(), rawdoc! {"a": {"$gt": 1}}.into(), rawdoc! {}.into()] {
+            assert_eq!(by_id(id.clone()), rawdoc! {"_id": id});
+        }
+    }
 }

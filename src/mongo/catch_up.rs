@@ -16,6 +16,7 @@ use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Ti
 use mongodb::ClientSession;
 use mongodb::options::ReadConcern;
 
+use super::by_id::by_id;
 use super::command::{is_transient_code, retrying_in};
 use super::groups::Groups;
 use super::index::whole_number;
@@ -281,7 +282,7 @@ impl CatchUp {
         }
         let mut deletes = RawArrayBuf::new();
         for id in ids {
-            deletes.push(rawdoc! {"q": {"_id": {"$eq": id.clone()}}, "limit": 1});
+            deletes.push(rawdoc! {"q": by_id(id.clone()), "limit": 1});
         }
         let mut command = rawdoc! {"delete": namespace.collection.as_str(), "ordered": false};
         command.append(bson::cstr!("deletes"), deletes);
@@ -427,7 +428,7 @@ pub(super) fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
     let id = document.get("_id").ok().flatten().ok_or_else(|| Error::stopped("a document has no `_id`"))?;
     let mut pipeline = RawArrayBuf::new();
     pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});
-    Ok(rawdoc! {"q": {"_id": {"$eq": id}}, "u": pipeline, "upsert": true})
+    Ok(rawdoc! {"q": by_id(id.into()), "u": pipeline, "upsert": true})
 }
 
 /// How many documents to read at once, so that they are no more than a command

@@ -10,6 +10,7 @@ use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, Timestamp, doc,
 use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, ErrorKind};
 
+use super::by_id::by_id;
 use super::operation::Operation;
 use super::{Mongo, majority_document};
 use crate::config::values::Namespace;
@@ -315,7 +316,7 @@ impl GivingWay {
     fn deletes(&self, ids: &[RawBson]) -> RawDocumentBuf {
         let mut deletes = RawArrayBuf::new();
         for id in ids {
-            deletes.push(rawdoc! {"q": {"_id": {"$eq": id.clone()}}, "limit": 1});
+            deletes.push(rawdoc! {"q": by_id(id.clone()), "limit": 1});
         }
         let mut command = rawdoc! {"delete": self.namespace.collection.as_str()};
         command.append(bson::cstr!("deletes"), deletes);

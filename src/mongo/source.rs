@@ -57,6 +57,9 @@ pub struct TargetCollection {
     legacy_index: Option<String>,
     key_name: CString,
     flag_name: CString,
+    /// Whether all three fields are at the top level: a pipeline writes through
+    /// the arrays and scalars on a path where `$set` says that it can't.
+    pub(super) guards_in_pipeline: bool,
     primary: Collection<RawDocumentBuf>,
     reader: Collection<RawDocumentBuf>,
     /// Whether chunks may come from a member that lags behind.
@@ -109,6 +112,9 @@ impl TargetCollection {
         Ok(Self {
             key_name: field_name(&target.key_field)?,
             flag_name: field_name(&target.flag_field)?,
+            guards_in_pipeline: [&target.key_field, &target.flag_field, &target.legacy_field]
+                .iter()
+                .all(|path| !path.as_str().contains('.')),
             target: target.clone(),
             has_collation: description.collation().is_some(),
             indexed: state == IndexState::Ready,

@@ -316,3 +316,81 @@ async fn what_a_switch_can_not_do_is_said_first() {
     assert!(refused.stderr.contains("dedupe"), "{}", refused.stderr);
     assert_eq!(stage(&bench).await, None);
 }
+
+/// An upsert, an update and a delete of ours upon what somebody has written since must yield: both
+/// sides write the same documents as fast as they can.
+#[tokio::test]
+async fn writes_that_meet_yield_to_the_application() {
+    let bench = copied().await;
+    let run = bench.program(SWITCH).spawn();
+    begun(&bench, &run).await;
+    let (source, target) = both(&bench);
+    let mut random = Random::seeded(3);
+    for id in 1_000..1_150 {
+        let wait = Duration::from_millis(random.below(40) as u64);
+        let on_source = async {
+            set(&source, id, doc! {"valid": true, "by": "source"}).await;
+            set(&source, id, doc! {"n": 1}).await;
+            source.delete_one(doc! {"_id": id}).await.expect("a write");
+        };
+        let on_target = async {
+            tokio::time::sleep(wait).await;
+            let update = doc! {"$set": {"by": "target"}};
+            // It may meet a transaction of ours, and then tries again.
+            while target.update_one(doc! {"_id": id}, update.clone()).upsert(true).await.is_err() {}
+        };
+        tokio::join!(on_source, on_target);
+    }
+    let done = run.finish().await;
+    assert_eq!(done.text("/outcome"), "cut_over", "{}", done.output());
+    let kept = doc! {"_id": {"$gte": 1_000}, "by": "target"};
+    assert_eq!(target.count_documents(kept).await.expect("a count"), 150, "{}", done.stdout);
+}
+
+#[tokio::test]
+async fn killed_at_every_boundary_a_switch_goes_on() {
+    let bench = copied().await;
+    let (source, target) = both(&bench);
+    bench.program(SWITCH).env("MONGOREKEY_CRASH_AT", "switch_begun:1").run().await;
+    for (round, point) in ["switch_session_stored", "switch_applied", "switch_owned", "switch_position_saved"]
+        .iter()
+        .enumerate()
+    {
+        let run = bench.program(SWITCH).env("MONGOREKEY_CRASH_AT", &format!("{point}:1")).spawn();
+        let round = i32::try_from(round).expect("small");
+        set(&source, 1_000 + round, doc! {"valid": true}).await;
+        set(&target, 2_000 + round, doc! {"by": "target"}).await;
+        assert_eq!(run.finish().await.exit, None, "{point}");
+    }
+    let done = bench.run(SWITCH).await.expect_exit(0);
+    assert_eq!(done.number("/owned"), 4, "nothing of ours is taken for theirs");
+    target.delete_many(doc! {"by": "target"}).await.expect("a delete");
+    assert_same(&bytes(&bench, TARGET).await, &bytes_where(&bench, SOURCE, doc! {"valid": true}).await);
+}
+
+/// The old collection holds what the rules reject; nothing else does.
+#[tokio::test]
+async fn what_was_rejected_is_not_removed_for_what_is_fed_back() {
+    let bench = Bench::new().await;
+    configure(&bench, RULE);
+    bench.insert_into(SOURCE, (0..9).map(|id| doc! {"_id": id, "valid": id % 3 != 0, "slot": id})).await;
+    let (source, target) = both(&bench);
+    let options = IndexOptions::builder().unique(true).build();
+    let index = IndexModel::builder().keys(doc! {"slot": 1}).options(options).build();
+    source.create_index(index).await.expect("an index");
+    bench.run("cleanse").await.expect_exit(0);
+    let run = bench.program(&format!("{SWITCH} --feed-back")).spawn();
+    begun(&bench, &run).await;
+    set(&target, 100, doc! {"slot": 3}).await;
+    set(&target, 101, doc! {"slot": 1_000}).await;
+    wait_for("the way back", async || find(&source, 101).await.is_some()).await;
+    assert!(find(&source, 3).await.is_some(), "it is nowhere else");
+    run.signal(crate::program::Signal::Interrupt);
+    let stopped = run.finish().await.expect_exit(130);
+    assert_eq!(conflicts(&stopped), [Bson::Int32(100)]);
+    // Once the value is free again it is brought back after all.
+    source.delete_one(doc! {"_id": 3}).await.expect("a delete");
+    let back = bench.run("rollback --quiet-for 1s --yes").await.expect_exit(0);
+    assert_eq!(back.text("/outcome"), "rolled_back");
+    assert!(find(&source, 100).await.is_some());
+}

@@ -143,6 +143,8 @@ fn check_plan(plan: &Plan) -> Result<()> {
         "exists_in"
     } else if plan.quarantine.is_some() {
         "--quarantine"
+    } else if plan.description.collation().is_some() {
+        "a collation: different `_id`s may be equal"
     } else if plan.dual_write {
         "--dual-write: there the application keeps both sides up to date itself"
     } else {

@@ -213,10 +213,8 @@ impl<'a> Sync<'a> {
                     return Ok(Some((one.to_vec(), other.to_vec())));
                 }
                 Brought::Blocked(blocked, others) => {
-                    self.look().await?;
-                    let (owned, others) = self.owned.part(others).await?;
                     open = free;
-                    if owned.is_empty() {
+                    if self.may_replace(&others).await? {
                         // Both are ours to write: at once, so that nobody misses one.
                         open = distinct(&open.into_iter().chain(others).collect::<Vec<_>>());
                         replaces = true;
@@ -236,6 +234,19 @@ impl<'a> Sync<'a> {
             self.follower.target
         ))
         .hint("start the same command again"))
+    }
+
+    /// Whether documents that stand in the way of another one may be written anew
+    /// together with it.
+    async fn may_replace(&mut self, ids: &[RawBson]) -> Result<bool> {
+        self.look().await?;
+        let (owned, free) = self.owned.part(ids.to_vec()).await?;
+        if !owned.is_empty() || self.follower.direction == Direction::Forward {
+            return Ok(owned.is_empty());
+        }
+        // What the rules had rejected is nowhere but in the old collection.
+        let known = self.reader.read(&free, None).await?;
+        Ok(known.len() == free.len())
     }
 
     async fn write(
@@ -334,15 +345,20 @@ impl<'a> Sync<'a> {
         Ok(ids.iter().filter(differs).cloned().collect())
     }
 
-    /// Forgets the conflicts that are none any more.
+    /// Tries again what others stood in the way of, and forgets the conflicts that
+    /// are none any more.
     ///
     /// # Errors
-    /// A stop where one of the sides can't be read.
+    /// A stop where one of the sides can't be read or written.
     pub async fn settle_conflicts(&mut self) -> Result<()> {
         let mut last: Option<RawBson> = None;
         loop {
             let page = self.conflicts.page(last.as_ref()).await?;
             let Some(end) = page.last().cloned() else { return Ok(()) };
+            let (_, free) = self.owned.part(page.clone()).await?;
+            for id in &free {
+                self.bring(std::slice::from_ref(id), None).await?;
+            }
             let differing = self.differing(&page).await?;
             let settled: Vec<RawBson> = page.into_iter().filter(|id| !differing.contains(id)).collect();
             self.conflicts.forget(&settled).await?;

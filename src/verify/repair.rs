@@ -29,6 +29,7 @@ use crate::crash;
 use crate::cutover::gates::CHANGED_AT;
 use crate::cutover::record::Record;
 use crate::cutover::run::{forward, prepare_copy, stored_job, stored_position_of};
+use crate::cutover::switch::stage::Stage;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
@@ -92,6 +93,13 @@ pub async fn prepare(context: &Context, args: &VerifyArgs, sides: &Sides) -> Res
             sides.source
         ))
         .hint("compare with the kept collection by --source and --to, and mend by hand what differs"));
+    }
+    if Stage::of(&stored).is_some() {
+        return Err(Error::refused(format!(
+            "the application is being switched to {}: what differs may be newer there",
+            sides.target
+        ))
+        .hint("`cutover --mode switch` tells what both sides have written differently"));
     }
     if store::is_running(&stored) {
         let holder = stored.get_document("lease").ok().and_then(store::holder_of);

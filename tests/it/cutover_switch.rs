@@ -276,9 +276,14 @@ async fn a_switch_is_in_the_way_of_everything_that_would_overwrite() {
     run.signal(crate::program::Signal::Interrupt);
     let stopped = run.finish().await.expect_exit(130);
     assert!(stopped.stderr.contains("goes on"), "{}", stopped.stderr);
-    for command in
-        ["cleanse", "cleanse --restart", "cutover --mode keep --yes", "cutover --abort", "rollback --yes"]
-    {
+    for command in [
+        "cleanse",
+        "cleanse --restart",
+        "cutover --mode keep --yes",
+        "cutover --abort",
+        "rollback --yes",
+        "verify --full --repair --yes",
+    ] {
         bench.run(command).await.expect_exit(3);
     }
     let cleanup = format!("cleanup {} --yes", job_name(&bench));

@@ -119,10 +119,7 @@ async fn check(context: &Context, stored: &Document, record: &Record) -> Result<
              and --mode keep keeps the old collection",
         ));
     };
-    if mongo.bearer(live).await?.as_ref() != Some(&record.renames.incoming_uuid) {
-        return Err(Error::refused(format!("{live} is not the collection that this job knows"))
-            .hint("was it dropped or renamed since the cutover?"));
-    }
+    gates::check_known(mongo, live, Some(&record.renames.incoming_uuid)).await?;
     let uuid = stored.get(quarantine::UUID).filter(|uuid| **uuid != Bson::Null);
     if uuid.is_none() || mongo.bearer(&quarantine).await?.as_ref() != uuid {
         return Err(Error::refused(format!("{dropped}, and {quarantine} is not what this job has made"))

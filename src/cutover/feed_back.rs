@@ -25,7 +25,7 @@ pub async fn run(steered: &Steered, job: &Job, report: &mut Report) -> Result<()
     let record = cut_over(job.name(), &stored)?;
     let renames = renames(job, &stored, &record)?;
     let options = check(context, &renames).await?;
-    let follower = backward(steered, job, &renames, options);
+    let follower = backward(steered, job, &renames.live, &renames.incoming, options);
     let position = position_since(&stored).ok_or_else(|| {
         Error::refused(format!(
             "the job {} does not tell from where {} is to be followed",

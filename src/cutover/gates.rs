@@ -9,9 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::in_step::InStep;
 use crate::Context;
 use crate::cleanse::plan::Plan;
+use crate::cleanse::run::is_copied;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
-use crate::job::store;
+use crate::job::{Job, store};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::valid::Valid;
@@ -55,6 +56,42 @@ impl Gate {
     pub fn text(&self) -> String {
         format!("{} gate {}: {}", if self.passed { "ok  " } else { "FAIL" }, self.name, self.found)
     }
+}
+
+/// Makes sure that a name is borne by the collection that the job knows.
+///
+/// # Errors
+/// A refusal where it is not.
+pub async fn check_known(mongo: &Mongo, namespace: &Namespace, uuid: Option<&Bson>) -> Result<()> {
+    if uuid.is_some() && mongo.bearer(namespace).await?.as_ref() == uuid {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{namespace} is not the collection that this job knows")).hint(
+        "was it dropped or renamed? A copy can be made anew with `cleanse --restart`, what was cut over \
+         since then can't be taken back",
+    ))
+}
+
+/// Makes sure that both collections are those that the job has copied from and to.
+///
+/// # Errors
+/// A refusal where they are not.
+pub async fn check_collections(mongo: &Mongo, plan: &Plan, job: &Document) -> Result<()> {
+    let uuid = |field: &str| job.get(field).filter(|uuid| **uuid != Bson::Null);
+    check_known(mongo, &plan.source, uuid("source_uuid")).await?;
+    check_known(mongo, &plan.target, uuid("target_uuid")).await
+}
+
+/// Makes sure that the copy of a collection is finished.
+///
+/// # Errors
+/// A refusal where it is not.
+pub fn check_copied(job: &Job, source: &Namespace) -> Result<()> {
+    if is_copied(job) {
+        return Ok(());
+    }
+    Err(Error::refused(format!("the copy of {source} is not finished"))
+        .hint("run `cleanse` to its end first"))
 }
 
 /// Whether everything was compared since it was last made anew, and agreed;

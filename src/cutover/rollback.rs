@@ -93,22 +93,23 @@ async fn steps(steered: &Steered, args: &RollbackArgs, job: &Job, report: &mut R
     check_free(context, &renames).await?;
     let method = method(&context.mongo, &args.exchange, Mode::Keep, &renames.live).await?;
     let position = position(context, &stored, args).await?;
-    let follower = backward(steered, job, &renames, options);
+    let follower = backward(steered, job, &renames.live, &renames.incoming, options);
     take_back(context, &follower, renames.clone(), method, position, report).await
 }
 
-/// The follower from the live collection to the one that was live before.
+/// The follower from the new collection to the old one; the new one has these options.
 pub fn backward<'a>(
     steered: &'a Steered,
     job: &'a Job,
-    renames: &'a Renames,
+    new: &'a Namespace,
+    old: &'a Namespace,
     options: Document,
 ) -> Follower<'a> {
     Follower {
         mongo: &steered.context.mongo,
         job,
-        source: &renames.live,
-        target: &renames.incoming,
+        source: new,
+        target: old,
         // Whatever the application holds now is right.
         valid: Valid::default(),
         rejected: None,
@@ -153,14 +154,8 @@ pub fn renames(job: &Job, stored: &Document, record: &Record) -> Result<Renames>
 /// A refusal where it is not.
 pub async fn check(context: &Context, renames: &Renames) -> Result<Document> {
     let live = context.mongo.describe(&renames.live).await?;
-    for (namespace, uuid) in
-        [(&renames.live, &renames.live_uuid), (&renames.incoming, &renames.incoming_uuid)]
-    {
-        if context.mongo.bearer(namespace).await?.as_ref() != Some(uuid) {
-            return Err(Error::refused(format!("{namespace} is not the collection that this job knows"))
-                .hint("was it dropped or renamed since the cutover?"));
-        }
-    }
+    gates::check_known(&context.mongo, &renames.live, Some(&renames.live_uuid)).await?;
+    gates::check_known(&context.mongo, &renames.incoming, Some(&renames.incoming_uuid)).await?;
     Ok(live.map(|live| live.options).unwrap_or_default())
 }
 

@@ -19,7 +19,7 @@ use crate::Context;
 use crate::cleanse::follow::{Direction, Follower, stored_position};
 use crate::cleanse::ledger::Tally;
 use crate::cleanse::plan::{Plan, prepare};
-use crate::cleanse::run::{is_copied, source_options};
+use crate::cleanse::run::source_options;
 use crate::cleanse::steer::{self, Steered};
 use crate::cli::cleanse::CleanseArgs;
 use crate::cli::cutover::{CopyArgs, CutoverArgs, Mode};
@@ -236,10 +236,7 @@ async fn cut_over(
     report: &mut Report,
 ) -> Result<()> {
     let job = follower.job;
-    if !is_copied(job) {
-        return Err(Error::refused(format!("the copy of {} is not finished", plan.source))
-            .hint("run `cleanse` to its end first"));
-    }
+    gates::check_copied(job, &plan.source)?;
     let renames = renames(context, plan, job, args.mode).await?;
     let method = method(&context.mongo, &args.exchange, args.mode, &plan.source).await?;
     let position = stored_position_of(job, Direction::Forward)?;
@@ -273,14 +270,8 @@ async fn renames(context: &Context, plan: &Plan, job: &Job, mode: Mode) -> Resul
         incoming_uuid: uuid("target_uuid"),
         retired: if mode == Mode::Keep { Some(retired_name(&plan.source, &plan.job)?) } else { None },
     };
-    for (namespace, uuid) in
-        [(&renames.live, &renames.live_uuid), (&renames.incoming, &renames.incoming_uuid)]
-    {
-        if context.mongo.bearer(namespace).await?.as_ref() != Some(uuid) {
-            return Err(Error::refused(format!("{namespace} is not the collection that this job knows"))
-                .hint("was it dropped or renamed? Copy anew with `cleanse --restart`"));
-        }
-    }
+    gates::check_known(&context.mongo, &renames.live, Some(&renames.live_uuid)).await?;
+    gates::check_known(&context.mongo, &renames.incoming, Some(&renames.incoming_uuid)).await?;
     if let Some(retired) = &renames.retired
         && context.mongo.bearer(retired).await?.is_some()
     {

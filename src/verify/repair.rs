@@ -21,12 +21,11 @@ use crate::Context;
 use crate::cleanse::follow::{Direction, Followed, Follower, stored_position};
 use crate::cleanse::marks::Marks;
 use crate::cleanse::plan::Plan;
-use crate::cleanse::run::is_copied;
 use crate::cleanse::steer;
 use crate::cli::cutover::CopyArgs;
 use crate::cli::verify::VerifyArgs;
 use crate::crash;
-use crate::cutover::gates::CHANGED_AT;
+use crate::cutover::gates::{self, CHANGED_AT};
 use crate::cutover::record::Record;
 use crate::cutover::run::{forward, prepare_copy, stored_job, stored_position_of};
 use crate::cutover::switch::stage::Stage;
@@ -117,7 +116,7 @@ pub async fn prepare(context: &Context, args: &VerifyArgs, sides: &Sides) -> Res
         ))
         .hint("change the config back, or copy anew by `cleanse --restart`"));
     }
-    check_collections(&context.mongo, &plan, &stored).await?;
+    gates::check_collections(&context.mongo, &plan, &stored).await?;
     Ok(Repair { plan, state: state_of(&stored), documents: stored.get("documents").cloned() })
 }
 
@@ -126,21 +125,6 @@ fn state_of(stored: &Document) -> JobState {
         .into_iter()
         .find(|state| stored.get_str("state").is_ok_and(|word| word == state.as_str()))
         .unwrap_or(JobState::Stopped)
-}
-
-/// Both collections must be those that the job has copied from and to.
-async fn check_collections(mongo: &Mongo, plan: &Plan, stored: &Document) -> Result<()> {
-    for (namespace, field) in [(&plan.source, "source_uuid"), (&plan.target, "target_uuid")] {
-        let bearer = mongo.bearer(namespace).await?;
-        if bearer.is_none() || bearer.as_ref() != stored.get(field) {
-            return Err(Error::refused(format!(
-                "{namespace} is not the collection that the job {} knows: it was dropped or renamed since",
-                plan.job
-            ))
-            .hint("copy anew by `cleanse --restart`"));
-        }
-    }
-    Ok(())
 }
 
 impl Repair {
@@ -202,12 +186,9 @@ async fn repair(
     job: &Job,
     ranges: &[StoredRange],
 ) -> Result<Repaired> {
-    if !is_copied(job) {
-        return Err(Error::refused(format!("the copy of {} is not finished", plan.source))
-            .hint("run `cleanse` to its end first"));
-    }
+    gates::check_copied(job, &plan.source)?;
     // Again, now that nobody else has the job.
-    check_collections(&context.mongo, plan, job.document()).await?;
+    gates::check_collections(&context.mongo, plan, job.document()).await?;
     stored_position_of(job, Direction::Forward)?;
     let steered = steer::start(context, job, None).await?;
     let context = &steered.context;

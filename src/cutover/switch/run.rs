@@ -1,9 +1,8 @@
 //! The steps of a switch, and of its way back.
 
-use std::sync::Mutex;
 use std::time::Instant;
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, doc};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -13,20 +12,18 @@ use super::stage::{FIELD, Stage};
 use super::sync::Sync;
 use crate::Context;
 use crate::cleanse::follow::{Direction, Follower};
-use crate::cleanse::ledger::Tally;
 use crate::cleanse::plan::Plan;
-use crate::cleanse::run::is_copied;
 use crate::cleanse::steer::{self, Steered};
 use crate::cli::cutover::{CopyArgs, CutoverArgs, RollbackArgs};
 use crate::crash;
 use crate::cutover::gates::{self, CHANGED_AT};
 use crate::cutover::in_step::InStep;
 use crate::cutover::residual::after;
+use crate::cutover::rollback::backward;
 use crate::cutover::run::{forward, give_back, prepare_copy, stored_job, stored_position_of, take_over};
 use crate::error::{Error, Result};
 use crate::job::{Job, store};
 use crate::mongo::feed::{Position, nudge};
-use crate::mongo::valid::Valid;
 use crate::report::outcome::Outcome;
 use crate::report::terminal::confirm;
 
@@ -212,16 +209,8 @@ async fn switch(
 /// collection is known to be nothing but a copy.
 async fn begin(context: &Context, plan: &Plan, follower: &Follower<'_>, report: &mut Report) -> Result<()> {
     let (mongo, job) = (&context.mongo, follower.job);
-    if !is_copied(job) {
-        return Err(Error::refused(format!("the copy of {} is not finished", plan.source))
-            .hint("run `cleanse` to its end first"));
-    }
-    for (namespace, field) in [(&plan.source, "source_uuid"), (&plan.target, "target_uuid")] {
-        if mongo.bearer(namespace).await?.as_ref() != job.stored(field) {
-            return Err(Error::refused(format!("{namespace} is not the collection that this job knows"))
-                .hint("was it dropped or renamed? Copy anew with `cleanse --restart`"));
-        }
-    }
+    gates::check_copied(job, &plan.source)?;
+    gates::check_collections(mongo, plan, job.document()).await?;
     let mut in_step =
         InStep::from(follower, stored_position_of(job, Direction::Forward)?, &context.stop).await?;
     let stopped = || context.interrupted("interrupted before the switch was begun; everything is as before");
@@ -258,7 +247,7 @@ async fn feed_back(
     let (context, mongo) = (&steered.context, &steered.context.mongo);
     let stored = stored_job(context, job.name()).await?;
     let options = mongo.describe(&plan.target).await?.map(|target| target.options).unwrap_or_default();
-    let follower = backward(steered, plan, job, options);
+    let follower = backward(steered, job, &plan.target, &plan.source, options);
     let mut sync = Sync::of(&follower, &stored).await?;
     let result = async {
         if Stage::of(&stored) == Some(Stage::Switched) {
@@ -301,23 +290,6 @@ async fn bring_back_owned(sync: &mut Sync<'_>, follower: &Follower<'_>, context:
         let now = mongo.last_write_time().await?;
         sync.bring(&page, Some(now)).await?;
         last = Some(end);
-    }
-}
-
-fn backward<'a>(steered: &'a Steered, plan: &'a Plan, job: &'a Job, options: Document) -> Follower<'a> {
-    Follower {
-        mongo: &steered.context.mongo,
-        job,
-        source: &plan.target,
-        target: &plan.source,
-        // Whatever the application holds now is right.
-        valid: Valid::default(),
-        rejected: None,
-        direction: Direction::Back,
-        options: Some(options),
-        events: &steered.context.events,
-        pace: &steered.pace,
-        tally: Mutex::new(Tally::default()),
     }
 }
 

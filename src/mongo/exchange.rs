@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, Timestamp, doc, rawdoc};
-use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::by_id::by_id;
 use super::operation::Operation;
+use super::past::Past;
 use super::{Mongo, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
@@ -283,7 +283,7 @@ pub struct GivingWay {
     moment: Timestamp,
     /// A transaction of the past conflicts with what its session has done since, so
     /// each has a session of its own; kept, or the driver would hand it out again.
-    sessions: Vec<ClientSession>,
+    sessions: Vec<Past>,
 }
 
 impl GivingWay {
@@ -364,39 +364,18 @@ impl GivingWay {
     }
 
     /// Returns what the server has against the statement, if anything.
-    async fn try_once(&mut self, mut command: RawDocumentBuf) -> mongodb::error::Result<Option<Bson>> {
-        let mut session = self.mongo.client().start_session().causal_consistency(false).await?;
-        command.append(bson::cstr!("txnNumber"), 1_i64);
-        command.append(bson::cstr!("startTransaction"), true);
-        command.append(bson::cstr!("autocommit"), false);
-        let concern = rawdoc! {"level": "snapshot", "atClusterTime": self.moment};
-        command.append(bson::cstr!("readConcern"), concern);
-        let database = self.mongo.database(&self.namespace.database);
-        let reply = database.run_raw_command(command).session(&mut session).await;
-        let result = match reply.map(|reply| first_error(&reply)) {
-            Ok(None) => self.end(&mut session, "commitTransaction").await.map(|()| None),
-            Ok(refusal) => {
-                // Most often the server has aborted it already.
-                let _aborted = self.end(&mut session, "abortTransaction").await;
-                Ok(refusal)
-            }
-            Err(error) => {
-                let _aborted = self.end(&mut session, "abortTransaction").await;
-                Err(error)
+    async fn try_once(&mut self, command: RawDocumentBuf) -> mongodb::error::Result<Option<Bson>> {
+        let mut past = Past::of(&self.mongo, &self.namespace.database).await?;
+        past.begin(self.moment);
+        let result = match past.send(command).await.map(|reply| first_error(&reply)) {
+            Ok(None) => past.commit_once().await.map(|_| None),
+            refused => {
+                past.abort().await;
+                refused
             }
         };
-        self.sessions.push(session);
+        self.sessions.push(past);
         result
-    }
-
-    async fn end(&self, session: &mut ClientSession, how: &str) -> mongodb::error::Result<()> {
-        let command = doc! {
-            how: 1,
-            "txnNumber": 1_i64,
-            "autocommit": false,
-            "writeConcern": majority_document(),
-        };
-        self.mongo.admin().run_command(command).session(session).await.map(|_| ())
     }
 }
 

@@ -17,14 +17,14 @@ use std::collections::HashMap;
 use bson::{
     Bson, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc,
 };
-use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, ErrorKind};
 use mongodb::options::ReadConcern;
 
-use super::command::{is_transient, is_transient_code, retrying, retrying_in};
+use super::Mongo;
+use super::command::{is_transient, is_transient_code, retrying};
 use super::index::whole_number;
+use super::past::{Past, is_given_up};
 use super::sink::id_bytes;
-use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
 
@@ -36,8 +36,6 @@ const DUPLICATE_KEY: i32 = 11000;
 const INVALID_DOCUMENT: i32 = 121;
 /// The server's code for what this user may not do.
 const UNAUTHORIZED: i32 = 13;
-/// The server's codes for a moment that it can't or can no longer read.
-const UNREADABLE_MOMENT: [i32; 2] = [239, 246];
 
 /// What came of inserting some documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,8 +69,7 @@ enum Bypass {
 pub struct Insertion {
     mongo: Mongo,
     into: Namespace,
-    writing: ClientSession,
-    transaction: i64,
+    past: Past,
     bypass: Bypass,
 }
 
@@ -82,17 +79,14 @@ impl Insertion {
     /// # Errors
     /// A stop where no session can be had.
     pub async fn new(mongo: &Mongo, into: &Namespace) -> Result<Self> {
-        // The driver hands sessions on, and whoever got ours would be refused for its numbers.
-        let mongo = mongo.apart()?;
-        let writing = mongo.client().start_session().causal_consistency(false).await;
-        let writing = writing.during("starting a session")?;
-        Ok(Self { mongo, into: into.clone(), writing, transaction: 0, bypass: Bypass::NotYet })
+        let past = Past::of(&mongo.apart()?, &into.database).await.during("starting a session")?;
+        Ok(Self { mongo: mongo.clone(), into: into.clone(), past, bypass: Bypass::NotYet })
     }
 
     /// The session of the writes, to be recorded before the first: whoever comes
     /// next ends what still runs on it.
     pub fn session(&self) -> Document {
-        self.writing.id().clone()
+        self.past.session()
     }
 
     /// The documents of the collection that have these `_id`s, as a majority has
@@ -133,10 +127,9 @@ impl Insertion {
 
     /// Tries it once; tells the server's code too.
     async fn attempt(&mut self, documents: &[RawDocumentBuf], moment: Timestamp) -> Result<(Put, i32)> {
-        self.transaction += 1;
+        self.past.begin(moment);
         let (exact, plain): (Vec<_>, Vec<_>) =
             documents.iter().enumerate().partition(|(_, document)| has_zero_timestamp(document));
-        let mut is_begun = false;
         for (part, is_plain) in [(plain, true), (exact, false)] {
             if part.is_empty() {
                 continue;
@@ -150,78 +143,34 @@ impl Insertion {
             if self.bypass == Bypass::Always {
                 command.append(bson::cstr!("bypassDocumentValidation"), true);
             }
-            if !is_begun {
-                command.append(bson::cstr!("startTransaction"), true);
-                let concern = rawdoc! {"level": "snapshot", "atClusterTime": moment};
-                command.append(bson::cstr!("readConcern"), concern);
-            }
-            is_begun = true;
-            let failure = match self.run(command).await {
+            let failure = match self.past.send(command).await {
                 Ok(reply) => match first_failure(&reply) {
                     None => continue,
                     Some(failure) => failure,
                 },
                 Err(error) if may_pass(&error) => {
-                    self.abort().await;
+                    self.past.abort().await;
                     return Ok((Put::LookAgain, 0));
                 }
                 Err(error) if self.bypass == Bypass::Always && is_unauthorized(&error) => {
-                    self.abort().await;
+                    self.past.abort().await;
                     // The validator will say which ones they are.
                     self.bypass = Bypass::Never;
                     return Ok((Put::LookAgain, 0));
                 }
                 Err(error) => {
-                    self.abort().await;
+                    self.past.abort().await;
                     return Err(error).during(format!("putting documents back into {}", self.into));
                 }
             };
-            self.abort().await;
+            self.past.abort().await;
             let index = part.get(failure.index).map_or(0, |(index, _)| *index);
             let passes = is_transient_code(failure.code) || failure.is_by_id;
             let put = if passes { Put::LookAgain } else { Put::Refused { index, reason: failure.message } };
             return Ok((put, failure.code));
         }
-        Ok((self.commit().await?, 0))
-    }
-
-    async fn run(&mut self, mut command: RawDocumentBuf) -> mongodb::error::Result<Document> {
-        command.append(bson::cstr!("txnNumber"), self.transaction);
-        command.append(bson::cstr!("autocommit"), false);
-        command
-            .append(bson::cstr!("maxTimeMS"), i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
-        let database = self.mongo.database(&self.into.database);
-        database.run_raw_command(command).session(&mut self.writing).await
-    }
-
-    /// Most often the server has done that already.
-    async fn abort(&mut self) {
-        let command = doc! {"abortTransaction": 1, "txnNumber": self.transaction, "autocommit": false};
-        let _aborted = self.mongo.admin().run_command(command).session(&mut self.writing).await;
-    }
-
-    /// Commits, again and again under the same number: the server does it once.
-    async fn commit(&mut self) -> Result<Put> {
-        let command = doc! {
-            "commitTransaction": 1,
-            "txnNumber": self.transaction,
-            "autocommit": false,
-            "writeConcern": majority_document(),
-        };
-        let admin = self.mongo.admin();
-        let operation = format!("putting documents back into {}", self.into);
-        retrying_in(operation, &mut self.writing, async |session| {
-            match admin.run_command(command.clone()).session(&mut *session).await {
-                Ok(reply) => {
-                    super::sink::check_write_concern(&reply)?;
-                    Ok(Put::All)
-                }
-                // Lost in an election before it was committed.
-                Err(error) if is_gone(&error) => Ok(Put::LookAgain),
-                Err(error) => Err(error),
-            }
-        })
-        .await
+        let committed = self.past.commit().await?;
+        Ok((committed.map_or(Put::LookAgain, |_| Put::All), 0))
     }
 }
 
@@ -266,17 +215,11 @@ fn code_of(error: &DriverError) -> i32 {
 
 /// Whether the same may succeed as of a later moment.
 fn may_pass(error: &DriverError) -> bool {
-    is_transient(error) || UNREADABLE_MOMENT.contains(&code_of(error))
+    is_transient(error) || is_given_up(error)
 }
 
 fn is_unauthorized(error: &DriverError) -> bool {
     code_of(error) == UNAUTHORIZED
-}
-
-/// Whether the transaction exists no more.
-fn is_gone(error: &DriverError) -> bool {
-    const NO_SUCH_TRANSACTION: i32 = 251;
-    code_of(error) == NO_SUCH_TRANSACTION
 }
 
 fn insert_command(into: &str, documents: &[&RawDocumentBuf]) -> RawDocumentBuf {

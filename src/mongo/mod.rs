@@ -23,6 +23,7 @@ pub mod notes;
 pub mod numbered;
 pub mod operation;
 pub mod outlook;
+pub mod past;
 pub mod preflight;
 pub mod quarantine;
 pub mod range;

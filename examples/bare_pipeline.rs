@@ -90,6 +90,7 @@ async fn read(
             .find(filter)
             .sort(doc! {"_id": 1})
             .limit(i64::try_from(chunk)?)
+            .batch_size(u32::try_from(chunk)?)
             .projection(doc! {"legacyKey": 1})
             .hint(hint.clone())
             .await?

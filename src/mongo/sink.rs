@@ -241,6 +241,10 @@ impl TargetCollection {
             // 5.0 equals 5.00, but they are two keys.
             conditions.push(doc! {"$eq": [{"$toString": &legacy}, decimal.to_string()]});
         }
+        if conditions.len() == 1 {
+            conditions.push(same_type);
+            return Ok(doc! {"$and": conditions});
+        }
         // `$cond` keeps the string operators away from other types.
         Ok(doc! {"$cond": [same_type, {"$and": conditions}, false]})
     }

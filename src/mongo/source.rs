@@ -295,12 +295,15 @@ impl TargetCollection {
         limit: usize,
     ) -> Result<Vec<Candidate>> {
         let namespace = &self.target.namespace;
+        let batch = u32::try_from(limit).unwrap_or(u32::MAX);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let documents = retrying(format!("reading candidates of {namespace}"), || {
             let mut find = collection
                 .find(filter.clone())
                 .sort(doc! {"_id": 1})
                 .limit(limit)
+                // Otherwise the first hundred come first, and the rest by another round trip.
+                .batch_size(batch)
                 .projection(self.projection());
             if let Some(hint) = self.hint() {
                 find = find.hint(hint);

@@ -266,7 +266,8 @@ async fn usage_is_checked_before_anything_is_touched() {
     let bench = small().await;
     for (line, code) in [
         ("cutover --mode swap", 2),
-        ("cutover --yes", 2),
+        ("cutover", 2),
+        ("cutover --fence validator --yes", 2),
         ("cutover --mode swap --feed-back --yes", 2),
         ("rollback", 2),
         ("rollback --yes", 3),

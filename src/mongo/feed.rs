@@ -16,8 +16,11 @@ use super::command::{is_transient, retrying};
 use super::watched::{Member, Watched};
 use crate::error::{Context, Error, Result};
 
-/// How long the server waits for a change before it answers that there is none.
+/// For how long changes are gathered that keep coming.
 const WAIT: Duration = Duration::from_millis(500);
+/// How long the server waits for a change before it answers that there is none, and
+/// how far that holds. Whoever ends a run waits for that answer too.
+const ANSWER: Duration = Duration::from_millis(100);
 /// The same where somebody waits for the answer.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
 /// Changes per answer of the server: without a limit it sends megabytes at once,
@@ -225,7 +228,7 @@ async fn open(
             .show_expanded_events(true)
             .read_concern(mongodb::options::ReadConcern::majority())
             .batch_size(FETCHED)
-            .max_await_time(wait);
+            .max_await_time(wait.min(ANSWER));
         if watched.needs_images() {
             // Not every collection has them, and those that must are checked.
             watch = watch.full_document_before_change(FullDocumentBeforeChangeType::WhenAvailable);
@@ -261,7 +264,7 @@ fn is_lost(error: &DriverError) -> bool {
 
 impl Feed {
     /// The next changes: at most so many, fewer or none where there are no more
-    /// for half a second, or have been coming for that long.
+    /// for a moment, or have been coming for half a second.
     ///
     /// # Errors
     /// A refusal where the oplog no longer holds what comes next.

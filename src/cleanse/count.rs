@@ -83,7 +83,7 @@ pub fn facet(reply: &Document, name: &str) -> u64 {
     count(reply, name)
 }
 
-/// Reads what [`rule_pipeline`] has counted.
+/// Reads what the pipeline of the rules has counted.
 pub fn read_rule_counts(predicate: &Predicate, reply: &Document) -> RuleCounts {
     let mut counts = RuleCounts { source: count(reply, "all"), ..RuleCounts::default() };
     for (index, Hits { rule: name, .. }) in predicate.hits().iter().enumerate() {

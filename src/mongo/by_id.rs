@@ -1,6 +1,6 @@
 //! Single documents by their `_id`s, as a majority has them.
 
-use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::options::ReadConcern;
 use mongodb::{ClientSession, Collection};
 
@@ -27,6 +27,17 @@ pub(super) fn by_id(id: RawBson) -> RawDocumentBuf {
     } else {
         rawdoc! {"_id": {"$eq": id}}
     }
+}
+
+/// The command that deletes the documents with these `_id`s.
+pub(super) fn deletion(collection: &str, ids: &[RawBson]) -> RawDocumentBuf {
+    let mut deletes = RawArrayBuf::new();
+    for id in ids {
+        deletes.push(rawdoc! {"q": by_id(id.clone()), "limit": 1});
+    }
+    let mut command = rawdoc! {"delete": collection};
+    command.append(bson::cstr!("deletes"), deletes);
+    command
 }
 
 impl Mongo {

@@ -16,7 +16,7 @@ use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Ti
 use mongodb::ClientSession;
 use mongodb::options::ReadConcern;
 
-use super::by_id::by_id;
+use super::by_id::{by_id, deletion};
 use super::command::{is_transient_code, retrying_in};
 use super::groups::Groups;
 use super::index::whole_number;
@@ -280,12 +280,8 @@ impl CatchUp {
         if ids.is_empty() {
             return Ok(());
         }
-        let mut deletes = RawArrayBuf::new();
-        for id in ids {
-            deletes.push(rawdoc! {"q": by_id(id.clone()), "limit": 1});
-        }
-        let mut command = rawdoc! {"delete": namespace.collection.as_str(), "ordered": false};
-        command.append(bson::cstr!("deletes"), deletes);
+        let mut command = deletion(&namespace.collection, ids);
+        command.append(bson::cstr!("ordered"), false);
         self.guard(&mut command, namespace)?;
         let reply = self.send(command).await?;
         match first_error(&reply) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::error::{Error as DriverError, ErrorKind};
 
-use super::by_id::by_id;
+use super::by_id::deletion;
 use super::operation::Operation;
 use super::past::Past;
 use super::{Mongo, majority_document};
@@ -304,23 +304,14 @@ impl GivingWay {
     /// A stop where the server refuses for another reason than something newer.
     pub async fn delete(&mut self, ids: &[RawBson]) -> Result<()> {
         for part in ids.chunks(DELETES) {
-            if self.attempt(self.deletes(part), 1).await? == Guarded::GaveWay {
+            if self.attempt(deletion(&self.namespace.collection, part), 1).await? == Guarded::GaveWay {
                 for id in part {
-                    self.attempt(self.deletes(std::slice::from_ref(id)), ATTEMPTS).await?;
+                    self.attempt(deletion(&self.namespace.collection, std::slice::from_ref(id)), ATTEMPTS)
+                        .await?;
                 }
             }
         }
         Ok(())
-    }
-
-    fn deletes(&self, ids: &[RawBson]) -> RawDocumentBuf {
-        let mut deletes = RawArrayBuf::new();
-        for id in ids {
-            deletes.push(rawdoc! {"q": by_id(id.clone()), "limit": 1});
-        }
-        let mut command = rawdoc! {"delete": self.namespace.collection.as_str()};
-        command.append(bson::cstr!("deletes"), deletes);
-        command
     }
 
     /// Writes a document as it is.

@@ -14,15 +14,14 @@
 
 use std::collections::HashMap;
 
-use bson::{
-    Bson, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc,
-};
+use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::error::{Error as DriverError, ErrorKind};
 use mongodb::options::ReadConcern;
 
 use super::Mongo;
 use super::command::{is_transient, is_transient_code, retrying};
 use super::index::whole_number;
+use super::keeping::{is_changed_by_inserts, upsert};
 use super::past::{Past, is_given_up};
 use super::sink::id_bytes;
 use crate::config::values::Namespace;
@@ -129,7 +128,7 @@ impl Insertion {
     async fn attempt(&mut self, documents: &[RawDocumentBuf], moment: Timestamp) -> Result<(Put, i32)> {
         self.past.begin(moment);
         let (exact, plain): (Vec<_>, Vec<_>) =
-            documents.iter().enumerate().partition(|(_, document)| has_zero_timestamp(document));
+            documents.iter().enumerate().partition(|(_, document)| is_changed_by_inserts(document));
         for (part, is_plain) in [(plain, true), (exact, false)] {
             if part.is_empty() {
                 continue;
@@ -236,30 +235,11 @@ fn insert_command(into: &str, documents: &[&RawDocumentBuf]) -> RawDocumentBuf {
 fn upsert_command(into: &str, documents: &[&RawDocumentBuf]) -> Result<RawDocumentBuf> {
     let mut updates = RawArrayBuf::new();
     for document in documents {
-        let id: RawBson = document
-            .get("_id")
-            .ok()
-            .flatten()
-            .map(Into::into)
-            .ok_or_else(|| Error::stopped("a document has no `_id`"))?;
-        let mut pipeline = RawArrayBuf::new();
-        pipeline.push(rawdoc! {"$replaceWith": {"$literal": RawDocumentBuf::clone(document)}});
-        updates.push(rawdoc! {
-            "q": {"_id": {"$eq": id}, "$nor": [{}]},
-            "u": pipeline,
-            "upsert": true,
-        });
+        updates.push(upsert(document)?);
     }
     let mut command = rawdoc! {"update": into};
     command.append(bson::cstr!("updates"), updates);
     Ok(command)
-}
-
-/// Whether an insert would change the document.
-fn has_zero_timestamp(document: &RawDocument) -> bool {
-    document.iter().any(|field| {
-        matches!(field, Ok((_, RawBsonRef::Timestamp(bson::Timestamp { time: 0, increment: 0 }))))
-    })
 }
 
 /// Documents that go into one command each.
@@ -287,9 +267,9 @@ mod tests {
     #[test]
     fn only_a_zero_timestamp_at_the_top_would_be_changed_by_an_insert() {
         let zero = bson::Timestamp { time: 0, increment: 0 };
-        assert!(has_zero_timestamp(&rawdoc! {"_id": 1, "t": zero}));
-        assert!(!has_zero_timestamp(&rawdoc! {"_id": 1, "t": bson::Timestamp { time: 0, increment: 1 }}));
-        assert!(!has_zero_timestamp(&rawdoc! {"_id": 1, "n": {"t": zero}, "a": [zero]}));
+        assert!(is_changed_by_inserts(&rawdoc! {"_id": 1, "t": zero}));
+        assert!(!is_changed_by_inserts(&rawdoc! {"_id": 1, "t": bson::Timestamp { time: 0, increment: 1 }}));
+        assert!(!is_changed_by_inserts(&rawdoc! {"_id": 1, "n": {"t": zero}, "a": [zero]}));
     }
 
     #[test]

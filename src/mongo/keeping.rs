@@ -194,7 +194,7 @@ fn statement(change: &Change) -> Result<RawDocumentBuf> {
 
 /// Inserts a document whatever its fields and values are. The condition matches
 /// nothing, so that one with the same `_id` is a duplicate and never replaced.
-fn upsert(document: &RawDocument) -> Result<RawDocumentBuf> {
+pub(super) fn upsert(document: &RawDocument) -> Result<RawDocumentBuf> {
     let id = id_of(document).ok_or_else(|| Error::stopped("a document has no `_id`"))?;
     Ok(rawdoc! {
         "q": {"_id": {"$eq": id}, "$nor": [{}]},
@@ -224,7 +224,7 @@ fn only_if(old: &RawDocument, bytes: usize) -> Result<RawDocumentBuf> {
 
 /// Whether an insert would change it: a `Timestamp(0, 0)` at the top level
 /// becomes the time of day.
-fn is_changed_by_inserts(document: &RawDocument) -> bool {
+pub(super) fn is_changed_by_inserts(document: &RawDocument) -> bool {
     let zero = RawBsonRef::Timestamp(Timestamp { time: 0, increment: 0 });
     document.iter().any(|field| field.is_ok_and(|(_, value)| value == zero))
 }

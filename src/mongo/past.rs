@@ -11,7 +11,7 @@ use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::command::Attempts;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 /// The server's codes for something newer (or an open transaction that may become it),
 /// for a lock not had in time, for a moment that can't be read (any more), and for a
@@ -80,10 +80,11 @@ impl Past {
         let operation = "committing a transaction";
         loop {
             match self.commit_once().await {
-                // Without a time: not known to be earlier than anything.
                 Ok(reply) => {
-                    let latest = Timestamp { time: u32::MAX, increment: u32::MAX };
-                    return Ok(Some(reply.get_timestamp("operationTime").unwrap_or(latest)));
+                    let at = reply.get_timestamp("operationTime");
+                    return at.map(Some).map_err(|_| {
+                        Error::stopped("the server does not tell when a transaction was committed")
+                    });
                 }
                 Err(error) if is_given_up(&error) => return Ok(None),
                 Err(error) if attempts.again(&operation, &error).await => {}

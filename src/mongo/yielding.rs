@@ -10,7 +10,7 @@
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, Timestamp, rawdoc};
 
 use super::Mongo;
-use super::by_id::by_id;
+use super::by_id::deletion;
 use super::catch_up::statement;
 use super::command::is_transient;
 use super::index::whole_number;
@@ -79,7 +79,7 @@ impl Yielding {
         self.past.begin(at);
         let mut commands = Vec::new();
         if !removed.is_empty() {
-            commands.push(self.removal(removed));
+            commands.push(deletion(&self.namespace.collection, removed));
         }
         if !written.is_empty() {
             commands.push(self.upserts(written)?);
@@ -91,16 +91,6 @@ impl Yielding {
             }
         }
         Ok(self.past.commit().await?.map_or(Yielded::Newer, Yielded::Done))
-    }
-
-    fn removal(&self, ids: &[RawBson]) -> RawDocumentBuf {
-        let mut deletes = RawArrayBuf::new();
-        for id in ids {
-            deletes.push(rawdoc! {"q": by_id(id.clone()), "limit": 1});
-        }
-        let mut command = rawdoc! {"delete": self.namespace.collection.as_str()};
-        command.append(bson::cstr!("deletes"), deletes);
-        command
     }
 
     fn upserts(&self, documents: &[RawDocumentBuf]) -> Result<RawDocumentBuf> {

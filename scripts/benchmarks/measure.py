@@ -142,8 +142,8 @@ class Bench:
     # --- programs ---
 
     def peer(self, script, *arguments):
-        """Runs a script of peers/; returns its output and the seconds it took."""
-        return timed([sys.executable, str(PEERS / script), self.uri, *arguments])
+        """Runs a script of peers/; returns its output, the seconds it took and its peak memory in MiB."""
+        return timed_with_memory([sys.executable, str(PEERS / script), self.uri, *arguments])
 
     def ours(self, *arguments, config=""):
         """Runs mongorekey; returns its result, the seconds it took and its peak memory in MiB."""

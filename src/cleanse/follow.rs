@@ -119,9 +119,14 @@ impl Follower<'_> {
         let marks = Marks::of(self.mongo, self.job.name());
         let mut feed = self.open(from).await?;
         let mut saved = Instant::now();
+        let mut may_rest = true;
         while !copied.is_cancelled() {
             self.job.lease().valid().await?;
             let changes = self.checked(feed.next(MARKS).await).await?;
+            if changes.is_empty() && may_rest {
+                // Reading on would cost the server as much again as half of the copy.
+                may_rest = self.moved(feed.rest(IDLE_SAVE, copied).await)?;
+            }
             marks.set(&changes.touched).await?;
             self.note_members(&changes.members).await?;
             crash::point("marks_set");
@@ -370,9 +375,13 @@ impl Follower<'_> {
         self.open(from.clone()).await.map_err(|error| error.with_class(Class::Stopped))
     }
 
+    /// What was possible at the start and no longer is, is no refusal any more.
+    fn moved<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| error.with_class(Class::Stopped))
+    }
+
     async fn checked(&self, changes: Result<Changes>) -> Result<Changes> {
-        // What was possible at the start and no longer is, is no refusal any more.
-        let changes = changes.map_err(|error| error.with_class(Class::Stopped))?;
+        let changes = self.moved(changes)?;
         self.check(&changes).await?;
         Ok(changes)
     }

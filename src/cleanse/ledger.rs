@@ -11,7 +11,7 @@ use bson::{Bson, Document, Timestamp, doc};
 use mongodb::error::{Error as DriverError, ErrorKind};
 use serde_json::{Value, json};
 
-use super::count;
+use super::count::{self, RuleCounts};
 use super::follow::Follower;
 use super::plan::Plan;
 use crate::config::values::Namespace;
@@ -209,38 +209,58 @@ async fn count_all(
     moment: Timestamp,
     by_rule: bool,
 ) -> mongodb::error::Result<Ledger> {
-    let all = || vec![doc! {"$count": "n"}];
-    let number = |reply: &Document| reply.get("n").and_then(whole_number).unwrap_or(0);
-    let in_target = number(&at_moment(mongo, &plan.target, all(), moment).await?);
-    let in_quarantine = match &plan.quarantine {
-        Some(quarantine) => Some(number(&at_moment(mongo, quarantine, all(), moment).await?)),
-        None => None,
+    // Source and target are clustered both or neither.
+    let has_id_index = !plan.description.is_clustered();
+    let source = async {
+        if by_rule {
+            let pipeline = count::rule_pipeline(&plan.predicate, 0);
+            let reply = at_moment(mongo, &plan.source, pipeline, moment).await?;
+            return Ok(count::read_rule_counts(&plan.predicate, &reply));
+        }
+        let source = count_at(mongo, &plan.source, moment, has_id_index).await?;
+        Ok(RuleCounts { source, ..RuleCounts::default() })
     };
-    let mut ledger = Ledger {
-        source_now: 0,
+    let quarantine = async {
+        match &plan.quarantine {
+            Some(quarantine) => count_at(mongo, quarantine, moment, true).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let target = count_at(mongo, &plan.target, moment, has_id_index);
+    let (source, in_target, in_quarantine) = tokio::try_join!(source, target, quarantine)?;
+    // Without rules everything is kept, which costs no further look.
+    let kept = if by_rule {
+        Some(source.kept)
+    } else {
+        plan.predicate.valid().is_everything().then_some(source.source)
+    };
+    let expires = expires(plan);
+    Ok(Ledger {
+        source_now: source.source,
         in_target,
         in_quarantine,
-        rejected_by: BTreeMap::new(),
-        kept_by_rules: None,
+        rejected_by: source.rejected_by,
+        kept_by_rules: kept.filter(|kept| !expires || *kept == in_target),
         behind: 0,
-        expires: expires(plan),
+        expires,
         tally: Tally::default(),
-    };
-    if by_rule {
-        let pipeline = count::rule_pipeline(&plan.predicate, 0);
-        let reply = at_moment(mongo, &plan.source, pipeline, moment).await?;
-        let counts = count::read_rule_counts(&plan.predicate, &reply);
-        ledger.kept_by_rules = Some(counts.kept);
-        (ledger.source_now, ledger.rejected_by) = (counts.source, counts.rejected_by);
-    } else {
-        ledger.source_now = number(&at_moment(mongo, &plan.source, all(), moment).await?);
-        // Without rules everything is kept, which costs no further look.
-        ledger.kept_by_rules = plan.predicate.valid().is_everything().then_some(ledger.source_now);
+    })
+}
+
+/// The number of documents at a moment, told by the `_id` index where there is one:
+/// it is a fraction of the documents.
+async fn count_at(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    moment: Timestamp,
+    has_id_index: bool,
+) -> mongodb::error::Result<u64> {
+    let mut command = command_at(namespace, vec![doc! {"$count": "n"}], moment);
+    if has_id_index {
+        command.insert("hint", doc! {"_id": 1});
     }
-    if ledger.expires {
-        ledger.kept_by_rules = ledger.kept_by_rules.filter(|kept| *kept == in_target);
-    }
-    Ok(ledger)
+    let reply = first_of(mongo, namespace, command).await?;
+    Ok(reply.get("n").and_then(whole_number).unwrap_or(0))
 }
 
 fn expires(plan: &Plan) -> bool {
@@ -259,13 +279,24 @@ pub async fn at_moment(
     pipeline: Vec<Document>,
     moment: Timestamp,
 ) -> mongodb::error::Result<Document> {
-    let command = doc! {
+    first_of(mongo, namespace, command_at(namespace, pipeline, moment)).await
+}
+
+fn command_at(namespace: &Namespace, pipeline: Vec<Document>, moment: Timestamp) -> Document {
+    doc! {
         "aggregate": &namespace.collection,
         "pipeline": pipeline,
         "cursor": {},
         "allowDiskUse": true,
         "readConcern": {"level": "snapshot", "atClusterTime": moment},
-    };
+    }
+}
+
+async fn first_of(
+    mongo: &Mongo,
+    namespace: &Namespace,
+    command: Document,
+) -> mongodb::error::Result<Document> {
     let reply = mongo.database(&namespace.database).run_command(command).await?;
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
     let first = batch.ok().and_then(|batch| batch.first()).and_then(Bson::as_document);

@@ -10,6 +10,7 @@ use mongodb::change_stream::event::ResumeToken;
 use mongodb::error::{Error as DriverError, ErrorKind};
 use mongodb::options::FullDocumentBeforeChangeType;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Mongo;
 use super::command::{is_transient, retrying};
@@ -32,6 +33,8 @@ const LOST: [i32; 4] = [136, 222, 280, 286];
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(500);
+/// While a feed rests, the oplog is asked this often.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// From where a feed is read.
 #[derive(Debug, Clone, PartialEq)]
@@ -290,6 +293,34 @@ impl Feed {
             self.position = Position::Token(token);
         }
         Ok(changes)
+    }
+
+    /// Moves on without reading while nothing happens: for so long as the oplog
+    /// itself tells that, and `ended` is not cancelled, but no longer than `most`.
+    /// Returns whether the oplog tells anything at all.
+    ///
+    /// # Errors
+    /// A refusal where the oplog no longer holds what comes next.
+    pub async fn rest(&mut self, most: Duration, ended: &CancellationToken) -> Result<bool> {
+        let began = Instant::now();
+        let (mut has_moved, mut can_tell) = (false, true);
+        while can_tell && began.elapsed() < most && !ended.is_cancelled() {
+            let _ended = tokio::time::timeout(LOOK, ended.cancelled()).await;
+            let Some(after) = self.position.time() else { break };
+            let until = self.mongo.majority_time().await?;
+            match self.mongo.is_quiet(&self.watched, after, until).await {
+                Some(true) => {
+                    self.position = Position::Time(until);
+                    has_moved = true;
+                }
+                Some(false) => break,
+                None => can_tell = false,
+            }
+        }
+        if has_moved {
+            self.stream = open(&self.mongo, &self.watched, &self.position, self.wait).await?;
+        }
+        Ok(can_tell)
     }
 
     /// Where one has to go on to miss nothing after what was read.

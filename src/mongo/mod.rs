@@ -22,6 +22,7 @@ pub mod lanes;
 pub mod notes;
 pub mod numbered;
 pub mod operation;
+pub mod oplog;
 pub mod outlook;
 pub mod past;
 pub mod preflight;

@@ -16,6 +16,9 @@ use crate::error::Result;
 
 /// Random `_id`s per range: the more, the more even the ranges.
 const SAMPLES_PER_RANGE: usize = 40;
+/// Random `_id`s at least: of a few ranges none may be much longer than the others,
+/// or everybody waits for it in the end.
+const FEWEST_SAMPLES: usize = 4_000;
 /// Random `_id`s at most.
 const MOST_SAMPLES: usize = 8_000;
 
@@ -61,10 +64,13 @@ fn tile(bounds: Vec<Bson>) -> Vec<Range> {
     lowers.zip(uppers).map(|(lower, upper)| Range { lower, upper }).collect()
 }
 
-/// Evenly spaced ones of sorted `_id`s, each only once.
+/// Evenly spaced ones of sorted `_id`s, with the first and the last, each only once.
+///
+/// The ends are bounds too: open ranges must be compared by `$expr`, which is
+/// slower, and with them next to nothing is left for those.
 fn pick(ids: &[Bson], ranges: usize) -> Vec<Bson> {
-    let mut picked: Vec<Bson> =
-        (1..ranges).filter_map(|number| ids.get(number * ids.len() / ranges).cloned()).collect();
+    let inner = (1..ranges).filter_map(|number| ids.get(number * ids.len() / ranges));
+    let mut picked: Vec<Bson> = ids.first().into_iter().chain(inner).chain(ids.last()).cloned().collect();
     picked.dedup();
     picked
 }
@@ -84,7 +90,8 @@ fn same_bracket(lower: &Bson, upper: &Bson) -> bool {
 }
 
 impl Mongo {
-    /// About so many ranges of similar size that tile a collection.
+    /// About so many ranges of similar size that tile a collection, and one before
+    /// and one after them for what is beyond its ends.
     ///
     /// # Errors
     /// A stop where the server can't be read.
@@ -151,11 +158,17 @@ impl Mongo {
         if ranges < 2 {
             return Ok(vec![Range::all()]);
         }
-        let samples = i64::try_from((ranges * SAMPLES_PER_RANGE).min(MOST_SAMPLES)).unwrap_or(i64::MAX);
-        let draw = [doc! {"$sample": {"size": samples}}, doc! {"$project": {"_id": 1}}];
-        let mut pipeline = draw.to_vec();
+        let samples = i64::try_from((ranges * SAMPLES_PER_RANGE).clamp(FEWEST_SAMPLES, MOST_SAMPLES))
+            .unwrap_or(i64::MAX);
+        let id_only = doc! {"$project": {"_id": 1}};
+        let end = |order: i32| vec![doc! {"$sort": {"_id": order}}, doc! {"$limit": 1}, id_only.clone()];
+        let draws = [vec![doc! {"$sample": {"size": samples}}, id_only.clone()], end(1), end(-1)];
+        let of = |namespace: &Namespace, pipeline: &[Document]| doc! {"$unionWith": {"coll": &namespace.collection, "pipeline": pipeline}};
+        let [sample, ends @ ..] = &draws;
+        let mut pipeline = sample.clone();
+        pipeline.extend(ends.iter().map(|end| of(namespace, end)));
         if let Some(other) = other {
-            pipeline.push(doc! {"$unionWith": {"coll": &other.collection, "pipeline": draw.to_vec()}});
+            pipeline.extend(draws.iter().map(|draw| of(other, draw)));
         }
         // The server sorts, because only it knows the order of mixed types and of a collation.
         pipeline.push(doc! {"$sort": {"_id": 1}});
@@ -178,8 +191,9 @@ mod tests {
     fn ranges_tile_the_key_space() {
         let ids: Vec<Bson> = (0..100).map(Bson::Int32).collect();
         let ranges = tile(pick(&ids, 4));
-        assert_eq!(ranges.len(), 4);
-        assert_eq!((&ranges[0].lower, &ranges[3].upper), (&None, &None));
+        assert_eq!(ranges.len(), 6, "four, and one beyond each end");
+        assert_eq!((&ranges[0].lower, &ranges[5].upper), (&None, &None));
+        assert!(ranges[1..5].iter().all(|range| range.filter().contains_key("_id")));
         for pair in ranges.windows(2) {
             assert_eq!(pair[0].upper, pair[1].lower);
         }

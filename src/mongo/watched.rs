@@ -79,6 +79,11 @@ impl Watched {
         }
     }
 
+    /// The full names of the collections.
+    pub fn namespaces(&self) -> Vec<String> {
+        self.collections().map(|name| format!("{}.{name}", self.source.database)).collect()
+    }
+
     fn collections(&self) -> impl Iterator<Item = &str> {
         let members = self.memberships.iter().map(|membership| membership.collection.as_str());
         std::iter::once(self.source.collection.as_str()).chain(members)

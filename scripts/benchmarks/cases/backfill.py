@@ -41,6 +41,9 @@ def unlimited(bench, rounds):
     case.compare("mongorekey", "asyncio", True, 2)
     case.compare("mongorekey", "bare pipeline", True, 0.85)
     case.compare("mongorekey, key map", "bare pipeline", True, 0.60)
+    # How far ahead of the scripts anybody can be here who makes the same calls and updates.
+    case.compare("bare pipeline", "threads", True)
+    case.compare("bare pipeline", "asyncio", True)
     return case
 
 

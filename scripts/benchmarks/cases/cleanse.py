@@ -55,6 +55,14 @@ def cleanse(bench):
     return bench.ours("cleanse", "--to", "copied", config=config)
 
 
+def verify_all(bench):
+    """Compares the copy with its source, all of it; returns the seconds it took and the peak memory in MiB."""
+    config = f'[cleanse]\nsource = "{NAMESPACE}"\nkeep = \'{{"valid": true}}\'\n'
+    result, seconds, peak = bench.ours("verify", "--full", "--restart", "--to", "copied", config=config)
+    assert result["passed"], "the copy differs"
+    return seconds, peak
+
+
 def catch_up_and_verify(bench, rounds):
     """Changes after the copy are applied; then both sides are compared, by us and by a script."""
     caught = Case("catch-up", "changed documents/s applied after the copy")
@@ -77,15 +85,15 @@ def catch_up_and_verify(bench, rounds):
         caught.add("memory", "MiB", peak)
 
     def verify():
-        config = f'[cleanse]\nsource = "{NAMESPACE}"\nkeep = \'{{"valid": true}}\'\n'
-        result, seconds, _ = bench.ours("verify", "--full", "--restart", "--to", "copied", config=config)
-        assert result["passed"], "the copy differs"
+        seconds, peak = verify_all(bench)
         compared.add("mongorekey", "documents/s", count / seconds)
+        compared.add("mongorekey: memory", "MiB", peak)
 
     def compare():
-        output, seconds = bench.peer("compare_raw.py", NAMESPACE, "copied")
+        output, seconds, peak = bench.peer("compare_raw.py", NAMESPACE, "copied")
         assert output.split() == [str(count), "0"], f"the script finds {output}"
         compared.add("PyMongo", "documents/s", count / seconds)
+        compared.add("PyMongo: memory", "MiB", peak)
 
     bench.rounds(rounds, [verify, compare])
     caught.judge("changes/s", caught.side("mongorekey", "").values, True, 5_000)

@@ -26,6 +26,9 @@ def growth(bench, sizes):
         _, seconds, peak = cleanse.cleanse(bench)
         case.add(f"copy of {name}", "µs/document", seconds * 1e6 / size)
         case.add(f"copy of {name}: memory", "MiB", peak)
+        seconds, peak = cleanse.verify_all(bench)
+        case.add(f"comparison of {name}", "µs/document", seconds * 1e6 / size)
+        case.add(f"comparison of {name}: memory", "MiB", peak)
     memory = [value for side in case.sides if side.unit == "MiB" for value in side.values]
     case.judge("peak of memory in MiB", [max(memory)], False, 64)
     keys = [value for side in case.sides if "keys" in side.unit for value in side.values]

@@ -128,10 +128,21 @@ pub trait Context<T> {
 impl<T> Context<T> for std::result::Result<T, mongodb::error::Error> {
     fn during(self, operation: impl fmt::Display) -> Result<T> {
         self.map_err(|source| {
-            Error::stopped(format!("{operation} failed: {}", describe_mongo(&source)))
-                .hint("the state is kept: mend the cause and start the same command again")
+            let hint = if is_another_collection(&source) {
+                "another collection bears that name now: was it dropped, renamed or replaced? What was \
+                 copied stays as it was; copy anew with --restart"
+            } else {
+                "the state is kept: mend the cause and start the same command again"
+            };
+            Error::stopped(format!("{operation} failed: {}", describe_mongo(&source))).hint(hint)
         })
     }
+}
+
+/// Whether a name is borne by another collection than the one that was meant.
+fn is_another_collection(error: &mongodb::error::Error) -> bool {
+    const UUID_MISMATCH: i32 = 361;
+    matches!(error.kind.as_ref(), mongodb::error::ErrorKind::Command(command) if command.code == UUID_MISMATCH)
 }
 
 /// The result of a task. One that panicked is a bug of ours: the run stops, the

@@ -352,7 +352,8 @@ impl Follower<'_> {
             has_collation,
             self.job.name(),
         );
-        let mut lanes = lanes.await?;
+        let identities = self.mongo.identities(self.source, self.target).await?;
+        let mut lanes = lanes.await?.only_between(&identities).while_held(self.job.lease());
         if let Some(rejected) = &self.rejected {
             lanes = lanes.with_quarantine(rejected).await?;
         }

@@ -14,11 +14,12 @@ use std::collections::HashMap;
 
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::ClientSession;
-use mongodb::options::ReadConcern;
+use mongodb::error::Error as DriverError;
 
 use super::by_id::{by_id, deletion};
-use super::command::{is_transient_code, retrying_in};
+use super::command::{is_transient_code, retrying, retrying_in};
 use super::groups::Groups;
+use super::identified::{Identities, not_before};
 use super::index::whole_number;
 use super::sink::{check_write_concern, id_bytes, value_bytes};
 use super::source::to_bson;
@@ -27,6 +28,7 @@ use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Context, Error, Result};
+use crate::job::lease::LeaseWatch;
 
 /// Bytes of documents per command, and about as many are read at once.
 pub(super) const MOST_BYTES: usize = 2 * 1024 * 1024;
@@ -86,15 +88,16 @@ pub struct CatchUp {
     pub(super) valid: Valid,
     pub(super) groups: Groups,
     quarantine: Option<quarantine::Kept>,
-    reading: ClientSession,
     writing: ClientSession,
     transaction: i64,
     /// Documents to read at once, by the size of those before.
     at_once: usize,
     /// Whether the target has refused what stands in the source.
     bypasses: bool,
-    /// The identity that the target must have, where that is asked for.
-    target_uuid: Option<Bson>,
+    /// What the collections must be.
+    pub(super) identities: Identities,
+    /// On whose strength it writes, where that may end.
+    lease: Option<LeaseWatch>,
 }
 
 impl CatchUp {
@@ -114,20 +117,19 @@ impl CatchUp {
         // refused for its numbers.
         let mongo = mongo.apart()?;
         let groups = Groups::of(&mongo, owner);
-        let reading = mongo.client().start_session().await.during("starting a session")?;
         let writing = mongo.client().start_session().await.during("starting a session")?;
         let (source, target) = (source.clone(), target.clone());
         let (quarantine, at_once) = (None, FIRST_STATEMENTS);
         Ok(Self {
             bypasses: false,
-            target_uuid: None,
+            identities: Identities::default(),
+            lease: None,
             mongo,
             source,
             target,
             valid,
             groups,
             quarantine,
-            reading,
             writing,
             transaction: 0,
             at_once,
@@ -140,16 +142,22 @@ impl CatchUp {
         self.writing.id().clone()
     }
 
-    /// Lets writes to the target fail where its name is borne by another collection.
-    pub(super) fn write_only_in(&mut self, uuid: Option<Bson>) {
-        self.target_uuid = uuid;
+    /// Lets reads and writes fail where a name is borne by another collection.
+    #[must_use]
+    pub fn only_between(self, identities: Identities) -> Self {
+        Self { identities, ..self }
+    }
+
+    /// Writes nothing, and repeats no write, unless the lease is held.
+    #[must_use]
+    pub fn while_held(self, lease: LeaseWatch) -> Self {
+        Self { lease: Some(lease), ..self }
     }
 
     /// Adds the identity to a command that writes to the target.
     fn guard(&self, command: &mut RawDocumentBuf, namespace: &Namespace) -> Result<()> {
-        let Some(uuid) = self.target_uuid.as_ref().filter(|_| *namespace == self.target) else {
-            return Ok(());
-        };
+        let target = self.identities.target.as_ref();
+        let Some(uuid) = target.filter(|_| *namespace == self.target) else { return Ok(()) };
         let uuid = RawBson::try_from(uuid.clone())
             .map_err(|error| Error::stopped(format!("a command could not be encoded: {error}")))?;
         command.append(bson::cstr!("collectionUUID"), uuid);
@@ -230,40 +238,30 @@ impl CatchUp {
     ///
     /// # Errors
     /// A stop where the source can't be read.
-    pub async fn read(&mut self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
-        self.read_where(ids, &self.valid.clone(), after).await
+    pub async fn read(&self, ids: &[RawBson], after: Option<Timestamp>) -> Result<Vec<RawDocumentBuf>> {
+        self.read_where(ids, &self.valid, after).await
     }
 
     /// The ones among these documents that are valid by that, as a majority has them.
     async fn read_where(
-        &mut self,
+        &self,
         ids: &[RawBson],
         valid: &Valid,
         after: Option<Timestamp>,
     ) -> Result<Vec<RawDocumentBuf>> {
         let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
+        let all_at_once = i64::try_from(ids.len() + 1).unwrap_or(i64::MAX);
         let by_id = doc! {"_id": {"$in": ids}};
-        let pipeline = valid.candidates(by_id.clone());
-        let condition = doc! {"$and": [by_id, valid.condition.clone()]};
-        let is_condition = valid.is_condition();
-        if let Some(after) = after {
-            self.reading.advance_operation_time(after);
-        }
-        let collection = self.mongo.collection(&self.source);
-        let reading = &mut self.reading;
-        retrying_in(format!("re-reading documents of {}", self.source), reading, async |session| {
-            let majority = ReadConcern::majority();
-            let mut cursor = if is_condition {
-                collection.find(condition.clone()).read_concern(majority).session(&mut *session).await?
-            } else {
-                let read = collection.aggregate(pipeline.clone()).read_concern(majority);
-                read.session(&mut *session).await?.with_type()
-            };
-            let mut documents = Vec::new();
-            while cursor.advance(&mut *session).await? {
-                documents.push(cursor.current().to_owned());
-            }
-            Ok(documents)
+        let collection = &self.source.collection;
+        let command = if valid.is_condition() {
+            let condition = doc! {"$and": [by_id, valid.condition.clone()]};
+            doc! {"find": collection, "filter": condition, "batchSize": all_at_once}
+        } else {
+            doc! {"aggregate": collection, "pipeline": valid.candidates(by_id), "cursor": {}}
+        };
+        let identity = self.identities.source.as_ref();
+        retrying(format!("re-reading documents of {}", self.source), || {
+            self.mongo.documents_of(&self.source, command.clone(), not_before(after), identity)
         })
         .await
     }
@@ -403,7 +401,12 @@ impl CatchUp {
         command.append(bson::cstr!("writeConcern"), concern);
         let database = self.mongo.database(&self.target.database);
         let operation = format!("bringing {} up to date", self.target);
+        let lease = self.lease.as_ref();
         retrying_in(operation, &mut self.writing, async |session| {
+            if let Some(lease) = lease {
+                // Whoever has it by now may have written a newer state.
+                lease.valid().await.map_err(|error| DriverError::custom(error.to_string()))?;
+            }
             let reply = database.run_raw_command(command.clone()).session(&mut *session).await?;
             check_write_concern(&reply)?;
             Ok(reply)

@@ -12,6 +12,7 @@ use mongodb::error::{Error as DriverError, ErrorKind};
 use super::by_id::deletion;
 use super::operation::Operation;
 use super::past::Past;
+use super::sink::check_write_concern;
 use super::{Mongo, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
@@ -138,6 +139,8 @@ impl Mongo {
         command.insert("maxTimeMS", milliseconds(limit));
         command.insert("writeConcern", majority_document());
         let reply = self.database(&namespace.database).run_command(command).await?;
+        // What a failover may take back does not hold.
+        check_write_concern(&reply)?;
         Ok(reply.get_timestamp("operationTime").ok())
     }
 
@@ -209,7 +212,8 @@ impl Mongo {
             "maxTimeMS": milliseconds(limit),
             "writeConcern": majority_document(),
         };
-        self.admin().run_command(command).session(operation.session()).await.map(|_| ())
+        let reply = self.admin().run_command(command).session(operation.session()).await?;
+        check_write_concern(&reply)
     }
 
     /// Gives several collections other names, one after the other under one lock.
@@ -237,7 +241,8 @@ impl Mongo {
             "maxTimeMS": milliseconds(limit),
             "writeConcern": majority_document(),
         };
-        self.admin().run_command(command).session(operation.session()).await.map(|_| ())
+        let reply = self.admin().run_command(command).session(operation.session()).await?;
+        check_write_concern(&reply)
     }
 
     /// Whether this user may rename several collections under one lock. Tried on

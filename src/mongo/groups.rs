@@ -52,6 +52,7 @@ use mongodb::error::{Error as DriverError, ErrorKind};
 use super::Mongo;
 use super::catch_up::{Applied, CatchUp, MOST_STATEMENTS, ROUNDS};
 use super::command::retrying;
+use super::identified::not_before;
 use super::notes::Notes;
 use super::sink::{id_bytes, value_bytes};
 use super::source::to_bson;
@@ -287,7 +288,13 @@ impl CatchUp {
         for part in ids.chunks(DOCUMENTS) {
             let pipeline = vec![doc! {"$match": {"_id": {"$in": list(part)?}}}];
             let read = retrying(format!("reading winners of {}", self.source), || {
-                unless_stale(rows(&self.mongo, &self.source, &pipeline, as_of(at)))
+                unless_stale(rows(
+                    &self.mongo,
+                    &self.source,
+                    &pipeline,
+                    as_of(at),
+                    self.identities.source.as_ref(),
+                ))
             });
             let Some(documents) = read.await? else { return Ok(Taken::Stale) };
             let wanted: HashSet<Vec<u8>> = part.iter().map(|id| value_bytes(id.as_raw_bson_ref())).collect();
@@ -306,7 +313,13 @@ impl CatchUp {
     async fn keys_of_copies(&self, grouping: &Grouping, ids: &[RawBson]) -> Result<Vec<Key>> {
         let pipeline = by_id(grouping, ids)?;
         let copies = retrying(format!("reading groups of {}", self.target), || {
-            rows(&self.mongo, &self.target, &pipeline, doc! {"level": "local"})
+            rows(
+                &self.mongo,
+                &self.target,
+                &pipeline,
+                doc! {"level": "local"},
+                self.identities.target.as_ref(),
+            )
         })
         .await?;
         Ok(copies.iter().filter_map(|copy| grouping.key_of(copy)).collect())
@@ -361,7 +374,16 @@ impl CatchUp {
             let ids = list(part).map_err(DriverError::custom)?;
             let pipeline =
                 [doc! {"$match": {"_id": {"$in": ids}}}, doc! {"$limit": 1}, doc! {"$project": {"_id": 1}}];
-            if !rows(&self.mongo, &self.target, &pipeline, not_before(at)).await?.is_empty() {
+            if !rows(
+                &self.mongo,
+                &self.target,
+                &pipeline,
+                not_before(Some(at)),
+                self.identities.target.as_ref(),
+            )
+            .await?
+            .is_empty()
+            {
                 return Ok(true);
             }
         }
@@ -384,13 +406,18 @@ impl CatchUp {
             self.valid.candidates(only[0].get_document("$match").cloned().unwrap_or_default());
         candidates.push(only[1].clone());
         let mut keys = Vec::new();
-        for document in rows(&self.mongo, &self.source, &candidates, as_of(at)).await? {
+        for document in
+            rows(&self.mongo, &self.source, &candidates, as_of(at), self.identities.source.as_ref()).await?
+        {
             let Some((bytes, id)) = id_of(&document) else { continue };
             let key = grouping.key_of(&document);
             keys.extend(key.clone());
             look.see(&bytes, &id).candidate = Some(key);
         }
-        for document in rows(&self.mongo, &self.target, &only, not_before(at)).await? {
+        for document in
+            rows(&self.mongo, &self.target, &only, not_before(Some(at)), self.identities.target.as_ref())
+                .await?
+        {
             let Some((bytes, id)) = id_of(&document) else { continue };
             let key = grouping.key_of(&document);
             keys.extend(key.clone());
@@ -416,8 +443,11 @@ impl CatchUp {
             doc! {"$limit": i64::try_from(MOST_COPIES).unwrap_or(i64::MAX)},
             doc! {"$project": {"_id": 1}},
         ];
-        let winners = rows(&self.mongo, &self.source, &winners, as_of(at)).await?;
-        let copies = rows(&self.mongo, &self.target, &copies, not_before(at)).await?;
+        let winners =
+            rows(&self.mongo, &self.source, &winners, as_of(at), self.identities.source.as_ref()).await?;
+        let copies =
+            rows(&self.mongo, &self.target, &copies, not_before(Some(at)), self.identities.target.as_ref())
+                .await?;
         look.is_cut |= copies.len() >= MOST_COPIES;
         look.winners.extend(winners.iter().filter_map(|document| id_bytes(document)));
         let found = winners.iter().chain(&copies).filter_map(|document| id_of(document));
@@ -473,10 +503,6 @@ fn as_of(at: Timestamp) -> Document {
     doc! {"level": "snapshot", "atClusterTime": at}
 }
 
-fn not_before(at: Timestamp) -> Document {
-    doc! {"level": "majority", "afterClusterTime": at}
-}
-
 /// A moment that a majority has reached, not before another one.
 async fn moment(mongo: &Mongo, floor: Option<Timestamp>) -> mongodb::error::Result<Timestamp> {
     let hello = mongo.admin().run_command(doc! {"hello": 1}).await?;
@@ -485,27 +511,21 @@ async fn moment(mongo: &Mongo, floor: Option<Timestamp>) -> mongodb::error::Resu
     reached.max(floor).ok_or_else(|| DriverError::custom("the server does not tell what a majority has"))
 }
 
-/// All that a pipeline leaves.
+/// All that a pipeline leaves of the collection with that identity.
 async fn rows(
     mongo: &Mongo,
     namespace: &Namespace,
     pipeline: &[Document],
     concern: Document,
+    identity: Option<&Bson>,
 ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
     let command = doc! {
         "aggregate": &namespace.collection,
         "pipeline": pipeline.to_vec(),
         "cursor": {},
         "allowDiskUse": true,
-        "readConcern": concern,
     };
-    let cursor = mongo.database(&namespace.database).run_cursor_command(command).await?;
-    let mut cursor = cursor.with_type::<RawDocumentBuf>();
-    let mut documents = Vec::new();
-    while cursor.advance().await? {
-        documents.push(cursor.current().to_owned());
-    }
-    Ok(documents)
+    mongo.documents_of(namespace, command, concern, identity).await
 }
 
 /// `None` where the moment can't be read any more.
@@ -543,7 +563,7 @@ impl Mongo {
         for part in distinct.chunks(KEYS) {
             let mut pipeline = valid.candidates(grouping.of_groups(part));
             pipeline.extend(grouping.winners());
-            let found = rows(self, namespace, &pipeline, doc! {"level": "majority"}).await?;
+            let found = rows(self, namespace, &pipeline, doc! {"level": "majority"}, None).await?;
             winners.extend(found.iter().filter_map(|document| id_bytes(document)));
         }
         let is_valid = |(document, key): (&&RawDocument, &Option<Key>)| {

@@ -4,16 +4,18 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use bson::{Bson, Document, RawBson, RawBsonRef, Timestamp};
+use bson::{Document, RawBson, RawBsonRef, Timestamp};
 use futures_util::future::join_all;
 
 use super::Mongo;
 use super::catch_up::quarantine::Quarantine;
 use super::catch_up::{Applied, Attempt, CatchUp};
+use super::identified::Identities;
 use super::sink::value_bytes;
 use super::valid::Valid;
 use crate::config::values::Namespace;
 use crate::error::Result;
+use crate::job::lease::LeaseWatch;
 
 /// Catch-ups of one source and one target.
 #[derive(Debug)]
@@ -58,11 +60,18 @@ impl Lanes {
         Ok(Self { lanes, has_collation: self.has_collation })
     }
 
-    /// Lets every write to the target fail unless it is the collection of this identity.
+    /// Lets every read and write fail where a name is borne by another collection.
     #[must_use]
-    pub fn only_in(mut self, uuid: Option<Bson>) -> Self {
-        self.lanes.iter_mut().for_each(|lane| lane.write_only_in(uuid.clone()));
-        self
+    pub fn only_between(self, identities: &Identities) -> Self {
+        let lanes = self.lanes.into_iter().map(|lane| lane.only_between(identities.clone())).collect();
+        Self { lanes, ..self }
+    }
+
+    /// Writes nothing unless the lease is held.
+    #[must_use]
+    pub fn while_held(self, lease: &LeaseWatch) -> Self {
+        let lanes = self.lanes.into_iter().map(|lane| lane.while_held(lease.clone())).collect();
+        Self { lanes, ..self }
     }
 
     /// The sessions of the writes, to be recorded before the first: whoever comes
@@ -184,7 +193,7 @@ fn as_number(value: RawBsonRef<'_>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::doc;
+    use bson::{Bson, doc};
 
     fn lane(id: impl Into<Bson>, has_collation: bool) -> usize {
         let id = RawBson::try_from(id.into()).unwrap();

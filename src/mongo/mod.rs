@@ -15,6 +15,7 @@ pub mod fill;
 pub mod flags;
 pub mod groups;
 pub mod health;
+pub mod identified;
 pub mod index;
 pub mod insertion;
 pub mod keeping;

@@ -195,8 +195,7 @@ async fn repair(
     let follower = forward(&steered, plan, job);
     // From here on an earlier verdict is about something else.
     job.save(doc! {CHANGED_AT: DateTime::now()}).await?;
-    let uuid = job.stored("target_uuid").cloned();
-    let lanes = follower.catch_up().await?.only_in(uuid);
+    let lanes = follower.catch_up().await?;
     let both = both(context, plan).await?;
     let mut work = Work { context, args, follower: &follower, both, lanes, repaired: Repaired::default() };
     for range in ranges {

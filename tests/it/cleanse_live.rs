@@ -129,6 +129,37 @@ async fn values_that_swap_places_under_a_unique_index_end_right() {
     run.finish().await.expect_exit(130);
 }
 
+/// What is not there any more is not deleted: the copy may be all that is left.
+#[tokio::test]
+async fn a_source_that_is_dropped_or_replaced_takes_no_document_of_the_target_along() {
+    for replace in [false, true] {
+        let bench = bench(300).await;
+        // So slow that most of what is changed is still to be looked at when the source is gone.
+        let run = bench.program(&format!("{COMMAND} --follow --documents-per-second 50")).spawn();
+        wait_for("the copy", async || run.stderr().contains("follows")).await;
+        let copied = async |filter: Document| {
+            let target: Collection<Document> = bench.database.collection(TARGET);
+            target.count_documents(filter).await.expect("a count")
+        };
+        assert_eq!(copied(doc! {}).await, 200);
+        source(&bench).update_many(doc! {}, doc! {"$set": {"changed": true}}).await.expect("a write");
+        if replace {
+            bench
+                .insert_into("other", (0..300).map(|id| doc! {"_id": id, "valid": true, "foreign": true}))
+                .await;
+            let command = doc! {
+                "renameCollection": bench.namespace("other"), "to": bench.namespace(SOURCE), "dropTarget": true,
+            };
+            bench.admin().run_command(command).await.expect("renamed");
+        } else {
+            source(&bench).drop().await.expect("dropped");
+        }
+        let ended = run.finish().await.expect_exit(4);
+        assert!(ended.text("/error/hint").contains("--restart"), "{}", ended.stdout);
+        assert_eq!((copied(doc! {}).await, copied(doc! {"foreign": true}).await), (200, 0));
+    }
+}
+
 #[tokio::test]
 async fn a_source_that_is_dropped_or_renamed_ends_the_run_with_the_state_kept() {
     for rename in [false, true] {

@@ -94,8 +94,9 @@ impl<'a> Sync<'a> {
         crash::point("switch_session_stored");
         let from = position(stored, direction)?;
         let back = position(stored, opposite(direction))?;
+        let reader = CatchUp::new(mongo, source, target, follower.valid.clone(), job.name()).await?;
         Ok(Self {
-            reader: CatchUp::new(mongo, source, target, follower.valid.clone(), job.name()).await?,
+            reader: reader.only_between(mongo.identities(source, target).await?),
             writer,
             feed: mongo.feed(&follower.watched(), from).await?,
             answers: mongo.prompt_feed(&Watched::only(target), back).await?,

@@ -1,0 +1,70 @@
+//! Commands that fail where a name is borne by another collection than before.
+//!
+//! What is re-read by its name alone is not there when the collection was dropped
+//! meanwhile, and what is not there would be removed from the target: of an
+//! accidental drop the copy would not survive either.
+
+use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
+
+use super::Mongo;
+use crate::config::values::Namespace;
+use crate::error::Result;
+
+/// The `maxWireVersion` of MongoDB 6.0, the first that compares identities.
+const WIRE_VERSION: i32 = 17;
+
+/// The identities that two collections must have; `None` where that is not known,
+/// or the server can't compare them.
+#[derive(Debug, Clone, Default)]
+pub struct Identities {
+    /// Of the collection that is read.
+    pub source: Option<Bson>,
+    /// Of the collection that is written to.
+    pub target: Option<Bson>,
+}
+
+impl Mongo {
+    /// The identities of two collections as they are now.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn identities(&self, source: &Namespace, target: &Namespace) -> Result<Identities> {
+        if self.hello().await?.get_i32("maxWireVersion").unwrap_or(0) < WIRE_VERSION {
+            return Ok(Identities::default());
+        }
+        Ok(Identities { source: self.bearer(source).await?, target: self.bearer(target).await? })
+    }
+
+    /// All documents that a `find` or an `aggregate` returns, of the collection with
+    /// that identity only.
+    ///
+    /// # Errors
+    /// The driver's error, for the caller to decide.
+    pub(super) async fn documents_of(
+        &self,
+        namespace: &Namespace,
+        mut command: Document,
+        concern: Document,
+        identity: Option<&Bson>,
+    ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
+        command.insert("readConcern", concern);
+        if let Some(identity) = identity {
+            command.insert("collectionUUID", identity.clone());
+        }
+        let cursor = self.database(&namespace.database).run_cursor_command(command).await?;
+        let mut cursor = cursor.with_type::<RawDocumentBuf>();
+        let mut documents = Vec::new();
+        while cursor.advance().await? {
+            documents.push(cursor.current().to_owned());
+        }
+        Ok(documents)
+    }
+}
+
+/// Read as a majority has it, not before a moment.
+pub(super) fn not_before(moment: Option<Timestamp>) -> Document {
+    match moment {
+        Some(moment) => doc! {"level": "majority", "afterClusterTime": moment},
+        None => doc! {"level": "majority"},
+    }
+}

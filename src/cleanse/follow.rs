@@ -21,6 +21,7 @@ use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::exchange::Validation;
 use crate::mongo::feed::{Changes, Feed, Position, nudge};
 use crate::mongo::lanes::Lanes;
+use crate::mongo::oplog::MOST_COUNTED;
 use crate::mongo::valid::Valid;
 use crate::mongo::watched::Watched;
 use crate::throttle::pace::Pace;
@@ -31,6 +32,8 @@ const BATCH: usize = 4_000;
 const MARKS: usize = 1_000;
 /// Documents are brought up to date by so many side by side.
 const LANES: usize = 4;
+/// Progress is shown this often: it asks the server how far behind the target is.
+const SHOWN: Duration = Duration::from_secs(2);
 /// The position is stored this often where nothing changes, or the oplog would
 /// outrun it.
 const IDLE_SAVE: Duration = Duration::from_secs(10);
@@ -240,7 +243,7 @@ impl Follower<'_> {
         // The oplog may have been long enough for all that was done before.
         let feed = if for_ever { self.reopen(from).await? } else { self.open(from.clone()).await? };
         let mut feed = feed.ahead(batch);
-        let mut saved = Instant::now();
+        let (mut saved, mut shown) = (Instant::now(), None);
         while !stop.is_cancelled() {
             if self.pace.held_by().is_some() || self.batch() != batch {
                 self.work_off_marks(catch_up, from, stop, followed).await?;
@@ -277,7 +280,10 @@ impl Follower<'_> {
             if has_reached && !for_ever {
                 return Ok(true);
             }
-            self.show(feed.position(), followed);
+            if shown.is_none_or(|shown: Instant| shown.elapsed() >= SHOWN) {
+                shown = Some(Instant::now());
+                self.show(feed.position(), followed).await;
+            }
         }
         // Stopped: marks may be left, however far the stream was read.
         Ok(false)
@@ -429,11 +435,11 @@ impl Follower<'_> {
         self.job.save(fields).await
     }
 
-    fn show(&self, position: &Position, followed: &Followed) {
-        let lag = position.time().map(|time| {
-            let now = jiff::Timestamp::now().as_second();
-            now.saturating_sub(i64::from(time.time)).max(0)
-        });
+    async fn show(&self, position: &Position, followed: &Followed) {
+        let lag = match position.time() {
+            Some(time) => Some((seconds_since(time), self.mongo.changes_after(self.source, time).await)),
+            None => None,
+        };
         self.events.progress(Progress {
             phase: "follow".into(),
             unit: "changes",
@@ -441,12 +447,27 @@ impl Follower<'_> {
             total: None,
             limited_by: Some(self.pace.limited_by().into()),
             detail: format!(
-                "{} written, {} removed, {} s behind",
+                "{} written, {} removed{}",
                 followed.applied.written,
                 followed.applied.removed,
-                lag.unwrap_or(0)
+                lag.map_or(String::new(), |(seconds, changes)| behind(seconds, changes))
             ),
         });
+    }
+}
+
+fn seconds_since(time: Timestamp) -> i64 {
+    jiff::Timestamp::now().as_second().saturating_sub(i64::from(time.time)).max(0)
+}
+
+/// How far behind the target is, in time and changes where they are known. Pure.
+fn behind(seconds: i64, changes: Option<u64>) -> String {
+    match changes {
+        Some(changes) if changes >= u64::from(MOST_COUNTED) => {
+            format!(", {MOST_COUNTED} changes or more and {seconds} s behind")
+        }
+        Some(changes) => format!(", {changes} changes and {seconds} s behind"),
+        None => format!(", {seconds} s behind"),
     }
 }
 
@@ -479,6 +500,13 @@ pub fn stored_position(job: &Job, direction: Direction) -> Option<Position> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lag_is_told_in_changes_and_seconds() {
+        assert_eq!(behind(3, Some(12)), ", 12 changes and 3 s behind");
+        assert_eq!(behind(3, Some(10_000)), ", 10000 changes or more and 3 s behind");
+        assert_eq!(behind(3, None), ", 3 s behind");
+    }
 
     #[test]
     fn a_validator_that_was_restored_is_the_same() {

@@ -134,6 +134,7 @@ pub(super) async fn finish(
             "quarantined": figures.quarantined,
             "validator_violations": figures.violations,
         },
+        "job_totals": {"source": figures.source, "copied": figures.copied},
         "followed": {
             "changes": figures.followed.changes,
             "written": figures.followed.applied.written,

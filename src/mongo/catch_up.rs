@@ -24,6 +24,7 @@ use super::index::whole_number;
 use super::sink::{check_write_concern, id_bytes, value_bytes};
 use super::source::to_bson;
 use super::valid::Valid;
+use super::watched::values_at;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
 use crate::crash;
@@ -365,11 +366,23 @@ impl CatchUp {
             return Err(self.refused(error));
         }
         parties.push(id);
-        if let Some(values) = error.get_document("keyValue").ok().filter(|values| !values.contains_key("_id"))
-        {
-            parties.extend(self.holders(values).await?);
-        }
+        parties.extend(self.rivals(document, error).await?);
         Ok(())
+    }
+
+    /// The documents of the target that hold what a document was refused for.
+    async fn rivals(&self, document: Option<&RawDocumentBuf>, error: &Document) -> Result<Vec<RawBson>> {
+        let pattern = error.get_document("keyPattern").ok().filter(|pattern| !pattern.contains_key("_id"));
+        match (error.get_document("collation"), pattern, document) {
+            // The server tells the key of the index, by which no document is found.
+            (Ok(collation), Some(pattern), Some(document)) => {
+                self.holding(equal_values(document, pattern)?, Some(collation)).await
+            }
+            _ => match error.get_document("keyValue").ok().filter(|values| !values.contains_key("_id")) {
+                Some(values) => self.holders(values).await,
+                None => Ok(Vec::new()),
+            },
+        }
     }
 
     /// The documents of the target that hold these values.
@@ -379,14 +392,20 @@ impl CatchUp {
     pub async fn holders(&self, values: &Document) -> Result<Vec<RawBson>> {
         let filter: Document =
             values.iter().map(|(field, value)| (field.clone(), doc! {"$eq": value.clone()}.into())).collect();
-        let collection = self.mongo.collection(&self.target);
-        let operation = format!("finding what stands in the way in {}", self.target);
-        let mut holders = Vec::new();
-        let mut cursor = collection.find(filter).projection(doc! {"_id": 1}).await.during(&operation)?;
-        while cursor.advance().await.during(&operation)? {
-            holders.extend(cursor.current().get("_id").ok().flatten().map(RawBson::from));
+        self.holding(filter, None).await
+    }
+
+    async fn holding(&self, filter: Document, collation: Option<&Document>) -> Result<Vec<RawBson>> {
+        let mut command = doc! {"find": &self.target.collection, "filter": filter, "projection": {"_id": 1}};
+        if let Some(collation) = collation {
+            command.insert("collation", collation.clone());
         }
-        Ok(holders)
+        let identity = self.identities.target.as_ref();
+        let found = retrying(format!("finding what stands in the way in {}", self.target), || {
+            self.mongo.documents_of(&self.target, command.clone(), doc! {"level": "local"}, identity)
+        })
+        .await?;
+        Ok(found.iter().filter_map(|holder| holder.get("_id").ok().flatten().map(RawBson::from)).collect())
     }
 
     /// Sends a write, again and again under the same number: the server executes
@@ -428,6 +447,22 @@ pub(super) fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
     let mut pipeline = RawArrayBuf::new();
     pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});
     Ok(rawdoc! {"q": by_id(id.into()), "u": pipeline, "upsert": true})
+}
+
+/// The condition for documents with the values that this one has in the fields of
+/// an index; of an array one element is enough. Pure.
+fn equal_values(document: &RawDocument, pattern: &Document) -> Result<Document> {
+    let mut all = Vec::new();
+    for field in pattern.keys() {
+        let values = values_at(document, field).iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
+        let any: Vec<Document> = values.into_iter().map(|value| doc! {field: {"$eq": value}}).collect();
+        all.push(if any.is_empty() {
+            doc! {field: Bson::Null}
+        } else {
+            doc! {"$or": any}
+        });
+    }
+    Ok(doc! {"$and": all})
 }
 
 /// How many documents to read at once, so that they are no more than a command

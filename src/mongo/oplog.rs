@@ -9,10 +9,15 @@
 //! What can't be told at a glance counts as being about it: every command, since a
 //! transaction is one, and every entry of a collection that is watched.
 
+use std::time::Duration;
+
 use bson::{Document, Timestamp, doc};
+use futures_util::TryStreamExt;
 
 use super::Mongo;
+use super::index::whole_number;
 use super::watched::Watched;
+use crate::config::values::Namespace;
 
 impl Mongo {
     /// Whether nothing in the oplog after one moment and up to another, which a
@@ -32,6 +37,25 @@ impl Mongo {
         let first = oplog.find_one(doc! {}).sort(doc! {"$natural": 1}).await.ok()??;
         let reaches_back = first.get_timestamp("ts").is_ok_and(|first| order(first) <= order(after));
         reaches_back.then_some(true)
+    }
+}
+
+/// Changes that are counted at most: the server has other things to do.
+pub const MOST_COUNTED: u32 = 10_000;
+/// Counting takes no longer than this.
+const COUNTING: Duration = Duration::from_millis(200);
+
+impl Mongo {
+    /// How many changes of a collection the oplog holds after a moment, but for
+    /// those of transactions; at most [`MOST_COUNTED`]. `None` where it may not be read, or
+    /// not in time.
+    pub async fn changes_after(&self, namespace: &Namespace, after: Timestamp) -> Option<u64> {
+        let oplog = self.database("local").collection::<Document>("oplog.rs");
+        let ours = doc! {"ts": {"$gt": after}, "ns": namespace.to_string()};
+        let count = [doc! {"$match": ours}, doc! {"$limit": i64::from(MOST_COUNTED)}, doc! {"$count": "n"}];
+        let counted = oplog.aggregate(count).max_time(COUNTING).await.ok()?;
+        let counted: Vec<Document> = counted.try_collect().await.ok()?;
+        Some(counted.first().and_then(|counted| counted.get("n")).and_then(whole_number).unwrap_or(0))
     }
 }
 

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, doc};
+use bson::{Document, doc};
+use mongodb::options::Collation;
 use mongodb::{Collection, IndexModel};
 
 use crate::cleansing::{SOURCE, TARGET, bytes, configure};
@@ -97,15 +98,27 @@ async fn a_source_that_is_written_to_by_many_is_followed_from_its_copy_on() {
 
 #[tokio::test]
 async fn values_that_swap_places_under_a_unique_index_end_right() {
+    expect_swapped(None, |email| email).await;
+}
+
+/// The server names the key of such an index, by which no document is found.
+#[tokio::test]
+async fn values_that_swap_places_under_a_unique_index_with_a_collation_end_right() {
+    let strength = mongodb::options::CollationStrength::Secondary;
+    let collation = Collation::builder().locale("en").strength(strength).build();
+    expect_swapped(Some(collation), |email| email.to_uppercase()).await;
+}
+
+async fn expect_swapped(collation: Option<Collation>, passed_on: fn(String) -> String) {
     let bench = bench(0).await;
     let source = source(&bench);
     let count = 400;
     let account = |id: i32| doc! {"_id": id, "valid": true, "email": format!("e{id}")};
     bench.insert_into(SOURCE, (0..count).map(account)).await;
-    let unique = mongodb::options::IndexOptions::builder().unique(true).build();
+    let unique = mongodb::options::IndexOptions::builder().unique(true).collation(collation).build();
     let index = IndexModel::builder().keys(doc! {"email": 1}).options(unique).build();
     source.create_index(index).await.expect("an index");
-    let run = bench.program(&format!("{COMMAND} --follow")).spawn();
+    let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the copy", async || run.stderr().contains("follows")).await;
     for round in 0..300 {
         let (one, other) = (round % count, (round * 7 + 1) % count);
@@ -113,18 +126,23 @@ async fn values_that_swap_places_under_a_unique_index_end_right() {
             continue;
         }
         let email = async |id: i32| {
-            source.find_one(doc! {"_id": id}).await.expect("a read").expect("there").get("email").cloned()
+            let found = source.find_one(doc! {"_id": id}).await.expect("a read").expect("there");
+            found.get_str("email").expect("an email").to_owned()
         };
         let (first, second) = (email(one).await, email(other).await);
-        let set = async |id: i32, email: Option<Bson>| {
+        let set = async |id: i32, email: String| {
             let update = doc! {"$set": {"email": email}};
             source.update_one(doc! {"_id": id}, update).await.expect("a write");
         };
-        set(one, Some("free".into())).await;
-        set(other, first).await;
-        set(one, second).await;
+        set(one, "free".into()).await;
+        set(other, passed_on(first)).await;
+        set(one, passed_on(second)).await;
     }
-    wait_for("the target in step", async || bytes(&bench, SOURCE).await == bytes(&bench, TARGET).await).await;
+    wait_for("the target in step", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        bytes(&bench, SOURCE).await == bytes(&bench, TARGET).await
+    })
+    .await;
     run.signal(Signal::Interrupt);
     run.finish().await.expect_exit(130);
 }

@@ -223,7 +223,7 @@ impl<'a> Run<'a> {
         let order = full::Order {
             target: &quarantine,
             valid: Valid::condition(doc! {"$nor": [order.valid.condition]}),
-            job: format!("{}-quarantine", order.job),
+            job: full::quarantine_job_name(&sides.job),
             is_quarantine: true,
             ..order
         };
@@ -266,6 +266,7 @@ fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {
         valid: sides.predicate.valid(),
         rules: sides.predicate.identity(),
         job: full::job_name(&sides.job),
+        copy: &sides.job,
         parallel: usize::from(args.parallel),
         settle: args.settle.0,
         restart: args.restart,

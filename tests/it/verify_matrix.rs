@@ -231,7 +231,7 @@ async fn stuck(documents: i32) -> (Bench, Running, FailPoint) {
     let follower = bench.program("cleanse --follow").spawn();
     wait_for("the follower", async || follower.stderr().contains("follows")).await;
     let blocked = doc! {
-        "failCommands": ["update", "bulkWrite", "insert", "delete", "aggregate"],
+        "failCommands": ["update", "bulkWrite", "insert", "delete"],
         "namespace": bench.namespace(TARGET), "blockConnection": true, "blockTimeMS": 50_000,
     };
     let point = fail(&bench, "alwaysOn", blocked).await;

@@ -133,7 +133,7 @@ pub async fn quarantine_verified(
             let order = full::Order {
                 target: quarantine,
                 valid: Valid::condition(rejected),
-                job: format!("{}-quarantine", order.job),
+                job: full::quarantine_job_name(&plan.job),
                 is_quarantine: true,
                 ..order
             };
@@ -198,6 +198,7 @@ fn order(plan: &Plan) -> full::Order<'_> {
         valid: plan.predicate.valid(),
         rules: plan.predicate.identity(),
         job: full::job_name(&plan.job),
+        copy: &plan.job,
         parallel: PARALLEL,
         settle: SETTLE,
         restart: false,
@@ -222,13 +223,14 @@ async fn earlier_pass(
 }
 
 /// When a stored verdict was given, if it is about these collections and rules
-/// and newer than what it is about. Pure.
+/// and all of it was read after the last change of what it is about. Pure.
 fn counts(stored: &Document, uuids: &Document, rules: &Document, changed_at: Option<&Bson>) -> Option<Bson> {
     let verdict = stored.get_document("verdict").ok()?;
     let is_same = stored.get_document("uuids").ok()? == uuids
         && stored.get_document("identity").ok()?.get_document("rules").ok()? == rules;
-    let at = verdict.get_datetime("at").ok()?;
-    let is_newer = changed_at.and_then(|changed| changed.as_datetime()).is_some_and(|changed| at > changed);
+    let (at, begun) = (verdict.get_datetime("at").ok()?, stored.get_datetime("begun_at").ok()?);
+    let is_newer =
+        changed_at.and_then(|changed| changed.as_datetime()).is_some_and(|changed| begun > changed);
     (is_same && is_newer && verdict.get_bool("passed").unwrap_or(false)).then(|| Bson::DateTime(*at))
 }
 
@@ -301,18 +303,20 @@ mod tests {
         let (uuids, rules) = (doc! {"source": 1, "target": 2}, doc! {"keep": "{}"});
         let stored = doc! {
             "uuids": uuids.clone(),
+            "begun_at": DateTime::from_millis(2_000),
             "identity": {"rules": rules.clone()},
-            "verdict": {"passed": true, "at": DateTime::from_millis(2_000)},
+            "verdict": {"passed": true, "at": DateTime::from_millis(9_000)},
         };
         let changed = Bson::DateTime(DateTime::from_millis(1_000));
         assert!(counts(&stored, &uuids, &rules, Some(&changed)).is_some());
+        // While it was compared.
         let later = Bson::DateTime(DateTime::from_millis(3_000));
         assert_eq!(counts(&stored, &uuids, &rules, Some(&later)), None);
         assert_eq!(counts(&stored, &uuids, &rules, None), None);
         assert_eq!(counts(&stored, &doc! {"source": 1, "target": 3}, &rules, Some(&changed)), None);
         assert_eq!(counts(&stored, &uuids, &doc! {"keep": "{\"a\":1}"}, Some(&changed)), None);
         let mut failed = stored;
-        failed.insert("verdict", doc! {"passed": false, "at": DateTime::from_millis(2_000)});
+        failed.insert("verdict", doc! {"passed": false, "at": DateTime::from_millis(9_000)});
         assert_eq!(counts(&failed, &uuids, &rules, Some(&changed)), None);
     }
 

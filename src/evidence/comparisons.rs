@@ -17,7 +17,7 @@ use crate::report::json::extended;
 use crate::verify::full::matching::Tally;
 use crate::verify::full::progress::{Figures, Ranges, StoredRange};
 
-use super::gather::{moment, relaxed};
+use super::gather::{moment, relaxed, text_of};
 
 /// The full comparisons among jobs of these names, as they are stored.
 pub(super) async fn of_jobs(mongo: &Mongo, names: &[String]) -> Vec<Value> {
@@ -51,6 +51,7 @@ fn comparison(name: &str, job: &Document, ranges: &[StoredRange]) -> Value {
             "target": what.get_str("target").ok(),
         })),
         "verdict": verdict.map(relaxed),
+        "begun_at": moment(job, "begun_at"),
         "started_at": moment(job, "started_at"),
         "ranges_equal": state("equal"),
         "ranges_differing": state("differs"),
@@ -66,6 +67,7 @@ fn range(range: &StoredRange) -> Value {
     let mut entry = json!({
         "number": range.number,
         "state": state_of(range),
+        "at": range.at.and_then(text_of),
         "source": tally(source),
         "target": tally(target),
         "read_again": rechecked,

@@ -33,6 +33,7 @@ pub async fn check(mongo: &Mongo, target: &Target) -> Result<Vec<Check>> {
         count::exactly(mongo, namespace, &doc! {target.key_field.as_str(): {"$ne": Bson::Null}}).await?;
     let flags = flags(mongo, target).await?;
     let flagged: u64 = flags.values().sum();
+    let concerned = filled + flagged + left;
     let mut found = Map::new();
     found.insert("filled".into(), json!(filled));
     found.insert("flagged".into(), json!(flags));
@@ -40,12 +41,17 @@ pub async fn check(mongo: &Mongo, target: &Target) -> Result<Vec<Check>> {
     let mut accounted = Check::of(
         format!("accounted {namespace}"),
         json!(total),
-        json!(filled + flagged + left + outside(mongo, target).await?),
+        json!(concerned + outside(mongo, target).await?),
         Vec::new(),
     );
     accounted.remark =
         Some(format!("keys, flags by reason and candidates: {}", Value::Object(found.clone())));
     accounted.more.extend(found);
+    if concerned == 0 {
+        accounted.passed = false;
+        accounted.remark =
+            Some("the target's filter matches nothing, and nothing has a key or a flag".into());
+    }
     Ok(vec![Check::of(format!("candidates {namespace}"), json!(0), json!(left), Vec::new()), accounted])
 }
 

@@ -32,6 +32,8 @@ use crate::mongo::watched::Watched;
 const NAME: &str = "counts";
 /// More documents than this on their way are no lag but a backlog.
 const MOST_MOVED: usize = 100_000;
+/// A follower that has got no further for so long is stuck: what it has not applied is lacking.
+const OLDEST_POSITION: u32 = 30;
 /// Changes that are read at once.
 const BATCH: usize = 4_000;
 /// Documents that are counted at once.
@@ -71,11 +73,12 @@ impl Counted {
     }
 
     /// Whether every document of the source is kept or rejected by one rule, and
-    /// the target has as many as are kept. Two empty sides agree, which proves nothing.
+    /// the target has as many as are kept. Two empty sides agree, which proves nothing,
+    /// nor does it where every document moved and is left out.
     fn agrees(&self) -> bool {
         let (expected, found) = self.without_moved();
         let rejected: u64 = self.rejected_by.values().sum();
-        expected == found && self.kept > 0 && self.source == self.kept + rejected
+        expected == found && expected > 0 && self.source == self.kept + rejected
     }
 
     fn check(&self, sides: &Sides) -> Check {
@@ -183,10 +186,21 @@ async fn count(mongo: &Mongo, sides: &Sides, copy: Option<&Document>) -> Result<
     let Some(job) = job else { return Ok(counted) };
     counted.during = on_their_way.follow(mongo, sides, &job, moment).await;
     // Without a follower nothing is on its way: what the target lacks, it lacks.
-    if store::is_running(&job) && sides.predicate.valid().is_condition() {
+    if store::is_running(&job) && is_near(position_of(&job), moment) && sides.predicate.valid().is_condition()
+    {
         counted.moved = on_their_way.counted(mongo, sides, moment).await.unwrap_or_default();
     }
     Ok(counted)
+}
+
+fn position_of(job: &Document) -> Option<Position> {
+    job.get_document("feed").ok().and_then(Position::from_document)
+}
+
+/// Whether a follower is so little behind that it is at work. Pure.
+fn is_near(position: Option<Position>, moment: Timestamp) -> bool {
+    let reached = position.and_then(|position| position.time());
+    reached.is_some_and(|reached| moment.time.saturating_sub(reached.time) <= OLDEST_POSITION)
 }
 
 /// Both sides as they were at a moment.
@@ -285,8 +299,7 @@ impl OnTheirWay {
         job: &Document,
         until: Timestamp,
     ) -> Result<Option<(u64, u64)>> {
-        let position = job.get_document("feed").ok().and_then(Position::from_document);
-        let Some(position) = position else { return Ok(None) };
+        let Some(position) = position_of(job) else { return Ok(None) };
         let mut tally = Tally::stored(job);
         nudge(mongo).await?;
         let mut feed = mongo.feed(&Watched::only(&sides.source), position).await?;
@@ -358,6 +371,15 @@ mod tests {
     }
 
     #[test]
+    fn a_follower_that_is_stuck_hides_nothing() {
+        let at = |time| Timestamp { time, increment: 1 };
+        let near = |time| is_near(Some(Position::Time(at(time))), at(1_000));
+        assert!(near(1_000) && near(970) && near(1_001));
+        assert!(!near(969));
+        assert!(!is_near(None, at(1_000)));
+    }
+
+    #[test]
     fn every_document_of_the_source_is_kept_or_rejected() {
         let lost = Counted { source: 13, ..counted(5, 5) };
         assert!(!lost.agrees(), "one is neither");
@@ -371,6 +393,7 @@ mod tests {
         let behind = Counted { moved: moved(3, 1), ..counted(10, 8) };
         assert!(behind.agrees());
         assert_eq!(behind.without_moved(), (7, 7));
+        assert!(!Counted { moved: moved(3, 3), ..counted(3, 3) }.agrees(), "nothing was compared");
         let short = Counted { moved: moved(3, 1), ..counted(10, 7) };
         assert!(!short.agrees(), "one that did not move is lacking");
     }

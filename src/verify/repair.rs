@@ -9,6 +9,7 @@
 //! or `cleanse` works off.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::{Bson, DateTime, Document, RawBson, doc};
 use serde_json::{Value, json};
@@ -154,7 +155,7 @@ impl Repair {
         .await?;
         let ranges = differing_ranges(&context.mongo, verified).await?;
         let job = Job::start(&context.mongo, &plan.job, "cleanse", &plan.identity).await?;
-        let result = repair(context, args, &plan, &job, &ranges).await;
+        let result = repair(context, &plan, &job, &ranges).await;
         let mut fields = Document::new();
         fields.extend(documents.map(|documents| ("documents".to_owned(), documents)));
         let saved = job.finish(state, fields).await;
@@ -179,13 +180,7 @@ async fn differing_ranges(mongo: &Mongo, verified: &str) -> Result<Vec<StoredRan
     Ok(ranges.into_iter().filter(|range| !range.is_done).collect())
 }
 
-async fn repair(
-    context: &Context,
-    args: &VerifyArgs,
-    plan: &Plan,
-    job: &Job,
-    ranges: &[StoredRange],
-) -> Result<Repaired> {
+async fn repair(context: &Context, plan: &Plan, job: &Job, ranges: &[StoredRange]) -> Result<Repaired> {
     gates::check_copied(job, &plan.source)?;
     // Again, now that nobody else has the job.
     gates::check_collections(&context.mongo, plan, job.document()).await?;
@@ -197,7 +192,7 @@ async fn repair(
     job.save(doc! {CHANGED_AT: DateTime::now()}).await?;
     let lanes = follower.catch_up().await?;
     let both = both(context, plan).await?;
-    let mut work = Work { context, args, follower: &follower, both, lanes, repaired: Repaired::default() };
+    let mut work = Work { context, follower: &follower, both, lanes, repaired: Repaired::default() };
     for range in ranges {
         work.range(range).await?;
     }
@@ -221,7 +216,6 @@ async fn both(context: &Context, plan: &Plan) -> Result<Arc<Both>> {
 
 struct Work<'a> {
     context: &'a Context,
-    args: &'a VerifyArgs,
     follower: &'a Follower<'a>,
     both: Arc<Both>,
     lanes: Lanes,
@@ -234,7 +228,8 @@ impl Work<'_> {
             let found = self.both.compare(range.number, &range.range).await?;
             let mut suspects = found.ok_or_else(|| self.interrupted())?.suspects;
             let has_more = !suspects.beyond().is_empty();
-            if !suspects.settle(&self.both, self.args.settle.0, |_| {}).await? {
+            // Nobody follows while the job is ours: waiting would make nothing agree.
+            if !suspects.settle(&self.both, Duration::ZERO, |_| {}).await? {
                 return Err(self.interrupted());
             }
             let ids: Vec<RawBson> = suspects.kept().iter().filter_map(|suspect| suspect.id.value()).collect();

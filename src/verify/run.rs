@@ -47,18 +47,27 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
         Some(sides) if args.repair => Some(repair::prepare(context, args, sides).await?),
         _ => None,
     };
+    if args.keys.is_some() {
+        // Before hours of comparing, and again when it is their turn.
+        context.unless_interrupted(check_turn(context, args)).await?;
+    }
     let mut run = context.unless_interrupted(Run::begin(context, args, sides.as_ref())).await?;
-    // These keep nothing that would have to be saved.
-    context.unless_interrupted(run.quick_checks(sides.as_ref())).await?;
+    let checked = run.check(sides.as_ref(), repair).await;
+    run.keep(checked);
     if let Some(sides) = sides.as_ref().filter(|_| run.wanted.concerns_sides()) {
-        run.slow_checks(sides, repair).await?;
-        verdict::take_back(&context.mongo, &sides.job, run.findings.failed_of_sides()).await?;
+        let failed = run.findings.failed_of_sides();
+        let taken_back = verdict::take_back(&context.mongo, &sides.job, failed).await;
+        run.keep(taken_back);
     }
-    run.ask_again().await?;
-    if run.findings.is_empty() {
-        return Err(run.nothing());
-    }
-    Ok(run.findings.outcome())
+    let asked = run.ask_again().await;
+    run.keep(asked);
+    run.outcome()
+}
+
+async fn check_turn(context: &Context, args: &VerifyArgs) -> Result<()> {
+    let settings = &context.settings;
+    let targets = settings.targets(args.targets.target.as_deref())?;
+    keys::check_turn(&context.mongo, args.job.as_deref(), &targets, settings.key_api()?).await
 }
 
 /// Options that need what is not configured.
@@ -105,6 +114,32 @@ impl<'a> Run<'a> {
         let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
         findings.seed = (wanted.sample.is_some() || wanted.keys.is_some()).then_some(seed);
         Ok(Self { context, args, wanted, seed, copy, findings })
+    }
+
+    /// All checks but those that are calls.
+    async fn check(&mut self, sides: Option<&Sides>, repair: Option<Repair>) -> Result<()> {
+        let context = self.context;
+        // These keep nothing that would have to be saved.
+        context.unless_interrupted(self.quick_checks(sides)).await?;
+        match sides.filter(|_| self.wanted.concerns_sides()) {
+            Some(sides) => self.slow_checks(sides, repair).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What was found before an error is no less true; the first error is told.
+    fn keep(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            self.findings.error.get_or_insert(error);
+        }
+    }
+
+    /// What the run came to.
+    fn outcome(mut self) -> Result<Outcome> {
+        if self.findings.is_empty() {
+            return Err(self.findings.error.take().unwrap_or_else(|| self.nothing()));
+        }
+        Ok(self.findings.outcome())
     }
 
     /// All checks but those that are jobs, or calls.
@@ -223,7 +258,7 @@ impl<'a> Run<'a> {
         let order = full::Order {
             target: &quarantine,
             valid: Valid::condition(doc! {"$nor": [order.valid.condition]}),
-            job: format!("{}-quarantine", order.job),
+            job: full::quarantine_job_name(&sides.job),
             is_quarantine: true,
             ..order
         };
@@ -266,6 +301,7 @@ fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {
         valid: sides.predicate.valid(),
         rules: sides.predicate.identity(),
         job: full::job_name(&sides.job),
+        copy: &sides.job,
         parallel: usize::from(args.parallel),
         settle: args.settle.0,
         restart: args.restart,

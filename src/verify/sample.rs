@@ -10,7 +10,7 @@ use super::full::matching::{Id, Pair, Side};
 use super::full::outcome;
 use super::full::sides::{Sides as Both, Sizes};
 use super::full::suspects::{Suspect, Suspects, digests};
-use super::pairs::id_of;
+use super::pairs::{check_askable, id_of};
 use super::sides::Sides;
 use crate::Context;
 use crate::cli::verify::VerifyArgs;
@@ -198,7 +198,8 @@ pub(super) async fn batch(draw: &mut Draw) -> Result<Vec<Id>> {
 }
 
 fn known(id: &RawBson) -> Result<Id> {
-    id_of(id).ok_or_else(|| Error::stopped("an `_id` that was drawn can't be read"))
+    let id = id_of(id).ok_or_else(|| Error::stopped("an `_id` that was drawn can't be read"))?;
+    check_askable(&id).map(|()| id)
 }
 
 fn nothing(namespace: &Namespace) -> String {

@@ -16,6 +16,10 @@ use crate::mongo::Mongo;
 pub async fn take_back(mongo: &Mongo, copy: &str, failed: Option<&Check>) -> Result<()> {
     let Some(failed) = failed else { return Ok(()) };
     let verdict = doc! {"passed": false, "at": DateTime::now(), "failed": &failed.name};
-    let had_passed = doc! {"verdict.passed": true};
-    store::amend(mongo, &full::job_name(copy), had_passed, doc! {"verdict": verdict}).await
+    // What failed may lie in the target or in the quarantine, and the cutover needs both.
+    for job in [full::job_name(copy), full::quarantine_job_name(copy)] {
+        let had_passed = doc! {"verdict.passed": true};
+        store::amend(mongo, &job, had_passed, doc! {"verdict": verdict.clone()}).await?;
+    }
+    Ok(())
 }

@@ -379,3 +379,29 @@ async fn verification_looks_at_the_quarantine_too() {
     parts.delete_one(doc! {"_id.part": 1}).await.expect("a write");
     expect_fails(SAMPLE, "unreadable").await;
 }
+
+#[tokio::test]
+async fn a_failed_verification_takes_back_the_pass_of_the_quarantine_too() {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..).zip(ids(1500)).map(|(number, id)| every_type(id, number))).await;
+    configure(&bench, RULES);
+    bench.run(COMMAND).await.expect_exit(0);
+    bench.run("verify --full").await.expect_exit(0);
+    let names = ["", "-quarantine"].map(|end| format!("verify-{}-to-{TARGET}{end}", bench.namespace(SOURCE)));
+    let passed = async || {
+        let mut passed = Vec::new();
+        for name in &names {
+            let job = bench.job(name).await.expect("a job");
+            passed.push(job.get_document("verdict").expect("a verdict").get_bool("passed").expect("a word"));
+        }
+        passed
+    };
+    assert_eq!(passed().await, [true, true]);
+    collection(&bench, QUARANTINE).delete_one(doc! {"rule": "keep"}).await.expect("deleted");
+    bench.run("verify --counts --settle 1ms").await.expect_exit(1);
+    assert_eq!(passed().await, [false, false]);
+    let refused = bench.run("cutover --mode swap --max-pause 10s --yes").await.expect_exit(3);
+    let gates = refused.json["gates"].as_array().expect("gates");
+    let gate = gates.iter().find(|gate| gate["name"] == "verify quarantine");
+    assert!(gate.is_some_and(|gate| gate["passed"] == false), "{}", refused.stdout);
+}

@@ -368,3 +368,14 @@ async fn flags_without_a_reason_are_accounted_for() {
     }
     bench.run("verify").await.expect_exit(0);
 }
+
+#[tokio::test]
+async fn a_filter_that_matches_nothing_is_no_pass_of_a_backfill() {
+    let bench = Bench::with_docs(5).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api).target_line("filter = '{\"nosuch\": 1}'"));
+    bench.run("backfill --tps 100000").await.expect_exit(0);
+    assert_eq!(api.count(), 0);
+    let accounted = format!("accounted {}", bench.namespace(DOCS));
+    expect_failed(&bench.run("verify").await, &[&accounted]);
+}

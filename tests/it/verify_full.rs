@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bson::spec::BinarySubtype;
-use bson::{Binary, Bson, DateTime, Document, doc};
+use bson::{Binary, Bson, DateTime, Document, cstr, doc, rawdoc};
 use mongodb::Collection;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::cleansing::{SOURCE, TARGET, bytes, configure, every_type, ids, store_exactly, zero_timestamps};
+use crate::cleansing::{
+    SOURCE, TARGET, bytes, configure, every_type, ids, insert_raw, store_exactly, zero_timestamps,
+};
 use crate::harness::Bench;
 use crate::program::Finished;
 
@@ -428,4 +430,22 @@ async fn differences_that_converge_are_none_while_writers_are_live() {
     expect_mismatches(&broken, 0, 0, 1);
     assert_eq!(differences(&broken)[0]["_id"], json!({"$numberInt": "19999"}));
     assert!(differences(&broken)[0]["age_seconds"].as_f64().expect("an age") >= 2.0, "{}", broken.stdout);
+}
+
+#[tokio::test]
+async fn an_id_in_which_a_field_stands_twice_is_compared_too() {
+    let bench = pair(50).await;
+    copy(&bench).await;
+    let mut id = rawdoc! {"a": 1};
+    id.append(cstr!("a"), 2);
+    let with_id = |value: i32| rawdoc! {"_id": id.clone(), "value": value};
+    insert_raw(&bench, SOURCE, vec![with_id(1)]).await;
+    let missing = bench.run("verify --full --settle 1ms").await.expect_exit(1);
+    expect_mismatches(&missing, 1, 0, 0);
+    bench.run("verify --sample 100 --settle 1ms").await.expect_exit(4);
+    insert_raw(&bench, TARGET, vec![with_id(2)]).await;
+    expect_mismatches(&bench.run("verify --full --settle 1ms").await.expect_exit(1), 0, 0, 1);
+    collection(&bench, TARGET).delete_one(doc! {"value": 2}).await.expect("deleted");
+    insert_raw(&bench, TARGET, vec![with_id(1)]).await;
+    bench.run("verify --full --settle 1ms").await.expect_exit(0);
 }

@@ -2,7 +2,7 @@
 
 use bson::{Bson, Document, doc};
 use mongodb::Collection;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cleansing::{SOURCE, TARGET, config, configure};
 use crate::fail_points::{fail, named_uri};
@@ -224,4 +224,38 @@ async fn one_comparison_runs_at_a_time() {
     assert_eq!(second.text("/error/code"), "refused");
     drop(point);
     first.finish().await.expect_exit(0);
+}
+
+#[tokio::test]
+async fn what_was_read_before_the_copy_was_changed_is_read_again() {
+    let cutover = "cutover --mode swap --max-pause 10s --yes";
+    for (command, exit) in [(COMMAND, 1), (cutover, 3)] {
+        let bench = Bench::new().await;
+        bench.insert_into(SOURCE, (0..4000).map(|n| doc! {"_id": n, "a": n % 7})).await;
+        configure(&bench, "");
+        // All is copied, but not what was written meanwhile.
+        let killed = bench.program("cleanse").env("MONGOREKEY_CRASH_AT", "cleanse_indexed:1").run().await;
+        assert_eq!(killed.exit, None, "{}", killed.output());
+        kill_after(&bench, 1).await;
+        let equal = ranges(&bench).find_one(doc! {"state": "equal", "upper": {"$type": "int"}}).await;
+        let equal = equal.expect("an answer").expect("a range");
+        let id = equal.get_i32("upper").expect("a bound") - 1;
+        target(&bench).update_one(doc! {"_id": id}, doc! {"$set": {"a": "x"}}).await.expect("changed");
+        bench.run("cleanse").await.expect_exit(0);
+        let run = bench.run(command).await.expect_exit(exit);
+        assert!(run.stderr.contains("changed since the comparison began: starting over"), "{}", run.stderr);
+        // Nothing has changed since: the same comparison goes on.
+        target(&bench).update_one(doc! {"_id": id}, doc! {"$set": {"a": id % 7}}).await.expect("mended");
+        kill_after(&bench, 1).await;
+        expect_whole(&bench.run(&format!("{COMMAND} --report r.html")).await, 1);
+        // The report tells how old the oldest of it is.
+        let report = std::fs::read_to_string(bench.folder.join("r.json")).expect("a report");
+        let report: Value = serde_json::from_str(&report).expect("one JSON document");
+        let comparison = &report["comparisons"][0];
+        let moment = |value: &Value| value.as_str().expect("a moment").to_owned();
+        let begun = moment(&comparison["begun_at"]);
+        assert!(begun < moment(&comparison["started_at"]), "{comparison}");
+        let ranges = comparison["ranges"].as_array().expect("ranges");
+        assert!(ranges.iter().all(|range| moment(&range["at"]) >= begun), "{comparison}");
+    }
 }

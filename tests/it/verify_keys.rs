@@ -218,3 +218,22 @@ async fn a_document_that_changes_meanwhile_is_not_judged_by_what_it_was() {
     let run = run.finish().await.expect_exit(0);
     assert_eq!((counts(&run), &check(&run)["keys"]["moved"]), ([19, 0, 0, 0, 0], &json!(1)));
 }
+
+#[tokio::test]
+async fn beside_a_backfill_of_more_targets_no_key_of_one_is_asked() {
+    let api = KeyApi::finding();
+    let bench = filled(20, &api).await;
+    bench.insert_into("more", (0..100).map(|id| doc! {"_id": id, "legacyKey": format!("more{id}")})).await;
+    let more = bench.namespace("more");
+    bench.configure(&bench.config(&api).target("more", &more, ["legacyKey", "newKey", "newKeyFlag"]));
+    bench.run("index create").await.expect_exit(0);
+    let calls = api.count();
+    let backfill = bench.program("backfill --tps 5").spawn();
+    wait_for("a call", async || api.count() > calls).await;
+    let one = "verify --keys 5 --target docs";
+    let run = bench.run(one).await.expect_exit(3);
+    assert!(run.text("/error/message").contains("is being run"), "{}", run.stdout);
+    backfill.signal(Signal::Interrupt);
+    backfill.finish().await.expect_exit(130);
+    bench.run(one).await.expect_exit(0);
+}

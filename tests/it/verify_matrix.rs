@@ -8,11 +8,11 @@ use mongodb::Collection;
 use serde_json::{Value, json};
 
 use crate::cleanse_live::RULE;
-use crate::cleansing::{SOURCE, TARGET, config, configure, every_type, ids};
+use crate::cleansing::{FailPoint, SOURCE, TARGET, config, configure, every_type, ids};
 use crate::fail_points::{fail, named_uri};
 use crate::harness::{Bench, DOCS, wait_for};
 use crate::key_api::{KeyApi, Reply};
-use crate::program::{Finished, Signal};
+use crate::program::{Finished, Running, Signal};
 use crate::verify_full::planted;
 use crate::writers::{Options, Writers};
 
@@ -221,4 +221,89 @@ async fn an_interrupted_verification_is_no_pass() {
         assert_ne!(run.json["passed"], json!(true), "{command}");
         assert_eq!(run.text("/error/code"), "interrupted", "{command}");
     }
+}
+
+/// A follower that holds its job and writes nothing, and the copy of this many documents.
+async fn stuck(documents: i32) -> (Bench, Running, FailPoint) {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..documents).map(|id| doc! {"_id": id})).await;
+    bench.configure_text(&config(&bench, "").replace(&bench.uri, &named_uri(&bench)));
+    let follower = bench.program("cleanse --follow").spawn();
+    wait_for("the follower", async || follower.stderr().contains("follows")).await;
+    let blocked = doc! {
+        "failCommands": ["update", "bulkWrite", "insert", "delete"],
+        "namespace": bench.namespace(TARGET), "blockConnection": true, "blockTimeMS": 50_000,
+    };
+    let point = fail(&bench, "alwaysOn", blocked).await;
+    (bench, follower, point)
+}
+
+#[tokio::test]
+async fn where_every_document_moved_nothing_was_counted() {
+    let (bench, follower, point) = stuck(50).await;
+    let change = doc! {"$set": {"a": 1}};
+    collection(&bench, SOURCE).update_many(doc! {}, change).await.expect("changed");
+    let run = bench.run("verify --counts --settle 1ms").await.expect_exit(1);
+    assert_eq!(check(&run, "counts")["moved"]["documents"], json!(50), "{}", run.stdout);
+    drop(point);
+    follower.kill();
+}
+
+#[tokio::test]
+async fn a_follower_that_is_stuck_hides_no_loss() {
+    let (bench, follower, point) = stuck(50).await;
+    let change = doc! {"$set": {"a": 1}};
+    collection(&bench, SOURCE).update_one(doc! {"_id": 7}, change).await.expect("changed");
+    collection(&bench, TARGET).delete_one(doc! {"_id": 7}).await.expect("deleted");
+    tokio::time::sleep(Duration::from_secs(35)).await;
+    assert!(follower.stderr().contains("follows"), "{}", follower.stderr());
+    let run = bench.run("verify --counts --settle 1ms").await.expect_exit(1);
+    assert_eq!(check(&run, "counts")["moved"], Value::Null, "{}", run.stdout);
+    drop(point);
+    follower.kill();
+}
+
+/// The same with documents that a backfill would be busy with for long.
+async fn equal_and_unfilled() -> (Bench, KeyApi) {
+    let (bench, api) = equal().await;
+    bench.insert((1_000..1_100).map(|id| doc! {"_id": id, "legacyKey": format!("more{id}")})).await;
+    (bench, api)
+}
+
+const WITH_KEYS: &str = "verify --full --parallel 1 --keys 5 --settle 1ms --report r.html";
+
+#[tokio::test]
+async fn beside_a_backfill_nothing_is_compared_for_hours_before_keys_are_refused() {
+    let (bench, api) = equal_and_unfilled().await;
+    let calls = api.count();
+    let backfill = bench.program("backfill --tps 1").spawn();
+    wait_for("a call", async || api.count() > calls).await;
+    let run = bench.run(WITH_KEYS).await.expect_exit(3);
+    assert!(run.text("/error/message").contains("is being run"), "{}", run.stdout);
+    let job = bench.job(&format!("verify-{}-to-{TARGET}", bench.namespace(SOURCE))).await;
+    assert!(job.is_none(), "{job:?}");
+    backfill.signal(Signal::Interrupt);
+    backfill.finish().await.expect_exit(130);
+}
+
+#[tokio::test]
+async fn what_was_compared_is_told_though_keys_can_not_be_asked_any_more() {
+    let (bench, api) = equal_and_unfilled().await;
+    let calls = api.count();
+    let slow = doc! {
+        "failCommands": ["find"], "namespace": bench.namespace(TARGET), "blockConnection": true, "blockTimeMS": 2_000,
+    };
+    let point = fail(&bench, "alwaysOn", slow).await;
+    let run = bench.program(WITH_KEYS).spawn();
+    let ranges = bench.state.collection::<Document>("verify_ranges");
+    wait_for("the ranges", async || ranges.count_documents(doc! {}).await.expect("a count") > 0).await;
+    let backfill = bench.program("backfill --tps 1").spawn();
+    wait_for("a call", async || api.count() > calls).await;
+    drop(point);
+    let run = run.finish().await.expect_exit(3);
+    assert!(run.text("/error/message").contains("is being run"), "{}", run.stdout);
+    assert_eq!((&run.json["passed"], &check(&run, "full")["passed"]), (&json!(false), &json!(true)));
+    assert!(bench.folder.join("r.html").exists() && bench.folder.join("r.json").exists());
+    backfill.signal(Signal::Interrupt);
+    backfill.finish().await.expect_exit(130);
 }

@@ -224,3 +224,42 @@ async fn a_failed_verification_takes_the_pass_away_that_a_cutover_would_go_by() 
     collection(&bench, SOURCE).drop_index("int").await.expect("dropped");
     bench.run(cutover).await.expect_exit(0);
 }
+
+#[tokio::test]
+async fn a_repair_does_not_wait_for_what_nobody_changes() {
+    let bench = copied().await;
+    let target = collection(&bench, TARGET);
+    target.update_many(doc! {}, doc! {"$set": {"int": 7.5}}).await.expect("changed");
+    let settle = Duration::from_secs(5);
+    let begun = std::time::Instant::now();
+    bench.run("verify --full --repair --yes --settle 5s --parallel 4").await.expect_exit(0);
+    let taken = begun.elapsed();
+    expect_right(&bench).await;
+    let ranges: Collection<Document> = bench.state.collection("verify_ranges");
+    let ranges = u32::try_from(ranges.count_documents(doc! {}).await.expect("a count")).expect("few");
+    assert!(ranges >= 4, "{ranges}");
+    // Once, when it was compared first.
+    assert!(taken >= settle && taken < settle * ranges, "{taken:?} for {ranges} ranges");
+}
+
+#[tokio::test]
+async fn an_interrupted_repair_is_no_pass_and_is_gone_on_with() {
+    let bench = copied().await;
+    plant(&bench).await;
+    let slow = doc! {
+        "failCommands": ["update", "bulkWrite", "delete"], "namespace": bench.namespace(TARGET),
+        "blockConnection": true, "blockTimeMS": 2_000,
+    };
+    let point = fail(&bench, "alwaysOn", slow).await;
+    let run = bench.program(REPAIR).spawn();
+    let marks: Collection<Document> = bench.state.collection("marks");
+    wait_for("the marks", async || marks.count_documents(doc! {}).await.expect("a count") > 0).await;
+    run.signal(Signal::Interrupt);
+    let run = run.finish().await.expect_exit(130);
+    drop(point);
+    assert_eq!((&run.json["passed"], run.text("/error/code")), (&json!(false), "interrupted"));
+    let job = bench.job(&job_name(&bench)).await.expect("the job");
+    assert_eq!((job.get_str("state").ok(), job.get("lease")), (Some("completed"), None));
+    bench.run(REPAIR).await.expect_exit(0);
+    expect_right(&bench).await;
+}

@@ -1,8 +1,9 @@
 //! The job of a full comparison: whether an interrupted one goes on.
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, DateTime, Document, doc};
 
 use super::progress::Ranges;
+use crate::cutover::gates::CHANGED_AT;
 use crate::error::Result;
 use crate::event::Events;
 use crate::job::{Job, JobState, store};
@@ -28,32 +29,56 @@ pub fn name_beside(copy: &str) -> String {
     format!("verify-{}", copy.strip_prefix("cleanse-").unwrap_or(copy))
 }
 
+/// The same for the comparison of what the copy has put into its quarantine.
+pub fn quarantine_name_beside(copy: &str) -> String {
+    format!("{}-quarantine", name_beside(copy))
+}
+
 /// Takes the job, to go on with it or to start over.
 ///
 /// # Errors
 /// A refusal where another process runs it.
-pub async fn begin(mongo: &Mongo, identity: &Identity, restart: bool, events: &Events) -> Result<Job> {
+pub async fn begin(
+    mongo: &Mongo,
+    identity: &Identity,
+    copy: &str,
+    restart: bool,
+    events: &Events,
+) -> Result<Job> {
     let stored = store::list(mongo, Some(&identity.name)).await?.into_iter().next();
-    let goes_on = !restart && stored.as_ref().is_some_and(|stored| continues(stored, identity));
-    if goes_on {
+    let begun = stored.filter(|stored| !restart && is_unfinished(stored) && layout_of(stored).is_some());
+    let outdated = match &begun {
+        Some(begun) => outdated(begun, identity, changed_at(mongo, copy).await?),
+        None => None,
+    };
+    if begun.is_some() && outdated.is_none() {
         return Job::start(mongo, &identity.name, COMMAND, &identity.what).await;
     }
-    let was_begun =
-        stored.as_ref().is_some_and(|stored| is_unfinished(stored) && layout_of(stored).is_some());
     let job =
         Job::restart(mongo, &identity.name, COMMAND, &identity.what, doc! {"layout": Bson::Null}).await?;
-    if was_begun && !restart {
-        events.note("collections or rules are not those of the interrupted comparison: starting over");
+    if let Some(why) = outdated {
+        events.note(format!("{why}: starting over"));
     }
     Ok(job)
 }
 
-/// Whether what is stored is an unfinished comparison of just this. Pure.
-fn continues(stored: &Document, identity: &Identity) -> bool {
-    is_unfinished(stored)
-        && layout_of(stored).is_some()
-        && stored.get_document("identity").is_ok_and(|what| *what == identity.what)
-        && stored.get_document("uuids").is_ok_and(|uuids| *uuids == identity.uuids)
+/// When the copy was last made anew or mended, where a job has made it.
+async fn changed_at(mongo: &Mongo, copy: &str) -> Result<Option<DateTime>> {
+    let stored = store::list(mongo, Some(copy)).await?.into_iter().next();
+    Ok(stored.and_then(|stored| stored.get_datetime(CHANGED_AT).ok().copied()))
+}
+
+/// Why an unfinished comparison proves nothing any more; `None` where it goes on.
+/// Pure.
+fn outdated(begun: &Document, identity: &Identity, changed_at: Option<DateTime>) -> Option<&'static str> {
+    let is_same = begun.get_document("identity").is_ok_and(|what| *what == identity.what)
+        && begun.get_document("uuids").is_ok_and(|uuids| *uuids == identity.uuids);
+    if !is_same {
+        return Some("collections or rules are not those of the interrupted comparison");
+    }
+    // What it has found equal was read before the change.
+    let is_newer = |changed: DateTime| begun.get_datetime("begun_at").is_ok_and(|begun| *begun > changed);
+    (!changed_at.is_none_or(is_newer)).then_some("the copy was changed since the comparison began")
 }
 
 fn is_unfinished(stored: &Document) -> bool {
@@ -83,10 +108,16 @@ pub fn seconds_before(job: &Job) -> f64 {
 /// A stop where they can't be stored.
 pub async fn lay_out(mongo: &Mongo, job: &Job, identity: &Identity, tiles: &[Range]) -> Result<Ranges> {
     let layout = i64::from(rand::random::<u32>());
+    let begun_at = DateTime::now();
     let ranges = Ranges::of(mongo, job.name(), layout);
     ranges.create(tiles).await?;
-    let fields =
-        doc! {"layout": layout, "uuids": identity.uuids.clone(), "seconds": 0.0, "verdict": Bson::Null};
+    let fields = doc! {
+        "layout": layout,
+        "begun_at": begun_at,
+        "uuids": identity.uuids.clone(),
+        "seconds": 0.0,
+        "verdict": Bson::Null,
+    };
     job.save(fields).await?;
     Ok(ranges)
 }
@@ -95,35 +126,53 @@ pub async fn lay_out(mongo: &Mongo, job: &Job, identity: &Identity, tiles: &[Ran
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_an_unfinished_comparison_of_the_same_goes_on() {
-        let identity = Identity {
+    fn identity() -> Identity {
+        Identity {
             name: "verify-a-to-b".into(),
             what: doc! {"source": "app.a", "target": "app.b", "rules": {"keep": "{}"}},
             uuids: doc! {"source": 1, "target": 2},
-        };
-        let stored = doc! {
+        }
+    }
+
+    fn begun() -> Document {
+        doc! {
             "state": "interrupted",
             "layout": 7_i64,
-            "identity": identity.what.clone(),
-            "uuids": identity.uuids.clone(),
-        };
-        assert!(continues(&stored, &identity));
-        for state in ["running", "stopped"] {
-            let mut other = stored.clone();
-            other.insert("state", state);
-            assert!(continues(&other, &identity), "{state}");
+            "begun_at": DateTime::from_millis(2_000),
+            "identity": identity().what,
+            "uuids": identity().uuids,
+        }
+    }
+
+    #[test]
+    fn only_an_unfinished_comparison_of_the_same_goes_on() {
+        assert_eq!(outdated(&begun(), &identity(), None), None);
+        for (state, expected) in [
+            ("interrupted", true),
+            ("running", true),
+            ("stopped", true),
+            ("completed", false),
+            ("incomplete", false),
+        ] {
+            assert_eq!(is_unfinished(&doc! {"state": state}), expected, "{state}");
         }
         for (field, value) in [
-            ("state", Bson::from("completed")),
-            ("state", "incomplete".into()),
-            ("layout", Bson::Null),
-            ("identity", doc! {"source": "app.a", "target": "app.b", "rules": {"keep": "{\"a\":1}"}}.into()),
-            ("uuids", doc! {"source": 1, "target": 3}.into()),
+            ("identity", doc! {"source": "app.a", "target": "app.b", "rules": {"keep": "{\"a\":1}"}}),
+            ("uuids", doc! {"source": 1, "target": 3}),
         ] {
-            let mut other = stored.clone();
+            let mut other = begun();
             other.insert(field, value);
-            assert!(!continues(&other, &identity), "{field}");
+            assert!(outdated(&other, &identity(), None).is_some(), "{field}");
         }
+    }
+
+    #[test]
+    fn what_was_read_before_the_last_change_of_the_copy_does_not_count() {
+        let changed = |at| Some(DateTime::from_millis(at));
+        assert_eq!(outdated(&begun(), &identity(), changed(1_999)), None);
+        assert!(outdated(&begun(), &identity(), changed(2_000)).is_some());
+        let mut unknown = begun();
+        unknown.remove("begun_at");
+        assert!(outdated(&unknown, &identity(), changed(1_999)).is_some());
     }
 }

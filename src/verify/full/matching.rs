@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, RawBson, RawDocument, cstr};
+use bson::{Bson, RawBson, RawDocument, RawDocumentBuf, cstr, doc};
 use sha2::{Digest as _, Sha256};
 
 /// The first 128 bits of SHA-256 of a document's bytes.
@@ -39,9 +39,12 @@ impl Id {
         document.get("").ok().flatten().map(Into::into)
     }
 
-    /// The value, for a query.
+    /// The value, for a query; `None` where a query can't hold it: of two fields of
+    /// one name only the last would be asked for.
     pub fn bson(&self) -> Option<Bson> {
-        Bson::try_from(self.value()?).ok()
+        let value = Bson::try_from(self.value()?).ok()?;
+        let asked = RawDocumentBuf::try_from(&doc! {"": value.clone()}).ok()?;
+        (asked.as_bytes() == self.0.as_ref()).then_some(value)
     }
 
     /// What an entry with it takes in memory, about.
@@ -233,7 +236,7 @@ fn write_id(document: &RawDocument, bytes: &mut Vec<u8>) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{RawDocumentBuf, doc, rawdoc};
+    use bson::rawdoc;
 
     /// All documents.
     const ALL: Share = Share { index: 0, of: 1 };

@@ -32,6 +32,8 @@ pub struct StoredRange {
     pub is_done: bool,
     /// What was found.
     pub figures: Figures,
+    /// When that was stored.
+    pub at: Option<DateTime>,
 }
 
 /// What was found in a range.
@@ -237,7 +239,8 @@ fn read(mut document: Document) -> StoredRange {
     };
     let is_done = document.get_str("state").is_ok_and(|state| state == "equal");
     let range = Range { lower: document.remove("lower"), upper: document.remove("upper") };
-    StoredRange { number, range, is_done, figures }
+    let at = document.get_datetime("at").ok().copied();
+    StoredRange { number, range, is_done, figures, at }
 }
 
 #[cfg(test)]

@@ -53,6 +53,8 @@ pub struct Order<'a> {
     pub rules: Document,
     /// Name of the job.
     pub job: String,
+    /// Name of the job that has made the target, if any has.
+    pub copy: &'a str,
     /// Ranges at once.
     pub parallel: usize,
     /// How long differences are read again before they are reported.
@@ -92,7 +94,7 @@ pub async fn run(context: &Context, order: &Order<'_>) -> Result<Full> {
         },
         uuids: uuids(&descriptions),
     };
-    let begin = job::begin(&context.mongo, &identity, order.restart, &context.events);
+    let begin = job::begin(&context.mongo, &identity, order.copy, order.restart, &context.events);
     let job = context.unless_interrupted(begin).await?;
     let start = Instant::now();
     let mut totals = Totals::default();

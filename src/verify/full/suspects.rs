@@ -164,7 +164,7 @@ impl Suspects {
 /// What is left of a suspicion when that was seen. Pure but for the time of a
 /// new state.
 fn judge(suspect: &Suspect, seen: Pair) -> Option<Suspect> {
-    if suspect.id.value().is_none() {
+    if suspect.id.bson().is_none() {
         // An `_id` that can't be asked for: what the comparison saw stands.
         return Some(suspect.clone());
     }

@@ -8,6 +8,8 @@ use crate::config::Target;
 use crate::config::file::KeyApi;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobState, store};
+use crate::key_map::shown_api;
+use crate::mongo::Mongo;
 
 /// The lease under which calls are made.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ impl Turn {
     /// Takes the lease.
     ///
     /// # Errors
-    /// A refusal where a backfill of these targets is under way.
+    /// A refusal where calls to the same API are made already.
     pub async fn take(
         context: &Context,
         name: Option<&str>,
@@ -32,19 +34,14 @@ impl Turn {
         api: &KeyApi,
     ) -> Result<Self> {
         let mongo = &context.mongo;
-        let name = name.map_or_else(|| default_job(targets), str::to_owned);
+        let name = name_of(name, targets);
         let what = identity(targets, api);
+        check_free(mongo, &name, api).await?;
         let Some(stored) = store::list(mongo, Some(&name)).await?.into_iter().next() else {
             let name = format!("verify-keys-{}", name.strip_prefix("backfill-").unwrap_or(&name));
             let job = Job::restart(mongo, &name, "verify", &what, Document::new()).await?;
             return Ok(Self { job, state: JobState::Completed, documents: None });
         };
-        if store::is_running(&stored) {
-            return Err(Error::refused(format!(
-                "the job {name} is being run: its calls and those of --keys would pass the ceiling together"
-            ))
-            .hint("wait for its end or stop it by `mongorekey control`, then start again"));
-        }
         let state = [JobState::Completed, JobState::Incomplete, JobState::Interrupted]
             .into_iter()
             .find(|state| stored.get_str("state").is_ok_and(|word| word == state.as_str()))
@@ -64,6 +61,35 @@ impl Turn {
         fields.extend(calls_of_day.map(|calls| ("calls_of_day".to_owned(), Bson::Document(calls))));
         self.job.finish(self.state, fields).await
     }
+}
+
+/// Makes sure that nobody calls the API, so that the calls of two don't pass its
+/// ceiling together.
+///
+/// # Errors
+/// A refusal where a job that calls it is being run.
+pub async fn check_turn(mongo: &Mongo, name: Option<&str>, targets: &[Target], api: &KeyApi) -> Result<()> {
+    check_free(mongo, &name_of(name, targets), api).await
+}
+
+fn name_of(name: Option<&str>, targets: &[Target]) -> String {
+    name.map_or_else(|| default_job(targets), str::to_owned)
+}
+
+async fn check_free(mongo: &Mongo, name: &str, api: &KeyApi) -> Result<()> {
+    let api = shown_api(api);
+    let calls = |job: &Document| {
+        let identity = job.get_document("identity");
+        job.get_str("_id").is_ok_and(|known| known == name)
+            || identity.is_ok_and(|identity| identity.get_str("api").is_ok_and(|known| known == api))
+    };
+    let jobs = store::list(mongo, None).await?;
+    let Some(running) = jobs.iter().find(|job| calls(job) && store::is_running(job)) else { return Ok(()) };
+    let running = running.get_str("_id").unwrap_or_default();
+    Err(Error::refused(format!(
+        "the job {running} is being run: its calls and those of --keys would pass the ceiling together"
+    ))
+    .hint("wait for its end or stop it by `mongorekey control`, then start again"))
 }
 
 /// The calls of the day, as a job stores them.

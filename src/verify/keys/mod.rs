@@ -10,4 +10,5 @@ pub mod job;
 pub mod judge;
 pub mod run;
 
+pub use job::check_turn;
 pub use run::{Keys, check};

@@ -337,8 +337,8 @@ mod tests {
         assert_eq!(found["groups"][0]["of"], json!("documents"));
         assert_eq!(found["listed_by_kind"], json!({"different: order": 2, "missing": 1}));
         assert_eq!((&found["listed"], &found["counted_by_full"]["missing"]), (&json!(3), &json!(9)));
-        let sampled = differences(&checks, &Value::Null);
-        assert_eq!(sampled["listed_by_kind"], json!({"different: order": 2, "extra": 1, "missing": 1}));
+        let sampled = differences(&checks[1..], &Value::Null);
+        assert_eq!(sampled["listed_by_kind"], json!({"different: order": 1, "extra": 1}));
     }
 
     #[test]

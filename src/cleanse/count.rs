@@ -54,7 +54,7 @@ pub async fn by_rule(
 }
 
 /// The pipeline that counts by rule, to one document.
-pub(super) fn rule_pipeline(predicate: &Predicate, samples: i64) -> Vec<Document> {
+pub fn rule_pipeline(predicate: &Predicate, samples: i64) -> Vec<Document> {
     let hits = predicate.hits();
     let mut facets = doc! {"all": [{"$count": "n"}]};
     for (index, hits) in hits.iter().enumerate() {

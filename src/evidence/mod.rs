@@ -16,6 +16,7 @@ pub mod verify;
 pub mod words;
 
 mod comparisons;
+mod exact;
 mod recheck;
 mod series;
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::comparisons;
+use super::exact;
 use super::files::Files;
 use super::gather::{self, in_time};
 use super::words;
@@ -22,7 +23,11 @@ use crate::cli::verify::VerifyArgs;
 use crate::config::values::Namespace;
 use crate::error::{Class, Result};
 use crate::report::outcome::Outcome;
+use crate::verify::result::{BACKFILL, COPY};
 use crate::{Context, command_line};
+
+/// The group of what compares a copy with its source, document by document.
+pub(super) const DOCUMENTS: &str = "documents";
 
 /// Verifies, and writes the report where one is asked for.
 ///
@@ -65,25 +70,26 @@ async fn document(context: &Context, args: &VerifyArgs, result: &Value) -> Value
         list(&result["jobs"]).iter().filter_map(|job| job.as_str().map(str::to_owned)).collect();
     let comparisons = in_time(async { Some(comparisons::of_jobs(mongo, &jobs).await) }).await;
     let checks = list(&result["checks"]);
-    let sides = sides(context, args);
+    let looked_at = LookedAt::of(checks, args);
+    let sides = sides(context, args).filter(|_| looked_at.copy);
     json!({
         "schema": SCHEMA,
         "kind": KIND,
         "about": {
             "command": "verify",
-            "title": title(sides.as_ref()),
+            "title": title(sides.as_ref(), looked_at),
             "job": result["job"],
             "jobs": jobs,
         },
         "verdict": verdict(result, sides.as_ref()),
         "place": gather::place(mongo).await,
-        "subject": subject(context, args, sides.as_ref()).await,
+        "subject": subject(context, args, sides.as_ref(), looked_at).await,
         "run": {
             "command_line": command_line::shown(),
             "options": options::of_this_process(),
             "seeds": seeds(result),
         },
-        "checks": checks,
+        "checks": exact::checks(checks),
         "differences": differences(checks, &result["full"]),
         "full": result["full"],
         "dual_write": result["dual_write"],
@@ -110,14 +116,39 @@ fn sides(context: &Context, args: &VerifyArgs) -> Option<Sides> {
     Some(Sides { predicate: compile(&context.settings, &rules).ok()?, source: rules.source, target })
 }
 
-fn title(sides: Option<&Sides>) -> String {
-    match sides {
-        Some(Sides { source, target, .. }) => format!("Verification of {target} against {source}"),
-        None => "Verification of a backfill".into(),
+/// What the verification was about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LookedAt {
+    /// A copy and its source.
+    copy: bool,
+    /// What a backfill has filled.
+    backfill: bool,
+}
+
+impl LookedAt {
+    /// As the checks that were made tell; where none came to its end, as it was asked for.
+    fn of(checks: &[Value], args: &VerifyArgs) -> Self {
+        let is_about = |what: &str| checks.iter().any(|check| check["about"] == json!(what));
+        if !checks.is_empty() {
+            return Self { copy: is_about(COPY), backfill: is_about(BACKFILL) };
+        }
+        let of_copy = args.counts || args.sample.is_some() || args.full || args.dual_write;
+        let of_backfill = args.unique || args.keys.is_some();
+        Self { copy: of_copy || !of_backfill, backfill: of_backfill }
     }
 }
 
-async fn subject(context: &Context, args: &VerifyArgs, sides: Option<&Sides>) -> Value {
+fn title(sides: Option<&Sides>, looked_at: LookedAt) -> String {
+    match (sides, looked_at.backfill) {
+        (Some(Sides { source, target, .. }), false) => format!("Verification of {target} against {source}"),
+        (Some(Sides { source, target, .. }), true) => {
+            format!("Verification of {target} against {source}, and of a backfill")
+        }
+        (None, _) => "Verification of a backfill".into(),
+    }
+}
+
+async fn subject(context: &Context, args: &VerifyArgs, sides: Option<&Sides>, looked_at: LookedAt) -> Value {
     let mongo = &context.mongo;
     let mut collections = Vec::new();
     let (mut rules, mut in_words) = (Value::Null, Vec::new());
@@ -128,10 +159,9 @@ async fn subject(context: &Context, args: &VerifyArgs, sides: Option<&Sides>) ->
         in_words = words::of_rules(&identity);
         rules = words::json_of_rules(&identity);
     }
-    for target in context.settings.targets(args.targets.target.as_deref()).unwrap_or_default() {
-        if sides.is_none_or(|sides| sides.source != target.namespace) && args.source.is_none() {
-            collections.push(gather::collection(mongo, "filled", &target.namespace).await);
-        }
+    let filled = context.settings.targets(args.targets.target.as_deref()).unwrap_or_default();
+    for target in filled.iter().filter(|_| looked_at.backfill) {
+        collections.push(gather::collection(mongo, "filled", &target.namespace).await);
     }
     json!({"collections": collections, "words": in_words, "rules": rules})
 }
@@ -196,30 +226,62 @@ fn seeds(result: &Value) -> Vec<Value> {
     known.map(|(check, seed)| json!({"check": check, "seed": seed})).collect()
 }
 
-/// How many differences of each kind there are: all that were counted, and of those
-/// that are listed how they differ. What several checks list counts once, and beside a
-/// full comparison that alone counts: a sample finds the same again.
+/// How many differences of each kind there are: all that a full comparison counted, and
+/// of those that are listed how they differ, by what was looked at. What several checks
+/// of the same list counts once, and beside a full comparison that alone counts: a
+/// sample finds the same again.
 fn differences(checks: &[Value], full: &Value) -> Value {
-    let counts = |check: &&Value| {
-        !full.is_object() || check["name"].as_str().is_some_and(|name| name.starts_with("full"))
-    };
+    let mut groups: BTreeMap<&str, BTreeMap<String, u64>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
-    for difference in checks.iter().filter(counts).flat_map(|check| list(&check["differences"])) {
-        let Some(kind) = difference["kind"].as_str() else { continue };
-        if !seen.insert((difference["_id"].to_string(), kind)) {
-            continue;
+    let is_full = |check: &Value| name_of(check).starts_with("full");
+    let compared: BTreeSet<&str> = checks.iter().filter(|check| is_full(check)).map(group_of).collect();
+    for check in checks.iter().filter(|check| is_full(check) || !compared.contains(group_of(check))) {
+        let group = group_of(check);
+        for difference in list(&check["differences"]) {
+            let Some(kind) = difference["kind"].as_str() else { continue };
+            if seen.insert((group, kind, identity_of(difference))) {
+                *groups.entry(group).or_default().entry(kind_of(difference, kind)).or_default() += 1;
+            }
         }
-        let kind = match difference["difference"].as_str() {
-            Some(how) if kind == "different" => format!("{kind}: {how}"),
-            _ => kind.to_owned(),
-        };
-        *kinds.entry(kind).or_default() += 1;
+    }
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    for (kind, count) in groups.values().flatten() {
+        *kinds.entry(kind).or_default() += count;
     }
     let counted = full
         .is_object()
         .then(|| json!({"missing": full["missing"], "extra": full["extra"], "different": full["different"]}));
-    json!({"listed": seen.len(), "listed_by_kind": kinds, "counted_by_full": counted})
+    let listed: Vec<Value> =
+        groups.iter().map(|(group, kinds)| json!({"of": group, "listed_by_kind": kinds})).collect();
+    json!({"listed": seen.len(), "listed_by_kind": kinds, "counted_by_full": counted, "groups": listed})
+}
+
+fn name_of(check: &Value) -> &str {
+    check["name"].as_str().unwrap_or_default()
+}
+
+/// What a check has looked at: those of one group find the same differences.
+fn group_of(check: &Value) -> &str {
+    let name = name_of(check);
+    let compares = name.starts_with("full") || name.starts_with("sample");
+    match compares {
+        true if name.contains("quarantine") => "quarantine",
+        true => DOCUMENTS,
+        false => name,
+    }
+}
+
+/// What differs, apart from how: a document, of one of several collections, two of
+/// them, an index or an option.
+fn identity_of(difference: &Value) -> String {
+    ["collection", "_id", "between", "index", "option"].map(|part| difference[part].to_string()).join(" ")
+}
+
+fn kind_of(difference: &Value, kind: &str) -> String {
+    match difference["difference"].as_str() {
+        Some(how) if kind == "different" => format!("{kind}: {how}"),
+        _ => kind.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -272,9 +334,38 @@ mod tests {
             ]}),
         ];
         let found = differences(&checks, &json!({"missing": 9, "extra": 0, "different": 2}));
+        assert_eq!(found["groups"][0]["of"], json!("documents"));
         assert_eq!(found["listed_by_kind"], json!({"different: order": 2, "missing": 1}));
         assert_eq!((&found["listed"], &found["counted_by_full"]["missing"]), (&json!(3), &json!(9)));
-        let sampled = differences(&checks, &Value::Null);
-        assert_eq!(sampled["listed_by_kind"], json!({"different: order": 2, "extra": 1, "missing": 1}));
+        let sampled = differences(&checks[1..], &Value::Null);
+        assert_eq!(sampled["listed_by_kind"], json!({"different: order": 1, "extra": 1}));
+    }
+
+    #[test]
+    fn differences_without_an_id_and_of_several_collections_do_not_collapse() {
+        let between =
+            |n: i32| json!({"kind": "new key of two legacy keys", "between": [{"_id": n}, {"_id": -n}]});
+        let wrong = |collection: &str| json!({"collection": collection, "_id": 1, "kind": "wrong"});
+        let checks = [
+            json!({"name": "full", "differences": [{"_id": 1, "kind": "extra"}]}),
+            json!({"name": "full quarantine", "differences": [{"_id": 1, "kind": "extra"}]}),
+            json!({"name": "sample quarantine to source", "differences": [{"_id": 1, "kind": "extra"}]}),
+            json!({"name": "unique new keys", "differences": (0..57).map(between).collect::<Vec<_>>()}),
+            json!({"name": "keys", "differences": [wrong("app.a"), wrong("app.b")]}),
+        ];
+        let found = differences(&checks, &json!({"missing": 0, "extra": 1, "different": 0}));
+        assert_eq!(
+            found["listed_by_kind"],
+            json!({"extra": 2, "new key of two legacy keys": 57, "wrong": 2})
+        );
+        assert_eq!(found["listed"], json!(61));
+        let of = |name: &str| {
+            let groups = list(&found["groups"]).iter();
+            let mut groups = groups.filter(|group| group["of"] == json!(name));
+            groups.next().map(|group| group["listed_by_kind"].clone())
+        };
+        assert_eq!(of("documents"), Some(json!({"extra": 1})));
+        assert_eq!(of("quarantine"), Some(json!({"extra": 1})));
+        assert_eq!(of("keys"), Some(json!({"wrong": 2})));
     }
 }

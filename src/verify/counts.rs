@@ -39,7 +39,7 @@ const BATCH: usize = 4_000;
 /// Documents that are counted at once.
 const AT_ONCE: usize = 1_000;
 /// The pause between two counts.
-const PAUSE: Duration = Duration::from_millis(500);
+pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
 /// Both sides at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -158,7 +158,7 @@ pub async fn check(
 }
 
 /// Whether the job is about these rules: another one's figures mean nothing.
-fn is_of(copy: &Document, sides: &Sides) -> bool {
+pub(super) fn is_of(copy: &Document, sides: &Sides) -> bool {
     let rules = copy.get_document("identity").and_then(|identity| identity.get_document("rules"));
     rules.is_ok_and(|rules| *rules == sides.predicate.identity())
 }
@@ -166,14 +166,7 @@ fn is_of(copy: &Document, sides: &Sides) -> bool {
 async fn count(mongo: &Mongo, sides: &Sides, copy: Option<&Document>) -> Result<Counted> {
     // In this order: what is before the position is applied or marked, and what is
     // marked no longer is applied, before the moment.
-    let job = match copy.and_then(|copy| copy.get_str("_id").ok()) {
-        Some(name) => store::list(mongo, Some(name)).await?.into_iter().next(),
-        None => None,
-    };
-    let mut on_their_way = OnTheirWay::default();
-    if let Some(job) = job.as_ref().filter(|job| store::is_running(job)) {
-        on_their_way.add_marked(mongo, job).await?;
-    }
+    let (job, mut on_their_way) = OnTheirWay::marked(mongo, copy).await?;
     let moment = mongo.majority_time().await?;
     let mut counted = match at(mongo, sides, moment).await {
         Ok(counted) => counted,
@@ -242,7 +235,7 @@ async fn one_after_the_other(mongo: &Mongo, sides: &Sides) -> Result<Counted> {
 
 /// Documents whose last change may not be applied yet; too many where there is no list.
 #[derive(Debug)]
-struct OnTheirWay(Option<HashMap<Vec<u8>, RawBson>>);
+pub(super) struct OnTheirWay(Option<HashMap<Vec<u8>, RawBson>>);
 
 impl Default for OnTheirWay {
     fn default() -> Self {
@@ -251,6 +244,23 @@ impl Default for OnTheirWay {
 }
 
 impl OnTheirWay {
+    /// What is marked for the job of a copy, where that is running, and the job as it
+    /// is stored now.
+    ///
+    /// # Errors
+    /// A stop where the server can't be read.
+    pub(super) async fn marked(mongo: &Mongo, copy: Option<&Document>) -> Result<(Option<Document>, Self)> {
+        let job = match copy.and_then(|copy| copy.get_str("_id").ok()) {
+            Some(name) => store::list(mongo, Some(name)).await?.into_iter().next(),
+            None => None,
+        };
+        let mut on_their_way = Self::default();
+        if let Some(job) = job.as_ref().filter(|job| store::is_running(job)) {
+            on_their_way.add_marked(mongo, job).await?;
+        }
+        Ok((job, on_their_way))
+    }
+
     fn add(&mut self, ids: impl IntoIterator<Item = RawBson>) {
         if let Some(known) = &mut self.0 {
             known.extend(ids.into_iter().map(|id| (value_bytes(id.as_raw_bson_ref()), id)));
@@ -274,7 +284,7 @@ impl OnTheirWay {
 
     /// Adds what changed between the position of a job and a moment; returns what came
     /// and went since its copy began, where that is known.
-    async fn follow(
+    pub(super) async fn follow(
         &mut self,
         mongo: &Mongo,
         sides: &Sides,
@@ -321,16 +331,33 @@ impl OnTheirWay {
         Ok(tally.came_and_went())
     }
 
+    /// Conditions that each match some of them, and together all; `None` where there
+    /// are too many.
+    ///
+    /// # Errors
+    /// A stop where an `_id` can't be read.
+    pub(super) fn conditions(&self) -> Result<Option<Vec<Document>>> {
+        let Some(known) = &self.0 else { return Ok(None) };
+        let ids: Vec<&RawBson> = known.values().collect();
+        let condition = |part: &[&RawBson]| {
+            let ids = part.iter().map(|id| to_bson(id)).collect::<Result<Vec<Bson>>>()?;
+            Ok(doc! {"_id": {"$in": ids}})
+        };
+        ids.chunks(AT_ONCE).map(condition).collect::<Result<Vec<_>>>().map(Some)
+    }
+
+    /// How many they are; none where they are too many to know.
+    pub(super) fn documents(&self) -> u64 {
+        self.0.as_ref().map_or(0, |known| known.len() as u64)
+    }
+
     /// What both sides had of them at that moment; `None` where there are too many.
     async fn counted(&self, mongo: &Mongo, sides: &Sides, moment: Timestamp) -> Result<Option<Moved>> {
         use crate::error::Context as _;
-        let Some(known) = &self.0 else { return Ok(None) };
-        let ids: Vec<&RawBson> = known.values().collect();
+        let Some(conditions) = self.conditions()? else { return Ok(None) };
         let valid = sides.predicate.valid().condition;
-        let mut moved = Moved { documents: ids.len() as u64, ..Moved::default() };
-        for part in ids.chunks(AT_ONCE) {
-            let ids = part.iter().map(|id| to_bson(id)).collect::<Result<Vec<Bson>>>()?;
-            let by_id = doc! {"_id": {"$in": ids}};
+        let mut moved = Moved { documents: self.documents(), ..Moved::default() };
+        for by_id in conditions {
             let is_valid = all_of(vec![Bson::Document(by_id.clone()), Bson::Document(valid.clone())]);
             for (namespace, condition, count) in
                 [(&sides.source, is_valid, &mut moved.kept), (&sides.target, by_id, &mut moved.target)]

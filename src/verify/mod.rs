@@ -12,6 +12,7 @@ pub mod keys;
 pub mod pairs;
 pub mod quarantine;
 pub mod repair;
+pub mod result;
 pub mod run;
 pub mod sample;
 pub mod sides;
@@ -21,5 +22,4 @@ pub mod verdict;
 pub mod wanted;
 
 mod differences;
-mod result;
 mod value;

@@ -6,6 +6,11 @@ use super::check::Check;
 use crate::error::Error;
 use crate::report::outcome::Outcome;
 
+/// What a check is about that compares a copy with its source.
+pub const COPY: &str = "copy";
+/// What a check is about that looks at what a backfill has filled.
+pub const BACKFILL: &str = "backfill";
+
 /// What was found so far.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
@@ -38,7 +43,9 @@ impl Findings {
     /// What the command came to.
     pub(super) fn outcome(self) -> Outcome {
         let Self { jobs, of_sides, of_targets, seed, figures, error } = self;
-        let checks: Vec<Check> = of_sides.into_iter().chain(of_targets).collect();
+        let of_sides = of_sides.into_iter().map(|check| check.with("about", json!(COPY)));
+        let of_targets = of_targets.into_iter().map(|check| check.with("about", json!(BACKFILL)));
+        let checks: Vec<Check> = of_sides.chain(of_targets).collect();
         let passed = error.is_none() && checks.iter().all(|check| check.passed);
         let mut json = json!({
             "schema": 1,

@@ -180,9 +180,8 @@ impl<'a> Run<'a> {
         let Some(copy) = &self.copy else { return Ok(()) };
         self.findings.jobs.push(sides.job.clone());
         if let Some(quarantine) = of_job(copy) {
-            let Sides { source, target, predicate, .. } = sides;
-            combine::only_conditions("a copy with a quarantine", &predicate.valid())?;
-            let quarantined = Quarantined { source, target, quarantine: &quarantine, predicate };
+            combine::only_conditions("a copy with a quarantine", &sides.predicate.valid())?;
+            let quarantined = Quarantined { sides, quarantine: &quarantine, copy };
             let wanted = self.wanted;
             checks.extend(quarantined.checks(self.context, self.args, wanted, self.seed).await?);
         }

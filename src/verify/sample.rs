@@ -156,7 +156,8 @@ impl Sample<'_> {
             }
             for (id, pair) in self.look_up(&ids).await? {
                 if compared == self.wanted.size {
-                    break;
+                    // This one, for a start, is not looked at.
+                    return Ok((compared, false, suspects));
                 }
                 if !direction.concerns(&pair) {
                     continue;

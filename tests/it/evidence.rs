@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cleansing::{SOURCE, TARGET, config, configure, job_name};
 use crate::fail_points::{fail, named_uri};
-use crate::harness::{Bench, wait_for};
+use crate::harness::{Bench, DOCS, wait_for};
 use crate::key_api::{KeyApi, Reply};
 use crate::program::{Finished, Signal};
 
@@ -463,4 +463,46 @@ async fn a_report_that_was_changed_is_found_out() {
     std::fs::write(path(&bench, "other.json"), "{}").expect("written");
     bench.run("report --check other.json").await.expect_exit(2);
     bench.run("report --check nowhere.json").await.expect_exit(2);
+}
+
+#[tokio::test]
+async fn a_report_claims_no_comparison_that_was_not_made() {
+    let bench = Bench::new().await;
+    let keys = |n: i32| doc! {"_id": n, "legacyKey": format!("K{n}"), "newKey": format!("N{}", n / 2)};
+    bench.insert((0..20).map(keys)).await;
+    bench.insert_into(TARGET, (0..20).map(keys)).await;
+    let api = KeyApi::finding();
+    let text = bench.config(&api).text();
+    let cleanse = format!("\n[cleanse]\nsource = \"{}\"\nto = \"{TARGET}\"\n", bench.namespace(DOCS));
+    bench.configure_text(&format!("{text}{cleanse}"));
+    let roles = |report: &Value| -> Vec<String> {
+        let collections = report["subject"]["collections"].as_array().expect("collections");
+        collections.iter().map(|found| found["role"].as_str().expect("a role").to_owned()).collect()
+    };
+
+    bench.run("verify --unique --report r.html").await.expect_exit(1);
+    let report = document(&bench, "r.json");
+    assert_eq!(report["about"]["title"], json!("Verification of a backfill"));
+    assert_eq!(roles(&report), ["filled"]);
+    assert_eq!(report["subject"]["rules"], Value::Null);
+    assert_eq!(report["differences"]["listed_by_kind"], json!({"new key of two legacy keys": 10}));
+    assert!(read(&bench, "r.html").contains("unique new keys: new key of two legacy keys"));
+
+    bench.run("verify --full --unique --settle 1ms --report r.html").await.expect_exit(1);
+    let report = document(&bench, "r.json");
+    let title = report["about"]["title"].as_str().expect("a title");
+    assert!(title.contains(" against ") && title.ends_with("and of a backfill"), "{title}");
+    assert_eq!(roles(&report), ["source", "target", "filled"]);
+    assert!(read(&bench, "r.html").contains("unique new keys: new key of two legacy keys"));
+}
+
+#[tokio::test]
+async fn the_bound_of_a_sample_is_not_rounded_away() {
+    let bench = pair().await;
+    bench.run("verify --sample 3500 --settle 1ms --report r.html").await.expect_exit(0);
+    let report = document(&bench, "r.json");
+    let checks = report["checks"].as_array().expect("checks");
+    let bound = checks[0]["confidence"]["share_to"].as_str().expect("decimal text");
+    assert!(bound.starts_with("0.000855"), "{bound}");
+    assert!(read(&bench, "r.html").contains(bound));
 }

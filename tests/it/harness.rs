@@ -66,6 +66,12 @@ impl Bench {
         bench
     }
 
+    /// Ends a bench whose server is gone for good, and its databases with it.
+    pub fn abandon(self) {
+        std::fs::remove_dir_all(&self.folder).expect("the folder is removed");
+        std::mem::forget(self);
+    }
+
     pub fn admin(&self) -> Database {
         self.client.database("admin")
     }

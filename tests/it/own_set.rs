@@ -50,6 +50,17 @@ impl OwnSet {
         BufReader::new(stdout).read_line(&mut uri).expect("the URI");
         Self { script, uri: uri.trim().to_owned() }
     }
+
+    /// Its members, asked directly.
+    pub async fn members(&self) -> Vec<Member> {
+        let hosts = self.uri.strip_prefix("mongodb://").expect("a replica set");
+        let hosts = hosts.split(['/', '?']).next().expect("hosts");
+        let mut members = Vec::new();
+        for host in hosts.split(',') {
+            members.push(Member::open(host).await);
+        }
+        members
+    }
 }
 
 impl Drop for OwnSet {
@@ -66,12 +77,7 @@ impl Drop for OwnSet {
 impl ThreeNodes {
     pub async fn start() -> Self {
         let set = OwnSet::start(&["--nodes", "3", "--election-ms", "2000"]);
-        let hosts = set.uri.strip_prefix("mongodb://").expect("a replica set").split('/').next();
-        let mut members = Vec::new();
-        for host in hosts.expect("hosts").split(',') {
-            members.push(Member::open(host).await);
-        }
-        Self { uri: set.uri.clone(), members, _set: set }
+        Self { uri: set.uri.clone(), members: set.members().await, _set: set }
     }
 
     /// The member that takes writes; waits for one.

@@ -52,6 +52,10 @@ struct Writers {
 
 impl Writers {
     fn start(bench: &Bench, documents: i32) -> Self {
+        Self::start_with_pauses(bench, documents, Duration::ZERO)
+    }
+
+    fn start_with_pauses(bench: &Bench, documents: i32, pause: Duration) -> Self {
         let (stop, operations) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let source: Collection<Document> = bench.database.collection(SOURCE);
         let tasks = (0..4)
@@ -62,6 +66,7 @@ impl Writers {
                     while !stop.load(Ordering::Relaxed) {
                         write(&source, part, documents, &mut random).await;
                         operations.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(pause).await;
                     }
                 })
             })
@@ -127,6 +132,36 @@ async fn writers_that_change_sides_and_rules_are_caught_up_with() {
     run.finish().await.expect_exit(143);
     bench.run(COMMAND).await.expect_exit(0);
     expect_split(&bench, valid(), &hits()).await;
+}
+
+#[tokio::test]
+async fn a_quarantine_is_verified_beside_its_follower_under_live_writes() {
+    let bench = bench(6_000).await;
+    bench.run(COMMAND).await.expect_exit(0);
+    let run = bench.program(&format!("{COMMAND} --follow")).spawn();
+    wait_for("the follower", async || run.stderr().contains("follows")).await;
+    let writers = Writers::start_with_pauses(&bench, 6_000, Duration::from_millis(15));
+    writers.until(200).await;
+    for _ in 0..4 {
+        // Each count once only, so that it agrees at whatever moment it is made.
+        bench.run("verify --counts --settle 1ms").await.expect_exit(0);
+        bench.run("verify --sample 2000 --settle 20s").await.expect_exit(0);
+    }
+    let quarantine: Collection<Document> = bench.database.collection(QUARANTINE);
+    let stray = doc! {"_id": "stray", "rule": "keep", "document": {"_id": "stray", "valid": false}};
+    quarantine.insert_one(stray).await.expect("a write");
+    let counted = bench.run("verify --counts --settle 2s").await.expect_exit(1);
+    let checks = counted.json["checks"].as_array().expect("checks");
+    let failed: Vec<_> = checks.iter().filter(|check| check["passed"] == false).collect();
+    assert!(failed.len() == 1 && failed[0]["name"] == "quarantine", "{}", counted.stdout);
+    let sampled = bench.run("verify --sample 100000 --settle 4s").await.expect_exit(1);
+    let checks = sampled.json["checks"].as_array().expect("checks").iter();
+    let mut differences = checks.flat_map(|check| check["differences"].as_array().expect("a list"));
+    let stray = differences.find(|difference| difference["_id"] == "stray").expect("the stray one");
+    assert!(stray["age_seconds"].as_f64().is_some_and(|age| age >= 3.0), "{stray}");
+    writers.stop().await;
+    run.signal(Signal::Terminate);
+    run.finish().await.expect_exit(143);
 }
 
 #[tokio::test]

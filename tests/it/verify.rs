@@ -379,3 +379,23 @@ async fn a_filter_that_matches_nothing_is_no_pass_of_a_backfill() {
     let accounted = format!("accounted {}", bench.namespace(DOCS));
     expect_failed(&bench.run("verify").await, &[&accounted]);
 }
+
+#[tokio::test]
+async fn documents_that_come_meanwhile_are_accounted_for() {
+    let bench = Bench::with_docs(400).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    bench.run("backfill --tps 100000").await.expect_exit(0);
+    let docs = bench.docs();
+    let writer = tokio::spawn(async move {
+        for id in 10_000.. {
+            docs.insert_one(doc! {"_id": id, "legacyKey": "K", "newKey": "N-K"}).await.expect("inserted");
+        }
+    });
+    for _ in 0..5 {
+        let run = bench.run("verify --counts").await.expect_exit(0);
+        let name = format!("accounted {}", bench.namespace(DOCS));
+        assert!(check(&run, &name)["found"].as_u64().is_some_and(|found| found > 400), "{}", run.stdout);
+    }
+    writer.abort();
+}

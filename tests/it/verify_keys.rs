@@ -71,6 +71,7 @@ async fn keys_asked_again_are_right_wrong_changed_or_vanished() {
         (&json!(1), &json!(1))
     );
     assert_eq!(check(&run)["keys"]["not_asked"], json!(1), "the document without a legacy key");
+    assert_eq!(check(&run)["confidence"]["all"], json!(false), "two were not judged: {}", run.stdout);
     assert_eq!(bench.end_state(DOCS).await, before, "nothing is written");
     let now = bench.job(&name(&bench)).await.expect("the job");
     let job = job.expect("the job");

@@ -12,6 +12,7 @@ use crate::cleansing::{FailPoint, SOURCE, TARGET, config, configure, every_type,
 use crate::fail_points::{fail, named_uri};
 use crate::harness::{Bench, DOCS, wait_for};
 use crate::key_api::{KeyApi, Reply};
+use crate::own_set::OwnSet;
 use crate::program::{Finished, Running, Signal};
 use crate::verify_full::planted;
 use crate::writers::{Options, Writers};
@@ -61,6 +62,62 @@ async fn a_sample_names_what_it_finds_as_the_full_comparison_does() {
     both.dedup();
     assert_eq!(both.len(), cases.len() + 2);
     assert_eq!(both, differences(&full, "full"));
+}
+
+/// Users with keys of their own on both sides, but for what happened to the target.
+async fn users(plant: impl AsyncFnOnce(&Collection<Document>)) -> Bench {
+    let bench = Bench::new().await;
+    let user = |id: i32| doc! {"_id": id, "legacyKey": format!("K{id}"), "newKey": format!("N{id}")};
+    for name in [SOURCE, TARGET] {
+        bench.insert_into(name, (0..500).map(user)).await;
+    }
+    plant(&collection(&bench, TARGET)).await;
+    configure(&bench, "");
+    bench
+}
+
+async fn set_key(users: &Collection<Document>, id: i32, key: &str) {
+    users.update_one(doc! {"_id": id}, doc! {"$set": {"newKey": key}}).await.expect("changed");
+}
+
+/// Fails unless both ways find that exactly these users have another key.
+async fn expect_other_keys(bench: &Bench, ids: &[i32]) {
+    let commands = [
+        ("verify --full --settle 1ms", "full"),
+        ("verify --sample 1000 --settle 1ms", "sample source to target"),
+    ];
+    for (command, name) in commands {
+        let run = bench.run(command).await.expect_exit(1);
+        let found = check(&run, name)["differences"].as_array().expect("a list");
+        let mut found: Vec<String> = found
+            .iter()
+            .map(|difference| {
+                assert_eq!(difference["kind"], json!("different"), "{difference}");
+                assert_eq!(difference["difference"], json!("value"), "{difference}");
+                assert_eq!(difference["fields"], json!(["newKey"]), "{difference}");
+                difference["_id"]["$numberInt"].as_str().expect("an _id").to_owned()
+            })
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, ids.iter().map(ToString::to_string).collect::<Vec<_>>(), "{command}");
+        let counts = bench.run("verify --counts --settle 1ms").await.expect_exit(0);
+        assert_eq!(check(&counts, "counts")["found"], json!(500), "numbers alone say nothing about keys");
+    }
+}
+
+#[tokio::test]
+async fn two_users_whose_keys_were_exchanged_are_both_named() {
+    let exchange = async |users: &Collection<Document>| {
+        set_key(users, 11, "N12").await;
+        set_key(users, 12, "N11").await;
+    };
+    expect_other_keys(&users(exchange).await, &[11, 12]).await;
+}
+
+#[tokio::test]
+async fn of_two_users_with_one_key_the_one_that_got_it_is_named() {
+    let bench = users(async |users: &Collection<Document>| set_key(users, 11, "N12").await).await;
+    expect_other_keys(&bench, &[11]).await;
 }
 
 #[tokio::test]
@@ -306,4 +363,43 @@ async fn what_was_compared_is_told_though_keys_can_not_be_asked_any_more() {
     assert!(bench.folder.join("r.html").exists() && bench.folder.join("r.json").exists());
     backfill.signal(Signal::Interrupt);
     backfill.finish().await.expect_exit(130);
+}
+
+/// Lets a command wait for the server in the middle of its reading, and kills the server.
+async fn expect_no_pass_without_server(command: &str, wait_in: &[&str]) {
+    let set = OwnSet::start(&[]);
+    let bench = Bench::on(&set.uri).await;
+    for name in [SOURCE, TARGET] {
+        bench.insert_into(name, (0..4_000).map(|id| doc! {"_id": id})).await;
+    }
+    let at_once = format!("{}&serverSelectionTimeoutMS=300&connectTimeoutMS=300&appName=tested", set.uri);
+    bench.configure_text(&config(&bench, "").replace(&set.uri, &at_once));
+    bench.run(command).await.expect_exit(0);
+    let wait = doc! {
+        "failCommands": wait_in, "namespace": bench.namespace(TARGET), "appName": "tested",
+        "blockConnection": true, "blockTimeMS": 60_000,
+    };
+    let members = set.members().await;
+    members[0].fail_point("failCommand", wait).await;
+    let mut run = bench.program(&format!("{command} --report r.html")).spawn();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(run.is_running(), "{command} ended before: {}", run.stderr());
+    members[0].kill();
+    let run = run.finish().await;
+    assert_ne!(run.exit, Some(0), "{command}: {}", run.output());
+    assert_ne!(run.json["passed"], json!(true), "{command}");
+    assert_eq!(run.text("/error/code"), "stopped", "{command}");
+    let report = std::fs::read_to_string(bench.folder.join("r.json")).expect("a report");
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    assert_eq!((&report["verdict"]["finished"], &report["verdict"]["passed"]), (&json!(false), &Value::Null));
+    bench.abandon();
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_for_good_in_mid_run_is_no_pass() {
+    tokio::join!(
+        expect_no_pass_without_server("verify --full", &["find", "aggregate", "getMore"]),
+        expect_no_pass_without_server("verify --sample 4000", &["getMore"]),
+        expect_no_pass_without_server("verify --counts", &["aggregate"]),
+    );
 }

@@ -208,3 +208,16 @@ async fn a_difference_that_passes_is_none() {
     bench.insert_into(TARGET, [doc! {"_id": 5, "a": 5}]).await;
     run.finish().await.expect_exit(0);
 }
+
+#[tokio::test]
+async fn a_sample_of_few_documents_is_not_all_of_them() {
+    let bench = sides(numbered(150), |_, document| Some(document)).await;
+    let run = bench.run(&format!("{AT_ONCE} --sample 100")).await.expect_exit(0);
+    for name in [FORWARD, BACKWARD] {
+        assert_eq!(check(&run, name)["confidence"]["all"], json!(false), "{}", run.stdout);
+    }
+    let run = bench.run(&format!("{AT_ONCE} --sample 150")).await.expect_exit(0);
+    for name in [FORWARD, BACKWARD] {
+        assert_eq!(check(&run, name)["confidence"]["all"], json!(true), "{}", run.stdout);
+    }
+}

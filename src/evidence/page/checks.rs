@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::html::{escape, list, section as section_of, shown, table};
 
 /// Members of a check that have a place of their own.
-const KNOWN: [&str; 6] = ["name", "passed", "expected", "found", "differences", "remark"];
+const KNOWN: [&str; 7] = ["name", "about", "passed", "expected", "found", "differences", "remark"];
 
 pub(super) fn section(document: &Value) -> Option<String> {
     let checks = list(&document["checks"]);

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::super::verify::DOCUMENTS;
 use super::bars::{Bar, Tone, draw};
 use super::html::{escape, grouped, list, section as section_of, shown, table, text};
 
@@ -23,7 +24,7 @@ pub(super) fn section(document: &Value) -> Option<String> {
         body.push_str(&format!(
             "<figure>{}</figure>\n<details><summary>The same as a table</summary>\n{}</details>\n",
             draw("kinds", "Differences by kind", &bars),
-            table("", &["Kind", "#Documents"], &rows_of(&bars))
+            table("", &["Kind", "#Differences"], &rows_of(&bars))
         ));
     }
     body.push_str(&tables);
@@ -40,16 +41,40 @@ fn rows_of(bars: &[Bar]) -> Vec<Vec<String>> {
 }
 
 /// All that were counted by kind; of different ones how they differ, as far as they
-/// are listed.
+/// are listed. What was looked at besides the documents of a copy bears its name.
 fn kinds(differences: &Value) -> Vec<Bar> {
-    let bar = |name: String, count: u64| Bar { name, count, tone: Tone::Bad };
-    let by_kind = differences["listed_by_kind"].as_object();
-    let listed: Vec<(&String, u64)> =
-        by_kind.into_iter().flatten().map(|(kind, count)| (kind, count.as_u64().unwrap_or(0))).collect();
+    let groups = list(&differences["groups"]);
+    let of_documents: Vec<(&str, u64)> =
+        groups.iter().filter(|group| is_of_documents(group)).flat_map(listed_kinds).collect();
     let counted = &differences["counted_by_full"];
-    if !counted.is_object() {
-        return listed.into_iter().map(|(kind, count)| bar(words(kind), count)).collect();
+    let mut bars = if counted.is_object() {
+        counted_kinds(counted, &of_documents)
+    } else {
+        of_documents.into_iter().map(|(kind, count)| bar(words(kind), count)).collect()
+    };
+    for group in groups.iter().filter(|group| !is_of_documents(group)) {
+        let of = group["of"].as_str().unwrap_or_default();
+        bars.extend(
+            listed_kinds(group).into_iter().map(|(kind, count)| bar(format!("{of}: {}", words(kind)), count)),
+        );
     }
+    bars
+}
+
+fn bar(name: String, count: u64) -> Bar {
+    Bar { name, count, tone: Tone::Bad }
+}
+
+fn is_of_documents(group: &Value) -> bool {
+    group["of"].as_str() == Some(DOCUMENTS)
+}
+
+fn listed_kinds(group: &Value) -> Vec<(&str, u64)> {
+    let kinds = group["listed_by_kind"].as_object().into_iter().flatten();
+    kinds.map(|(kind, count)| (kind.as_str(), count.as_u64().unwrap_or(0))).collect()
+}
+
+fn counted_kinds(counted: &Value, listed: &[(&str, u64)]) -> Vec<Bar> {
     let count = |name: &str| counted[name].as_u64().unwrap_or(0);
     let mut bars = vec![bar("missing".into(), count("missing")), bar("extra".into(), count("extra"))];
     let mut classified = 0;
@@ -138,14 +163,23 @@ mod tests {
 
     #[test]
     fn what_is_not_listed_is_counted_all_the_same() {
+        let of_documents =
+            json!({"of": DOCUMENTS, "listed_by_kind": {"missing": 2, "different: numeric_type": 3}});
+        let unique = json!({"of": "unique new keys", "listed_by_kind": {"new key of two legacy keys": 57}});
         let found = counts(&json!({
-            "listed_by_kind": {"missing": 2, "different: numeric_type": 3},
+            "groups": [of_documents, unique],
             "counted_by_full": {"missing": 9, "extra": 0, "different": 5},
         }));
-        let expected =
-            [("missing", 9), ("extra", 0), ("different: numeric type", 3), ("different, not listed", 2)];
+        let expected = [
+            ("missing", 9),
+            ("extra", 0),
+            ("different: numeric type", 3),
+            ("different, not listed", 2),
+            ("unique new keys: new key of two legacy keys", 57),
+        ];
         assert_eq!(found, expected.map(|(name, count)| (name.to_owned(), count)));
-        assert_eq!(counts(&json!({"listed_by_kind": {"extra": 1}})), [("extra".to_owned(), 1)]);
+        let sampled = json!({"groups": [{"of": DOCUMENTS, "listed_by_kind": {"extra": 1}}]});
+        assert_eq!(counts(&sampled), [("extra".to_owned(), 1)]);
     }
 
     #[test]

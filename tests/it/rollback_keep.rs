@@ -74,13 +74,24 @@ async fn a_rollback_after_a_keep_loses_no_write() {
 #[tokio::test]
 async fn a_rollback_after_a_keep_that_is_killed_loses_no_write() {
     let (bench, writers) = copied(4_000).await;
+    // Something has to give way, whatever the writers do: these two hold the same value.
+    bench.insert_into(SOURCE, [doc! {"_id": "old", "valid": false, "slot": "wanted"}]).await;
     bench.run(KEEP).await.expect_exit(0);
+    bench.insert_into(SOURCE, [doc! {"_id": "new", "valid": true, "slot": "wanted"}]).await;
     for point in ["displaced_kept:1", "cutover_fenced:1", "cutover_renamed:1"] {
         writers.go_on_for(500).await;
         let killed = bench.program(ROLLBACK).env("MONGOREKEY_CRASH_AT", point).run().await;
         assert_eq!(killed.exit, None, "{point}: {}", killed.output());
     }
     let done = bench.run(ROLLBACK).await;
+    assert!(
+        done.json["displaced"].as_array().is_some_and(|all| all.contains(&"old".into())),
+        "{}",
+        done.stdout
+    );
+    let live: Collection<Document> = bench.database.collection(SOURCE);
+    let deleted = live.delete_many(doc! {"slot": "wanted"}).await.expect("a delete");
+    assert_eq!(deleted.deleted_count, 1, "the newer one stays");
     writers.go_on_for(500).await;
     expect_nothing_lost(&bench, writers, &done).await;
 }

@@ -14,7 +14,7 @@ use super::gap;
 use super::in_step::InStep;
 use super::order::{Joint, Method, Renames};
 use super::record::{self, Fence, Record, State};
-use super::recover::{Found, after_going_back, look, recover, unknown};
+use super::recover::{Found, go_back, look, recover, unknown};
 use super::residual::{Residue, bring_along, complete};
 use super::watchdog::Watchdog;
 use crate::Context;
@@ -209,7 +209,9 @@ impl Exchange<'_> {
             Found::Exchanged => Ok(Attempt::Exchanged(fenced_at)),
             Found::AsBefore => Ok(Attempt::Again("the rename was not done in time".into())),
             Found::Between => {
-                self.go_back(record).await?;
+                go_back(&self.context.mongo, self.job, record).await?;
+                // Acknowledged is what was written into the gap, too; a failure ends in `recover`.
+                gap::merge_back(&self.context.mongo, self.job, &self.renames.live).await?;
                 Ok(Attempt::GivenUp("the second rename was not done".into()))
             }
             Found::Unknown => Err(unknown(&self.renames)),
@@ -250,13 +252,6 @@ impl Exchange<'_> {
                 look(mongo, &self.renames).await
             }
         }
-    }
-
-    async fn go_back(&self, record: &Record) -> Result<()> {
-        let Renames { live, live_uuid, retired, .. } = &self.renames;
-        let retired = retired.as_ref().ok_or_else(|| unknown(&self.renames))?;
-        take_name(&self.context.mongo, self.job, retired, live_uuid, live).await?;
-        after_going_back(&self.context.mongo, self.job, record).await
     }
 
     /// Lets writes through again and stores what it came to, whatever that is.

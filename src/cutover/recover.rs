@@ -103,9 +103,7 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
     let found = match look(mongo, renames).await? {
         Found::Between => {
             // Back: nothing is lost either way, and this way nothing is new.
-            let retired = renames.retired.as_ref().ok_or_else(|| unknown(renames))?;
-            take_name(mongo, job, retired, &renames.live_uuid, &renames.live).await?;
-            after_going_back(mongo, job, record).await?;
+            go_back(mongo, job, record).await?;
             look(mongo, renames).await?
         }
         found => found,
@@ -154,13 +152,24 @@ pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<()> {
     }
 }
 
+/// Gives the former collection its name again, after the first of two renames.
+///
+/// # Errors
+/// A stop where the name can't be had, or as for the change stream.
+pub async fn go_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
+    let Renames { live, live_uuid, retired, .. } = &record.renames;
+    let retired = retired.as_ref().ok_or_else(|| unknown(&record.renames))?;
+    take_name(mongo, job, retired, live_uuid, live).await?;
+    after_going_back(mongo, job, record).await
+}
+
 /// The feed of the live collection ends with the first of two renames, although the
 /// collection has come back: what came before that is marked, and the feed goes on
 /// after the rename that brought it back.
 ///
 /// # Errors
 /// A stop where the change stream does not tell of the renames.
-pub async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
+async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
     let retired = record.renames.retired.as_ref().ok_or_else(|| unknown(&record.renames))?;
     let direction = record.direction();
     let (position, _) = stored_moment(mongo, job, direction).await?;

@@ -108,7 +108,7 @@ impl Report {
         let outcome = self.outcome.replace('_', " ");
         lines.push(format!("{} of {job} by {}: {outcome}", self.command, mode_word(mode)));
         if let Some(reason) = &self.reason {
-            lines.push(format!("  {reason}; everything is as before"));
+            lines.push(format!("  {reason}; the collection is live that was"));
         }
         if let Some(pause) = self.pause {
             lines.push(format!("  writes were held off for {pause:.0?}"));

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::bring_back;
 use super::exchange::Exchange;
 use super::feed_back;
+use super::gap;
 use super::gates::{self, CHANGED_AT};
 use super::in_step::InStep;
 use super::order::{Renames, job_name, method, retired_name};
@@ -194,7 +195,9 @@ async fn steps(
         context.events.note("the names were exchanged before");
         return Ok(());
     }
-    cut_over(context, args, plan, &forward(steered, plan, job), report).await
+    cut_over(context, args, plan, &forward(steered, plan, job), report).await?;
+    report.residue.gap.conflicts = gap::conflicts(&context.mongo, job.name()).await?;
+    Ok(())
 }
 
 /// The follower from the source to the target of a cleanse.

@@ -114,6 +114,49 @@ async fn a_keep_with_a_gap_loses_no_insert() {
     expect_no_fence(&bench).await;
 }
 
+/// The way back drops what the server has made for the inserts into the gap: they were acknowledged.
+#[tokio::test]
+async fn a_second_rename_that_fails_loses_no_insert_into_the_gap() {
+    let set = OwnSet::start(&[]);
+    let bench = Bench::on(&set.uri).await;
+    configure(&bench, RULE);
+    bench.insert_into(SOURCE, (0..100).map(|id| doc! {"_id": id, "valid": id % 3 != 0})).await;
+    bench.run("cleanse").await.expect_exit(0);
+    let fail_point = async |mode: Bson| {
+        let data = doc! {"failCommands": ["renameCollection"], "errorCode": 96};
+        let set = doc! {"configureFailPoint": "failCommand", "mode": mode, "data": data};
+        bench.admin().run_command(set).await.expect("the fail point");
+    };
+    fail_point(doc! {"skip": 1}.into()).await;
+    let stop = CancellationToken::new();
+    let live = bench.database.collection::<Document>(SOURCE);
+    let inserting = insert_until(live.clone(), stop.clone());
+    // Known to the old collection, so that it can be inserted into the gap only.
+    let twice = tokio::spawn(async move {
+        while live.insert_one(doc! {"_id": 1, "gap": true}).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    let command = format!("cutover --mode keep --fence validator --allow-gap {PATIENT}");
+    let run = bench.program(&command).spawn();
+    // The second rename is given up after twenty attempts; then comes the way back.
+    let way_back = doc! {"waitForFailPoint": "failCommand", "timesEntered": 21_i64, "maxTimeMS": 50_000};
+    bench.admin().run_command(way_back).await.expect("it is reached");
+    fail_point("off".into()).await;
+    let given_up = run.finish().await.expect_exit(1);
+    stop.cancel();
+    let acknowledged = inserting.await.expect("no panic");
+    twice.await.expect("no panic");
+    assert_eq!(given_up.text("/outcome"), "given_up", "{}", given_up.stdout);
+    let found = bench.documents(SOURCE).await;
+    let ids: Vec<i32> = found.iter().filter_map(|document| document.get_i32("_id").ok()).collect();
+    let missing: Vec<&i32> = acknowledged.iter().filter(|id| !ids.contains(id)).collect();
+    assert!(missing.is_empty(), "{missing:?} of {}", acknowledged.len());
+    let conflicts = given_up.json["gap"]["conflicts"].to_string();
+    assert_eq!(conflicts, r#"[{"$numberInt":"1"}]"#, "{}", given_up.stdout);
+    expect_no_fence(&bench).await;
+}
+
 #[tokio::test]
 async fn killed_between_two_renames_the_old_collection_comes_back() {
     let bench = small().await;

@@ -112,15 +112,15 @@ impl Exchange<'_> {
         let mut operation = mongo.operation().await?;
         let record = self.record(&fence, &operation);
         let settings = &self.context.settings;
-        let watchdog =
+        let mut watchdog =
             Watchdog::start(&settings.uri, &settings.state_database, job.name(), &record.id).await?;
         job.save(doc! {record::FIELD: record.to_document()}).await?;
         crash::point("cutover_recorded");
-        let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation).await;
+        let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation, &mut watchdog).await;
         match &attempt {
             // It goes on trying to let writes through, and finds nothing to do where that was done.
-            Err(error) if error.class() != Class::Unknown => watchdog.leave(),
-            _ => watchdog.dismiss().await,
+            Err(_) => watchdog.leave(),
+            Ok(_) => watchdog.dismiss().await,
         }
         attempt
     }
@@ -131,10 +131,12 @@ impl Exchange<'_> {
         record: &Record,
         fence: &Fence,
         operation: &mut Operation,
+        watchdog: &mut Watchdog,
     ) -> Result<Attempt<Swapped>> {
         fence::prepare(&self.context.mongo, fence, &self.renames).await?;
         // As close as it gets before anybody has to wait.
         in_step.draw_level(&self.context.stop).await?;
+        watchdog.begin(self.method.max_pause)?;
         let begun = Instant::now();
         let attempt = self.fenced(in_step, record, fence, operation, begun).await;
         self.settle(in_step, record, fence, begun, attempt).await
@@ -269,8 +271,13 @@ impl Exchange<'_> {
             }
             Ok(Attempt::Again(why)) => self.undo(record, fence).await.map(|()| Attempt::Again(why)),
             Ok(Attempt::GivenUp(why)) => self.undo(record, fence).await.map(|()| Attempt::GivenUp(why)),
-            // Nobody may touch what nobody understands.
-            Err(error) if error.class() == Class::Unknown => Err(error),
+            // The names stay as they are for a person to look at; the application goes on.
+            Err(error) if error.class() == Class::Unknown => {
+                if let Err(lifting) = fence::lift(&self.context.mongo, fence, &self.renames).await {
+                    tracing::warn!(error = %lifting, "the watchdog goes on letting writes through");
+                }
+                Err(error)
+            }
             Err(error) => {
                 // Names may have been exchanged all the same: whoever looks knows, and
                 // brings the last moment along before anybody writes upon it.

@@ -97,7 +97,7 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
     let mongo = Mongo::connect(&settings.uri, &settings.state_database).await?;
     // An abort is about just that, and reports it.
     if !matches!(&cli.command, Command::Cutover(args) if args.abort) {
-        cutover::recover::lift_orphans(&mongo, &events).await?;
+        cutover::recover::lift_orphans(&mongo, &events).await;
     }
     let context = Context { mongo, settings: Arc::new(settings), events, stop, signal };
     let outcome = run_command(&context, &cli.command, cli.global.output).await;

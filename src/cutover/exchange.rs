@@ -14,7 +14,7 @@ use super::gap;
 use super::in_step::InStep;
 use super::order::{Joint, Method, Renames};
 use super::record::{self, Fence, Record, State};
-use super::recover::{Found, after_going_back, look, recover, unknown};
+use super::recover::{Found, go_back, look, recover, unknown};
 use super::residual::{Residue, bring_along, complete};
 use super::watchdog::Watchdog;
 use crate::Context;
@@ -112,15 +112,15 @@ impl Exchange<'_> {
         let mut operation = mongo.operation().await?;
         let record = self.record(&fence, &operation);
         let settings = &self.context.settings;
-        let watchdog =
+        let mut watchdog =
             Watchdog::start(&settings.uri, &settings.state_database, job.name(), &record.id).await?;
         job.save(doc! {record::FIELD: record.to_document()}).await?;
         crash::point("cutover_recorded");
-        let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation).await;
+        let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation, &mut watchdog).await;
         match &attempt {
             // It goes on trying to let writes through, and finds nothing to do where that was done.
-            Err(error) if error.class() != Class::Unknown => watchdog.leave(),
-            _ => watchdog.dismiss().await,
+            Err(_) => watchdog.leave(),
+            Ok(_) => watchdog.dismiss().await,
         }
         attempt
     }
@@ -131,10 +131,12 @@ impl Exchange<'_> {
         record: &Record,
         fence: &Fence,
         operation: &mut Operation,
+        watchdog: &mut Watchdog,
     ) -> Result<Attempt<Swapped>> {
         fence::prepare(&self.context.mongo, fence, &self.renames).await?;
         // As close as it gets before anybody has to wait.
         in_step.draw_level(&self.context.stop).await?;
+        watchdog.begin(self.method.max_pause)?;
         let begun = Instant::now();
         let attempt = self.fenced(in_step, record, fence, operation, begun).await;
         self.settle(in_step, record, fence, begun, attempt).await
@@ -209,7 +211,9 @@ impl Exchange<'_> {
             Found::Exchanged => Ok(Attempt::Exchanged(fenced_at)),
             Found::AsBefore => Ok(Attempt::Again("the rename was not done in time".into())),
             Found::Between => {
-                self.go_back(record).await?;
+                go_back(&self.context.mongo, self.job, record).await?;
+                // Acknowledged is what was written into the gap, too; a failure ends in `recover`.
+                gap::merge_back(&self.context.mongo, self.job, &self.renames.live).await?;
                 Ok(Attempt::GivenUp("the second rename was not done".into()))
             }
             Found::Unknown => Err(unknown(&self.renames)),
@@ -252,13 +256,6 @@ impl Exchange<'_> {
         }
     }
 
-    async fn go_back(&self, record: &Record) -> Result<()> {
-        let Renames { live, live_uuid, retired, .. } = &self.renames;
-        let retired = retired.as_ref().ok_or_else(|| unknown(&self.renames))?;
-        take_name(&self.context.mongo, self.job, retired, live_uuid, live).await?;
-        after_going_back(&self.context.mongo, self.job, record).await
-    }
-
     /// Lets writes through again and stores what it came to, whatever that is.
     async fn settle(
         &self,
@@ -274,8 +271,13 @@ impl Exchange<'_> {
             }
             Ok(Attempt::Again(why)) => self.undo(record, fence).await.map(|()| Attempt::Again(why)),
             Ok(Attempt::GivenUp(why)) => self.undo(record, fence).await.map(|()| Attempt::GivenUp(why)),
-            // Nobody may touch what nobody understands.
-            Err(error) if error.class() == Class::Unknown => Err(error),
+            // The names stay as they are for a person to look at; the application goes on.
+            Err(error) if error.class() == Class::Unknown => {
+                if let Err(lifting) = fence::lift(&self.context.mongo, fence, &self.renames).await {
+                    tracing::warn!(error = %lifting, "the watchdog goes on letting writes through");
+                }
+                Err(error)
+            }
             Err(error) => {
                 // Names may have been exchanged all the same: whoever looks knows, and
                 // brings the last moment along before anybody writes upon it.

@@ -48,6 +48,22 @@ pub async fn keep(mongo: &Mongo, job: &str, namespace: &Namespace) -> Result<()>
     Ok(())
 }
 
+/// `_id`s of what was written into a gap of that job and could not be merged: it is
+/// kept until a person has looked, whatever process found it.
+///
+/// # Errors
+/// A stop where it can't be read.
+pub async fn conflicts(mongo: &Mongo, job: &str) -> Result<Vec<Bson>> {
+    let kept: Collection<Document> = mongo.state(COLLECTION);
+    let entries: Vec<Document> = retrying("reading what could not be merged", || {
+        let find = kept.find(doc! {"_id.job": job}).projection(doc! {"_id": 1}).sort(doc! {"_id": 1});
+        async move { find.await?.try_collect().await }
+    })
+    .await?;
+    let id = |entry: &Document| entry.get_document("_id").ok()?.get("id").cloned();
+    Ok(entries.iter().filter_map(id).collect())
+}
+
 /// Merges what was kept into the live collection, unless something newer or
 /// something else is there.
 ///

@@ -227,6 +227,22 @@ pub async fn claim(mongo: &Mongo, job: &str, id: &str) -> Result<bool> {
     Ok(claimed.matched_count > 0)
 }
 
+/// Gives a claim back: others may look at once.
+///
+/// # Errors
+/// A stop where the job can't be written.
+pub async fn release(mongo: &Mongo, job: &str, id: &str) -> Result<()> {
+    let jobs: Collection<Document> = mongo.state("jobs");
+    let filter = doc! {"_id": job, format!("{FIELD}.id"): id};
+    let update = doc! {"$set": {format!("{FIELD}.claimed_at"): Bson::Null}};
+    crate::mongo::command::retrying(format!("giving back the fence of {job}"), || {
+        let update = jobs.update_one(filter.clone(), update.clone());
+        async move { update.await }
+    })
+    .await
+    .map(|_| ())
+}
+
 /// How long lifting a fence may take.
 const CLAIM_MILLISECONDS: i64 = 20_000;
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bson::{Bson, Document, Timestamp, doc};
+use futures_util::TryStreamExt as _;
 
 use super::exchange::take_name;
 use super::fence;
@@ -103,17 +104,10 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
     let found = match look(mongo, renames).await? {
         Found::Between => {
             // Back: nothing is lost either way, and this way nothing is new.
-            let retired = renames.retired.as_ref().ok_or_else(|| unknown(renames))?;
-            take_name(mongo, job, retired, &renames.live_uuid, &renames.live).await?;
-            after_going_back(mongo, job, record).await?;
+            go_back(mongo, job, record).await?;
             look(mongo, renames).await?
         }
         found => found,
-    };
-    let state = match found {
-        Found::Exchanged => record.end(),
-        Found::AsBefore => State::GivenUp,
-        Found::Between | Found::Unknown => return Err(unknown(renames)),
     };
     let brought =
         if found == Found::Exchanged { brought_along(mongo, job, record).await.map(Some) } else { Ok(None) };
@@ -121,6 +115,15 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
     if let Some(fence) = &record.fence {
         fence::lift(mongo, fence, renames).await?;
     }
+    let state = match found {
+        Found::Exchanged => record.end(),
+        Found::AsBefore => State::GivenUp,
+        Found::Between | Found::Unknown => {
+            // It stays on record for the person who looks, and for whoever asks again.
+            record::release(mongo, job, &record.id).await?;
+            return Err(unknown(renames));
+        }
+    };
     let fields = match brought? {
         Some((brought, fenced_at)) => complete(mongo, job, record, fenced_at, &brought).await?,
         None => Document::new(),
@@ -154,13 +157,24 @@ pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<()> {
     }
 }
 
+/// Gives the former collection its name again, after the first of two renames.
+///
+/// # Errors
+/// A stop where the name can't be had, or as for the change stream.
+pub async fn go_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
+    let Renames { live, live_uuid, retired, .. } = &record.renames;
+    let retired = retired.as_ref().ok_or_else(|| unknown(&record.renames))?;
+    take_name(mongo, job, retired, live_uuid, live).await?;
+    after_going_back(mongo, job, record).await
+}
+
 /// The feed of the live collection ends with the first of two renames, although the
 /// collection has come back: what came before that is marked, and the feed goes on
 /// after the rename that brought it back.
 ///
 /// # Errors
 /// A stop where the change stream does not tell of the renames.
-pub async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
+async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
     let retired = record.renames.retired.as_ref().ok_or_else(|| unknown(&record.renames))?;
     let direction = record.direction();
     let (position, _) = stored_moment(mongo, job, direction).await?;
@@ -202,22 +216,34 @@ async fn brought_along(mongo: &Mongo, job: &str, record: &Record) -> Result<(Bro
     Ok((brought, fenced_at))
 }
 
-/// Lifts every fence that a process has left which is gone.
-///
-/// # Errors
-/// As [`recover`].
-pub async fn lift_orphans(mongo: &Mongo, events: &Events) -> Result<()> {
+/// Lifts every fence that a process has left which is gone. What can't be done is
+/// warned of: it is for the commands of that job to fail, and others go on.
+pub async fn lift_orphans(mongo: &Mongo, events: &Events) {
+    for name in with_a_fence(mongo).await {
+        if let Err(error) = lift_orphan(mongo, events, &name).await {
+            let next = error.next_step().map(|hint| format!("; {hint}")).unwrap_or_default();
+            events.warn(format!("the cutover of the job {name} was cut short: {error}{next}"));
+        }
+    }
+}
+
+/// Names of the jobs that may hold writes off. Most often there is none, and then
+/// this is one question to a small collection.
+async fn with_a_fence(mongo: &Mongo) -> Vec<String> {
     let jobs = mongo.state::<Document>("jobs");
-    // Most often there is none, and then this is one question to a small collection.
-    let found = jobs.find_one(Record::with_a_fence()).await;
-    let Ok(Some(job)) = found else { return Ok(()) };
-    let name = job.get_str("_id").unwrap_or_default().to_owned();
-    let Some(job) = store::list(mongo, Some(&name)).await?.into_iter().next() else { return Ok(()) };
+    let found = async { jobs.find(Record::with_a_fence()).await?.try_collect::<Vec<Document>>().await }.await;
+    // Whoever can't read the jobs is told so by the command itself.
+    let found = found.unwrap_or_default();
+    found.iter().filter_map(|job| job.get_str("_id").ok().map(str::to_owned)).collect()
+}
+
+async fn lift_orphan(mongo: &Mongo, events: &Events, name: &str) -> Result<()> {
+    let Some(job) = store::list(mongo, Some(name)).await?.into_iter().next() else { return Ok(()) };
     let Some(record) = Record::of(&job)? else { return Ok(()) };
     if store::is_running(&job) || record.fence.is_none() {
         return Ok(());
     }
-    if let Some(state) = recover(mongo, &name, &record).await? {
+    if let Some(state) = recover(mongo, name, &record).await? {
         events.warn(format!(
             "a cutover of {} was cut short and had left its writes held off: they are let through again; {}",
             record.renames.live,

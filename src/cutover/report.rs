@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 
 use super::exchange::{Exchange, Exchanged, Swapped};
 use super::gates::Gate;
-use super::record::mode_word;
+use super::record::{Record, State, mode_word};
 use super::residual::Residue;
 use crate::cleanse::follow::Followed;
 use crate::cli::cutover::Mode;
+use crate::error::Error;
 
 /// What is reported.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Report {
     /// The command.
     pub command: &'static str,
@@ -51,6 +52,11 @@ impl Default for Report {
     }
 }
 
+/// `_id`s in canonical Extended JSON.
+pub fn extended(ids: &[Bson]) -> Vec<Value> {
+    ids.iter().cloned().map(Bson::into_canonical_extjson).collect()
+}
+
 impl Report {
     /// Notes what an exchange came to; `done` is the word for one that happened.
     pub fn exchanged(&mut self, exchange: &Exchange<'_>, exchanged: Exchanged, done: &'static str) {
@@ -68,29 +74,34 @@ impl Report {
         }
     }
 
+    /// Notes what a command came to that an error has ended, by what is on record. Pure.
+    pub fn ended_by(&mut self, error: &Error, record: Option<&Record>) {
+        self.outcome = match record {
+            Some(record) if self.command == "cutover" && record.is_done() => "cut_over",
+            Some(record) if self.command == "rollback" && record.state == State::RolledBack => "rolled_back",
+            _ => error.class().code(),
+        };
+    }
+
     /// Whether it came to what was asked for.
     pub fn is_reached(&self) -> bool {
-        self.outcome != "given_up"
-            && self.residue.lost.is_empty()
-            && self.residue.gap.conflicts.is_empty()
-            && self.displaced.is_empty()
+        self.outcome != "given_up" && self.residue.is_whole() && self.displaced.is_empty()
     }
 
     /// As the JSON result.
     pub fn json(&self, job: &str, mode: Mode, elapsed: Duration) -> Value {
-        let ids = |ids: &[Bson]| ids.iter().cloned().map(Bson::into_canonical_extjson).collect::<Vec<_>>();
         json!({
             "schema": 1,
             "command": self.command,
             "job": job,
             "mode": mode_word(mode),
-            "outcome": if self.outcome.is_empty() { "refused" } else { self.outcome },
+            "outcome": self.outcome,
             "reason": self.reason,
             "pause_ms": self.pause.map(|pause| pause.as_secs_f64() * 1000.0),
             "residual_deletes": self.residue.deletes,
-            "lost_writes": ids(&self.residue.lost),
-            "gap": {"merged": self.residue.gap.merged, "conflicts": ids(&self.residue.gap.conflicts)},
-            "displaced": ids(&self.displaced),
+            "lost_writes": extended(&self.residue.lost),
+            "gap": {"merged": self.residue.gap.merged, "conflicts": extended(&self.residue.gap.conflicts)},
+            "displaced": extended(&self.displaced),
             "old_collection": self.old_collection,
             "feed_back": self.feed_back.map(|followed| json!({
                 "changes": followed.changes,
@@ -108,7 +119,7 @@ impl Report {
         let outcome = self.outcome.replace('_', " ");
         lines.push(format!("{} of {job} by {}: {outcome}", self.command, mode_word(mode)));
         if let Some(reason) = &self.reason {
-            lines.push(format!("  {reason}; everything is as before"));
+            lines.push(format!("  {reason}; the collection is live that was"));
         }
         if let Some(pause) = self.pause {
             lines.push(format!("  writes were held off for {pause:.0?}"));

@@ -46,6 +46,31 @@ pub struct Residue {
     pub gap: Merged,
 }
 
+impl Residue {
+    /// Whether the live collection has all of it.
+    pub fn is_whole(&self) -> bool {
+        self.lost.is_empty() && self.gap.conflicts.is_empty()
+    }
+
+    /// As the record of a finished exchange tells it, whatever process has finished it.
+    ///
+    /// # Errors
+    /// A stop where the gap can't be read.
+    pub async fn stored(mongo: &Mongo, job: &str) -> Result<Self> {
+        let job_document = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+        let record = job_document.get_document(FIELD).cloned().unwrap_or_default();
+        let count = |field: &str| record.get_i64(field).ok().and_then(|count| u64::try_from(count).ok());
+        Ok(Self {
+            deletes: count("residual_deletes").unwrap_or_default(),
+            lost: record.get_array("lost_writes").cloned().unwrap_or_default(),
+            gap: Merged {
+                merged: count("gap_merged").unwrap_or_default(),
+                conflicts: gap::conflicts(mongo, job).await?,
+            },
+        })
+    }
+}
+
 /// What was brought along before anybody writes again.
 #[derive(Debug, Default)]
 pub struct Brought {
@@ -139,6 +164,8 @@ fn fields(record: &Record, residue: &Residue, renamed_at: Timestamp) -> Document
     let mut fields = doc! {
         format!("{FIELD}.renamed_at"): renamed_at,
         format!("{FIELD}.residual_deletes"): stored_count(residue.deletes),
+        format!("{FIELD}.lost_writes"): residue.lost.clone(),
+        format!("{FIELD}.gap_merged"): stored_count(residue.gap.merged),
     };
     if record.is_rollback {
         // The clean collection was live: what it holds is not what the rules say any more.

@@ -8,12 +8,14 @@ use serde_json::json;
 use super::bring_back;
 use super::exchange::Exchange;
 use super::feed_back;
+use super::gap;
 use super::gates::{self, CHANGED_AT};
 use super::in_step::InStep;
 use super::order::{Renames, job_name, method, retired_name};
 use super::record::{Record, State, mode_word};
 use super::recover::{finish_earlier, recover};
-use super::report::Report;
+use super::report::{Report, extended};
+use super::residual::Residue;
 use super::switch;
 use crate::Context;
 use crate::cleanse::follow::{Direction, Follower, stored_position};
@@ -190,11 +192,14 @@ async fn steps(
     let stored = stored_job(context, &plan.job).await?;
     if let Some(record) = earlier(&stored)? {
         report.outcome = "cut_over";
+        report.residue = Residue::stored(&context.mongo, job.name()).await?;
         report.old_collection = record.renames.retired.as_ref().map(ToString::to_string);
         context.events.note("the names were exchanged before");
         return Ok(());
     }
-    cut_over(context, args, plan, &forward(steered, plan, job), report).await
+    cut_over(context, args, plan, &forward(steered, plan, job), report).await?;
+    report.residue.gap.conflicts = gap::conflicts(&context.mongo, job.name()).await?;
+    Ok(())
 }
 
 /// The follower from the source to the target of a cleanse.
@@ -304,6 +309,7 @@ async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
         ));
     }
     let state = recover(&context.mongo, &name, &record).await?;
+    let residue = Residue::stored(&context.mongo, &name).await?;
     let (outcome, text) = match state {
         Some(State::Finished) => ("cut_over", "the names were exchanged already, the new collection is live"),
         Some(_) => ("aborted", "the old collection is live as before, its writes go on"),
@@ -315,8 +321,15 @@ async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
         "job": name,
         "mode": mode_word(record.mode),
         "outcome": outcome,
+        "lost_writes": extended(&residue.lost),
+        "gap": {"merged": residue.gap.merged, "conflicts": extended(&residue.gap.conflicts)},
     });
-    Ok(Outcome::reached(json, format!("{name}: {text}")))
+    let text = format!("{name}: {text}");
+    Ok(if residue.is_whole() {
+        Outcome::reached(json, text)
+    } else {
+        Outcome::not_reached(json, format!("{text}; not all that was written at the last moment is there"))
+    })
 }
 
 /// Gives the job back and tells what it came to.
@@ -329,6 +342,13 @@ pub async fn finish(
     report: &Report,
     elapsed: Duration,
 ) -> Outcome {
+    let mut report = report.clone();
+    if let (true, Err(error)) = (report.outcome.is_empty(), &result) {
+        // An error may come after the names were exchanged, and then that is what counts.
+        let stored = stored_job(context, name).await.ok();
+        let record = stored.and_then(|stored| Record::of(&stored).ok().flatten());
+        report.ended_by(error, record.as_ref());
+    }
     give_back(context, job, &result).await;
     let json = report.json(name, mode, elapsed);
     let text = report.text(name, mode);

@@ -1,7 +1,7 @@
 //! A process beside the cutover that lets writes through again should the
 //! cutover die while it holds them off: a kill leaves no time to clean up.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::record::Record;
 use super::recover::recover;
 use crate::config::values::Secret;
-use crate::error::{Error, Result, joined};
+use crate::error::{Class, Error, Result, joined};
 use crate::job::store;
 use crate::mongo::Mongo;
 use crate::report::outcome::Outcome;
@@ -23,8 +23,11 @@ pub const COMMAND: &str = "fence-watchdog";
 const DONE: &str = "done";
 /// What the watchdog says when it is watching.
 const READY: &str = "ready";
-/// A parent that holds writes off for longer hangs, and is ended.
-const LONGEST_FENCE: Duration = Duration::from_secs(30);
+/// What the parent says before it holds writes off, with the pause that is allowed.
+const HOLDING: &str = "holding";
+/// A parent that holds writes off for so much longer than is allowed hangs, and is
+/// ended.
+const GRACE: Duration = Duration::from_secs(30);
 /// Between attempts to recover, while the database can't be reached.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long it tries.
@@ -62,6 +65,15 @@ impl Watchdog {
         };
         joined(tokio::task::spawn_blocking(move || spawn(&duty)).await)?
             .map_err(|error| Error::refused(format!("the watchdog of the cutover can't be started: {error}")))
+    }
+
+    /// Tells it that writes are about to be held off, for that long: its clock starts.
+    ///
+    /// # Errors
+    /// A stop where it is gone: nobody would let writes through.
+    pub fn begin(&mut self, max_pause: Duration) -> Result<()> {
+        writeln!(self.line, "{HOLDING} {}", max_pause.as_millis())
+            .map_err(|error| Error::stopped(format!("the watchdog of the cutover is gone: {error}")))
     }
 
     /// Leaves the fence to it, if there is one: this process could not tell or could
@@ -114,23 +126,59 @@ pub async fn serve() -> Result<Outcome> {
     let duty: Duty = serde_json::from_str(&line).map_err(|_| not_for_people())?;
     let mongo = Mongo::connect(&Secret::new(&duty.uri), &duty.state_database).await?;
     crate::report::terminal::answer(READY);
-    let last_words = tokio::task::spawn_blocking(read_rest);
-    match tokio::time::timeout(LONGEST_FENCE, last_words).await {
-        Ok(words) => {
-            if joined(words)?.trim() == DONE {
-                return Ok(quietly());
-            }
-        }
-        Err(_) => end(duty.parent),
+    if watch(duty.parent).await? == End::Done {
+        return Ok(quietly());
     }
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         match lift(&mongo, &duty).await {
             Ok(()) => return Ok(quietly()),
-            Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+            // Writes go on, and the rest is for a person.
+            Err(error) if error.class() == Class::Unknown || tokio::time::Instant::now() > deadline => {
+                return Err(error);
+            }
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
+}
+
+/// How the watch ended.
+#[derive(PartialEq)]
+enum End {
+    /// There is no fence any more.
+    Done,
+    /// The parent is gone.
+    Gone,
+}
+
+/// Watches the parent. Before writes are held off it may take its time; then it
+/// may not, and is ended.
+async fn watch(parent: u32) -> Result<End> {
+    let mut longest = None;
+    loop {
+        let line = tokio::task::spawn_blocking(read_line);
+        let line = match longest {
+            None => joined(line.await)?,
+            Some(longest) => {
+                let Ok(line) = tokio::time::timeout(longest, line).await else {
+                    end(parent);
+                    return Ok(End::Gone);
+                };
+                joined(line)?
+            }
+        };
+        match line.trim() {
+            DONE => return Ok(End::Done),
+            "" => return Ok(End::Gone),
+            word => longest = Some(longest_fence(word)),
+        }
+    }
+}
+
+/// For how long the parent may hold writes off, by what it said. Pure.
+fn longest_fence(word: &str) -> Duration {
+    let allowed = word.strip_prefix(HOLDING).and_then(|allowed| allowed.trim().parse().ok());
+    Duration::from_millis(allowed.unwrap_or_default()) + GRACE
 }
 
 fn quietly() -> Outcome {
@@ -141,12 +189,6 @@ fn read_line() -> String {
     let mut line = String::new();
     let _closed = std::io::stdin().lock().read_line(&mut line);
     line
-}
-
-fn read_rest() -> String {
-    let mut rest = String::new();
-    let _closed = std::io::stdin().lock().read_to_string(&mut rest);
-    rest
 }
 
 /// Ends a parent that hangs: should it wake up after the fence was lifted, it

@@ -114,6 +114,143 @@ async fn a_keep_with_a_gap_loses_no_insert() {
     expect_no_fence(&bench).await;
 }
 
+/// The way back drops what the server has made for the inserts into the gap: they were acknowledged.
+#[tokio::test]
+async fn a_second_rename_that_fails_loses_no_insert_into_the_gap() {
+    let set = OwnSet::start(&[]);
+    let bench = small_on(&set).await;
+    let fail_point = async |mode: Bson| {
+        let data = doc! {"failCommands": ["renameCollection"], "errorCode": 96};
+        let set = doc! {"configureFailPoint": "failCommand", "mode": mode, "data": data};
+        bench.admin().run_command(set).await.expect("the fail point");
+    };
+    fail_point(doc! {"skip": 1}.into()).await;
+    let stop = CancellationToken::new();
+    let live = bench.database.collection::<Document>(SOURCE);
+    let inserting = insert_until(live.clone(), stop.clone());
+    // Known to the old collection, so that it can be inserted into the gap only.
+    let twice = tokio::spawn(async move {
+        while live.insert_one(doc! {"_id": 1, "gap": true}).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    let command = format!("cutover --mode keep --fence validator --allow-gap {PATIENT}");
+    let run = bench.program(&command).spawn();
+    // The second rename is given up after twenty attempts; then comes the way back.
+    let way_back = doc! {"waitForFailPoint": "failCommand", "timesEntered": 21_i64, "maxTimeMS": 50_000};
+    bench.admin().run_command(way_back).await.expect("it is reached");
+    fail_point("off".into()).await;
+    let given_up = run.finish().await.expect_exit(1);
+    stop.cancel();
+    let acknowledged = inserting.await.expect("no panic");
+    twice.await.expect("no panic");
+    assert_eq!(given_up.text("/outcome"), "given_up", "{}", given_up.stdout);
+    let found = bench.documents(SOURCE).await;
+    let ids: Vec<i32> = found.iter().filter_map(|document| document.get_i32("_id").ok()).collect();
+    let missing: Vec<&i32> = acknowledged.iter().filter(|id| !ids.contains(id)).collect();
+    assert!(missing.is_empty(), "{missing:?} of {}", acknowledged.len());
+    let conflicts = given_up.json["gap"]["conflicts"].to_string();
+    assert_eq!(conflicts, r#"[{"$numberInt":"1"}]"#, "{}", given_up.stdout);
+    expect_no_fence(&bench).await;
+}
+
+async fn small_on(set: &OwnSet) -> Bench {
+    let bench = Bench::on(&set.uri).await;
+    configure(&bench, RULE);
+    bench.insert_into(SOURCE, (0..100).map(|id| doc! {"_id": id, "valid": id % 3 != 0})).await;
+    bench.run("cleanse").await.expect_exit(0);
+    bench
+}
+
+async fn hold_up(bench: &Bench, command: &str, collection: &str, milliseconds: i32) {
+    let data = doc! {
+        "failCommands": [command], "namespace": bench.namespace(collection),
+        "blockConnection": true, "blockTimeMS": milliseconds,
+    };
+    let once = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data};
+    bench.admin().run_command(once).await.expect("the fail point");
+}
+
+/// What takes long before writes are held off is nobody's loss.
+#[tokio::test]
+async fn a_cutover_that_takes_long_before_it_holds_writes_off_is_not_ended() {
+    let set = OwnSet::start(&[]);
+    let bench = small_on(&set).await;
+    hold_up(&bench, "collMod", TARGET, 33_000).await;
+    let begun = Instant::now();
+    let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    assert!(begun.elapsed().as_secs() >= 33, "it was held up");
+    assert_eq!(done.text("/outcome"), "cut_over");
+}
+
+#[tokio::test]
+async fn what_was_written_past_validation_is_reported_after_a_crash_too() {
+    let set = OwnSet::start(&[]);
+    let bench = small_on(&set).await;
+    let data = doc! {"failCommands": ["renameCollection"], "blockConnection": true, "blockTimeMS": 2_000};
+    let once = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data};
+    bench.admin().run_command(once).await.expect("the fail point");
+    let command = format!("cutover --mode swap {PATIENT}");
+    let run = bench.program(&command).env("MONGOREKEY_CRASH_AT", "cutover_renamed:1").spawn();
+    let entered = doc! {"waitForFailPoint": "failCommand", "timesEntered": 1_i64, "maxTimeMS": 50_000};
+    bench.admin().run_command(entered).await.expect("it is reached");
+    let live = bench.database.collection::<Document>(SOURCE);
+    let past = live.insert_one(doc! {"_id": "past", "valid": true}).bypass_document_validation(true);
+    past.await.expect("a write past validation");
+    assert_eq!(run.finish().await.exit, None);
+    let job = job_name(&bench);
+    wait_for("the watchdog", async || {
+        let record = bench.job(&job).await.expect("the job");
+        record.get_document("cutover").expect("a record").get("fence") == Some(&Bson::Null)
+    })
+    .await;
+    let next = bench.run(&command).await.expect_exit(1);
+    assert_eq!(next.text("/outcome"), "cut_over");
+    assert_eq!(next.json["lost_writes"].to_string(), r#"["past"]"#, "{}", next.stdout);
+}
+
+/// The record of a cutover that has left its fence and then lost its live collection.
+async fn leave_a_fence(bench: &Bench, job: &Document) {
+    let refusing = doc! {"collMod": TARGET, "validator": {"$expr": false}};
+    bench.database.run_command(refusing).await.expect("a fence");
+    let original = doc! {"validator": "{}", "validationLevel": "strict", "validationAction": "error"};
+    let record = doc! {
+        "v": 1, "id": "left", "mode": "keep", "is_rollback": false, "state": "fenced",
+        "live": bench.namespace(SOURCE), "live_uuid": job.get("source_uuid").cloned(),
+        "incoming": bench.namespace(TARGET), "incoming_uuid": job.get("target_uuid").cloned(),
+        "retired": bench.namespace(&kept_name(bench)),
+        "fence": {"kind": "validator", "live": original.clone(), "incoming": original},
+    };
+    let jobs = bench.state.collection::<Document>("jobs");
+    let filter = doc! {"_id": job.get("_id").cloned()};
+    jobs.update_one(filter, doc! {"$set": {"cutover": record}}).await.expect("a record");
+}
+
+async fn expect_writable(bench: &Bench, id: &str) {
+    let target = bench.database.collection::<Document>(TARGET);
+    target.insert_one(doc! {"_id": id}).await.expect("writes are let through");
+}
+
+#[tokio::test]
+async fn an_orphan_that_nobody_understands_lets_writes_through_and_others_go_on() {
+    let bench = small().await;
+    let job = bench.job(&job_name(&bench)).await.expect("the job");
+    let mut newer = job.clone();
+    newer.insert("_id", "a-newer-one");
+    newer.insert("cutover", doc! {"v": 99, "fence": {}});
+    bench.state.collection::<Document>("jobs").insert_one(newer).await.expect("another job");
+    bench.database.collection::<Document>(SOURCE).drop().await.expect("dropped");
+    leave_a_fence(&bench, &job).await;
+    let status = bench.run("status").await.expect_exit(0);
+    assert!(status.stderr.contains("a-newer-one"), "{}", status.stderr);
+    assert!(status.stderr.contains("can't be established"), "{}", status.stderr);
+    expect_writable(&bench, "after status").await;
+    leave_a_fence(&bench, &job).await;
+    bench.run("cutover --abort").await.expect_exit(5);
+    expect_writable(&bench, "after the abort").await;
+    bench.run("cutover --abort").await.expect_exit(5);
+}
+
 #[tokio::test]
 async fn killed_between_two_renames_the_old_collection_comes_back() {
     let bench = small().await;

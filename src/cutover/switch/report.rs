@@ -45,7 +45,7 @@ impl Report {
             "command": self.command,
             "job": job,
             "mode": "switch",
-            "outcome": if self.outcome.is_empty() { "refused" } else { self.outcome },
+            "outcome": self.outcome,
             "pause_ms": 0,
             "residual_deletes": 0,
             "followed": done(&self.forward),

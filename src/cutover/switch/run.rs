@@ -44,7 +44,7 @@ pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
     let steered = steer::start(context, &job, None).await?;
     let mut report = new_report("cutover", &plan);
     let result = steered.beside(&job, switch(&steered, args, &plan, &job, &mut report)).await;
-    Ok(finish(&steered.context, job, result, &report, start).await)
+    Ok(finish(&steered.context, job, result, &mut report, start).await)
 }
 
 /// Runs `rollback` after a switch.
@@ -87,7 +87,7 @@ pub async fn roll_back(context: &Context, args: &RollbackArgs, stage: Stage) -> 
         Ok(())
     };
     let result = steered.beside(&job, work).await;
-    Ok(finish(&steered.context, job, result, &report, start).await)
+    Ok(finish(&steered.context, job, result, &mut report, start).await)
 }
 
 /// Takes back a switch that nobody has made use of.
@@ -293,7 +293,16 @@ async fn bring_back_owned(sync: &mut Sync<'_>, follower: &Follower<'_>, context:
     }
 }
 
-async fn finish(context: &Context, job: Job, result: Result<()>, report: &Report, start: Instant) -> Outcome {
+async fn finish(
+    context: &Context,
+    job: Job,
+    result: Result<()>,
+    report: &mut Report,
+    start: Instant,
+) -> Outcome {
+    if let (true, Err(error)) = (report.outcome.is_empty(), &result) {
+        report.outcome = error.class().code();
+    }
     let name = job.name().to_owned();
     give_back(context, job, &result).await;
     let (json, text) = (report.json(&name, start.elapsed()), report.text(&name));

@@ -12,6 +12,7 @@ use mongodb::{Collection, Database};
 
 use crate::config::Config;
 use crate::harness::{Bench, uri};
+use crate::program::Finished;
 
 /// The collection to copy from.
 pub const SOURCE: &str = "source";
@@ -254,4 +255,27 @@ impl Drop for FailPoint {
             ended.expect("the fail point is off");
         }
     }
+}
+
+/// Runs a cutover or a rollback beside writers; again where a busy machine was too far behind for its
+/// gates, which is no failure but an answer. `crash` is where it is to be killed.
+pub async fn run_when_near(bench: &Bench, command: &str, crash: Option<&str>) -> Finished {
+    let is_behind = |run: &Finished| {
+        let gates = run.json["gates"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut failed = gates.iter().filter(|gate| gate["passed"] == false).peekable();
+        run.exit == Some(3)
+            && failed.peek().is_some()
+            && failed.all(|gate| gate["name"] == "lag" || gate["name"] == "predicted pause")
+    };
+    for _ in 0..5 {
+        let mut program = bench.program(command);
+        if let Some(point) = crash {
+            program = program.env("MONGOREKEY_CRASH_AT", point);
+        }
+        let run = program.run().await;
+        if !is_behind(&run) {
+            return run;
+        }
+    }
+    panic!("{command}: the machine is too busy for the gates, five times in a row");
 }

@@ -9,7 +9,7 @@ use mongodb::Collection;
 use tokio::task::JoinHandle;
 
 use crate::cleanse_live::{RULE, live};
-use crate::cleansing::{SOURCE, TARGET, bytes, configure, job_name};
+use crate::cleansing::{SOURCE, TARGET, bytes, configure, job_name, run_when_near};
 use crate::harness::{Bench, wait_for};
 use crate::own_set::OwnSet;
 use crate::program::Finished;
@@ -73,7 +73,8 @@ async fn expect_nothing_lost(bench: &Bench, writers: Writers, ended: Instant) {
 #[tokio::test]
 async fn a_swap_loses_no_write() {
     let (bench, writers) = copied(10_000).await;
-    let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    let command = format!("cutover --mode swap {PATIENT}");
+    let done = run_when_near(&bench, &command, None).await.expect_exit(0);
     let ended = Instant::now();
     assert_eq!(done.text("/outcome"), "cut_over", "{}", done.stdout);
     assert!(done.json["pause_ms"].as_f64().is_some_and(|pause| pause > 0.0), "{}", done.stdout);
@@ -85,7 +86,8 @@ async fn a_swap_loses_no_write() {
 #[tokio::test]
 async fn a_keep_loses_no_write_and_keeps_the_old_collection() {
     let (bench, writers) = copied(10_000).await;
-    let done = bench.run(&format!("cutover --mode keep {PATIENT}")).await.expect_exit(0);
+    let command = format!("cutover --mode keep {PATIENT}");
+    let done = run_when_near(&bench, &command, None).await.expect_exit(0);
     let ended = Instant::now();
     let old = kept_name(&bench);
     assert_eq!(done.text("/old_collection"), bench.namespace(&old));
@@ -290,7 +292,7 @@ async fn killed_at_every_boundary_and_started_again_nothing_is_lost() {
     ] {
         let (bench, writers) = copied(2_000).await;
         let command = format!("cutover --mode {mode} {PATIENT}");
-        let killed = bench.program(&command).env("MONGOREKEY_CRASH_AT", &format!("{point}:1")).run().await;
+        let killed = run_when_near(&bench, &command, Some(&format!("{point}:1"))).await;
         assert_eq!(killed.exit, None, "{point}: {}", killed.output());
         // The watchdog lets writes through again, without anybody's help.
         let job = job_name(&bench);
@@ -300,7 +302,7 @@ async fn killed_at_every_boundary_and_started_again_nothing_is_lost() {
         })
         .await;
         writers.go_on_for(200).await;
-        let done = bench.run(&command).await;
+        let done = run_when_near(&bench, &command, None).await;
         let ended = Instant::now();
         assert_eq!(done.exit, Some(0), "{mode} {point}: {}", done.output());
         assert_eq!(done.text("/outcome"), "cut_over", "{mode} {point}");

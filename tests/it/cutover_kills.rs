@@ -8,7 +8,7 @@ use bson::{Bson, Document, doc};
 use tokio::time::Instant;
 
 use crate::cleanse_live::RULE;
-use crate::cleansing::{SOURCE, configure, job_name};
+use crate::cleansing::{SOURCE, configure, job_name, run_when_near};
 use crate::harness::{Bench, Random, wait_for};
 use crate::own_set::{OwnSet, ThreeNodes};
 use crate::program::Running;
@@ -80,7 +80,7 @@ async fn killed_at_ten_moments(mode: &str, seed: u64) {
             .await;
             writers.go_on_for(50).await;
         }
-        let last = bench.run(&command).await.expect_exit(0);
+        let last = run_when_near(&bench, &command, None).await.expect_exit(0);
         assert_eq!(last.text("/outcome"), "cut_over");
         expect_nothing_lost(&bench, writers, Instant::now()).await;
     }
@@ -166,7 +166,7 @@ async fn through_a_change_of_the_primary(mode: &str, moments: &[Moment]) {
         let is_disturbed = first.exit != Some(0) || first.stderr.contains("attempt 1");
         assert!(is_disturbed || matches!(moment, Moment::Gates), "{}", first.output());
         writers.go_on_for(100).await;
-        let last = bench.run(&command).await.expect_exit(0);
+        let last = run_when_near(&bench, &command, None).await.expect_exit(0);
         assert_eq!(last.text("/outcome"), "cut_over", "{}", first.output());
         expect_nothing_lost(&bench, writers, Instant::now()).await;
     }

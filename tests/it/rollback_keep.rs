@@ -7,7 +7,7 @@ use bson::{Bson, Document, doc};
 use mongodb::Collection;
 
 use crate::cleanse_live::RULE;
-use crate::cleansing::{SOURCE, bytes, configure, job_name};
+use crate::cleansing::{SOURCE, bytes, configure, job_name, run_when_near};
 use crate::harness::{Bench, wait_for};
 use crate::program::{Finished, Running, Signal};
 use crate::writers::{Cutover, Options, Writers, expect_live_after_rollback, is_valid};
@@ -64,9 +64,9 @@ async fn wait_until_fed_back(run: &mut Running) {
 #[tokio::test]
 async fn a_rollback_after_a_keep_loses_no_write() {
     let (bench, writers) = copied(8_000).await;
-    bench.run(KEEP).await.expect_exit(0);
+    run_when_near(&bench, KEEP, None).await.expect_exit(0);
     writers.go_on_for(1_000).await;
-    let done = bench.run(ROLLBACK).await;
+    let done = run_when_near(&bench, ROLLBACK, None).await;
     writers.go_on_for(500).await;
     expect_nothing_lost(&bench, writers, &done).await;
 }
@@ -76,14 +76,14 @@ async fn a_rollback_after_a_keep_that_is_killed_loses_no_write() {
     let (bench, writers) = copied(4_000).await;
     // Something has to give way, whatever the writers do: these two hold the same value.
     bench.insert_into(SOURCE, [doc! {"_id": "old", "valid": false, "slot": "wanted"}]).await;
-    bench.run(KEEP).await.expect_exit(0);
+    run_when_near(&bench, KEEP, None).await.expect_exit(0);
     bench.insert_into(SOURCE, [doc! {"_id": "new", "valid": true, "slot": "wanted"}]).await;
     for point in ["displaced_kept:1", "cutover_fenced:1", "cutover_renamed:1"] {
         writers.go_on_for(500).await;
-        let killed = bench.program(ROLLBACK).env("MONGOREKEY_CRASH_AT", point).run().await;
+        let killed = run_when_near(&bench, ROLLBACK, Some(point)).await;
         assert_eq!(killed.exit, None, "{point}: {}", killed.output());
     }
-    let done = bench.run(ROLLBACK).await;
+    let done = run_when_near(&bench, ROLLBACK, None).await;
     assert!(
         done.json["displaced"].as_array().is_some_and(|all| all.contains(&"old".into())),
         "{}",
@@ -153,7 +153,7 @@ async fn what_is_fed_back_is_in_the_old_collection_and_a_rollback_takes_over() {
     let refused = bench.run(FEED_BACK).await.expect_exit(3);
     assert!(refused.stderr.contains("is being run by"), "{}", refused.stderr);
     writers.go_on_for(500).await;
-    let done = bench.run(ROLLBACK).await;
+    let done = run_when_near(&bench, ROLLBACK, None).await;
     run.finish().await.expect_exit(143);
     writers.go_on_for(500).await;
     expect_nothing_lost(&bench, writers, &done).await;

@@ -4,7 +4,7 @@
 use bson::{Bson, Document, doc};
 
 use crate::cleanse_live::RULE;
-use crate::cleansing::{SOURCE, bytes, configure, job_name};
+use crate::cleansing::{SOURCE, bytes, configure, job_name, run_when_near};
 use crate::harness::{Bench, wait_for};
 use crate::own_set::OwnSet;
 use crate::program::Finished;
@@ -196,14 +196,7 @@ async fn swapped_live(documents: i32) -> (Bench, Writers) {
     let writers = Writers::on(&bench, SOURCE, options).await;
     bench.insert_into(SOURCE, (0..PROBES).map(|number| probe(number, false))).await;
     bench.run(COPY).await.expect_exit(0);
-    // On a busy machine the copy may be too far behind for the gates at first.
-    let mut swapped = bench.run(SWAP).await;
-    for _ in 0..2 {
-        if swapped.exit == Some(3) {
-            swapped = bench.run(SWAP).await;
-        }
-    }
-    swapped.expect_exit(0);
+    run_when_near(&bench, SWAP, None).await.expect_exit(0);
     bench.insert_into(SOURCE, (0..PROBES).map(|number| probe(number, true))).await;
     let half: Vec<String> = (0..PROBES / 2).map(|number| format!("probe-{number}")).collect();
     let live = bench.database.collection::<Document>(SOURCE);

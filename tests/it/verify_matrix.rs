@@ -348,7 +348,7 @@ async fn what_was_compared_is_told_though_keys_can_not_be_asked_any_more() {
     let (bench, api) = equal_and_unfilled().await;
     let calls = api.count();
     let slow = doc! {
-        "failCommands": ["find"], "namespace": bench.namespace(TARGET), "blockConnection": true, "blockTimeMS": 2_000,
+        "failCommands": ["find"], "namespace": bench.namespace(TARGET), "blockConnection": true, "blockTimeMS": 10_000,
     };
     let point = fail(&bench, "alwaysOn", slow).await;
     let run = bench.program(WITH_KEYS).spawn();

@@ -6,6 +6,7 @@ from ..measure import DATABASE, Case
 
 SOURCE = "source"
 NAMESPACE = f"{DATABASE}.{SOURCE}"
+CONFIG = f'[cleanse]\nsource = "{NAMESPACE}"\nkeep = \'{{"valid": true}}\'\n'
 
 
 def documents(bench):
@@ -51,14 +52,12 @@ def aggregate(bench, pipeline):
 
 
 def cleanse(bench):
-    config = f'[cleanse]\nsource = "{NAMESPACE}"\nkeep = \'{{"valid": true}}\'\n'
-    return bench.ours("cleanse", "--to", "copied", config=config)
+    return bench.ours("cleanse", "--to", "copied", config=CONFIG)
 
 
 def verify_all(bench):
     """Compares the copy with its source, all of it; returns the seconds it took and the peak memory in MiB."""
-    config = f'[cleanse]\nsource = "{NAMESPACE}"\nkeep = \'{{"valid": true}}\'\n'
-    result, seconds, peak = bench.ours("verify", "--full", "--restart", "--to", "copied", config=config)
+    result, seconds, peak = bench.ours("verify", "--full", "--restart", "--to", "copied", config=CONFIG)
     assert result["passed"], "the copy differs"
     return seconds, peak
 

@@ -41,6 +41,8 @@ impl LiveSettings {
 /// Follows what operators want, until it is dropped or the run ends.
 pub(super) struct Steering {
     pub(super) plan: Arc<Plan>,
+    /// Whether the job's settings are those of this run, and not of one that it joins.
+    pub(super) is_runner: bool,
     pub(super) asker: Arc<Asker>,
     pub(super) live: Arc<LiveSettings>,
     pub(super) stop: CancellationToken,
@@ -52,7 +54,12 @@ impl Steering {
     pub(super) async fn follow(self, mut documents: watch::Receiver<Document>) {
         let mut before = Control::default();
         loop {
-            let document = documents.borrow_and_update().clone();
+            let mut document = documents.borrow_and_update().clone();
+            if self.is_runner {
+                // The lease was taken before they were stored: until it is renewed the job
+                // still shows those of the run before, a higher ceiling among them.
+                document.extend(self.plan.settings());
+            }
             let control = Control::read(&document);
             self.adopt_ceiling(&document, &control);
             if control != before {

@@ -375,6 +375,7 @@ fn start_beside(
 ) -> Beside {
     let steering = Steering {
         plan: plan.clone(),
+        is_runner: *job.role() == Role::Runner,
         asker: asker.clone(),
         live: live.clone(),
         stop: stop.clone(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bson::{Bson, Document};
+use bson::{Bson, Document, doc};
 
 use crate::harness::{Bench, wait_for};
 use crate::key_api::KeyApi;
@@ -80,6 +80,23 @@ async fn another_rate_holds_at_once_and_is_written_down() {
     assert!(api.most_in_flight() <= 10);
     let what: Vec<_> = audit(&bench).await.iter().map(|entry| entry.get("what").cloned()).collect();
     assert_eq!(what, ["tps", "chunk", "concurrency"].map(|what| Some(Bson::from(what))));
+}
+
+/// The job still shows the ceiling of the run before when the next one begins.
+#[tokio::test]
+async fn a_lower_rate_of_the_next_run_holds_from_its_first_call_on() {
+    let bench = Bench::with_docs(20).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    bench.run("backfill --job j --tps 100000").await.expect_exit(0);
+    bench.insert((1_000..1_100).map(|id| doc! {"_id": id, "legacyKey": format!("more{id}")})).await;
+    let before = api.count();
+    let run = bench.program("backfill --job j --tps 2").spawn();
+    wait_for("a call", async || api.count() > before).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let calls = api.count() - before;
+    assert!(calls <= 7, "{calls} calls within little more than two seconds at 2 TPS");
+    run.kill();
 }
 
 #[tokio::test]

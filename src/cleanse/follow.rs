@@ -128,7 +128,7 @@ impl Follower<'_> {
             let changes = self.checked(feed.next(MARKS).await).await?;
             if changes.is_empty() && may_rest {
                 // Reading on would cost the server as much again as half of the copy.
-                may_rest = self.moved(feed.rest(IDLE_SAVE, copied).await)?;
+                may_rest = no_refusal(feed.rest(IDLE_SAVE, copied).await)?;
             }
             marks.set(&changes.touched).await?;
             self.note_members(&changes.members).await?;
@@ -328,7 +328,7 @@ impl Follower<'_> {
                 marking.await
             }
         };
-        *from = marked.map_err(|error| error.with_class(Class::Stopped))?;
+        *from = no_refusal(marked)?;
         Ok(())
     }
 
@@ -377,18 +377,12 @@ impl Follower<'_> {
         self.mongo.feed(&self.watched(), from).await
     }
 
-    /// What was possible at the start and no longer is, is no refusal any more.
     async fn reopen(&self, from: &Position) -> Result<Feed> {
-        self.open(from.clone()).await.map_err(|error| error.with_class(Class::Stopped))
-    }
-
-    /// What was possible at the start and no longer is, is no refusal any more.
-    fn moved<T>(&self, result: Result<T>) -> Result<T> {
-        result.map_err(|error| error.with_class(Class::Stopped))
+        no_refusal(self.open(from.clone()).await)
     }
 
     async fn checked(&self, changes: Result<Changes>) -> Result<Changes> {
-        let changes = self.moved(changes)?;
+        let changes = no_refusal(changes)?;
         self.check(&changes).await?;
         Ok(changes)
     }
@@ -454,6 +448,11 @@ impl Follower<'_> {
             ),
         });
     }
+}
+
+/// What was possible at the start and no longer is, is no refusal any more.
+fn no_refusal<T>(result: Result<T>) -> Result<T> {
+    result.map_err(|error| error.with_class(Class::Stopped))
 }
 
 fn seconds_since(time: Timestamp) -> i64 {

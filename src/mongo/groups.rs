@@ -288,13 +288,7 @@ impl CatchUp {
         for part in ids.chunks(DOCUMENTS) {
             let pipeline = vec![doc! {"$match": {"_id": {"$in": list(part)?}}}];
             let read = retrying(format!("reading winners of {}", self.source), || {
-                unless_stale(rows(
-                    &self.mongo,
-                    &self.source,
-                    &pipeline,
-                    as_of(at),
-                    self.identities.source.as_ref(),
-                ))
+                unless_stale(self.of_source(&pipeline, as_of(at)))
             });
             let Some(documents) = read.await? else { return Ok(Taken::Stale) };
             let wanted: HashSet<Vec<u8>> = part.iter().map(|id| value_bytes(id.as_raw_bson_ref())).collect();
@@ -309,17 +303,29 @@ impl CatchUp {
         Ok(if again.is_empty() { Taken::All } else { Taken::Blocked(again) })
     }
 
+    /// All that a pipeline leaves of the source.
+    async fn of_source(
+        &self,
+        pipeline: &[Document],
+        concern: Document,
+    ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
+        rows(&self.mongo, &self.source, pipeline, concern, self.identities.source.as_ref()).await
+    }
+
+    /// All that a pipeline leaves of the target.
+    async fn of_target(
+        &self,
+        pipeline: &[Document],
+        concern: Document,
+    ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
+        rows(&self.mongo, &self.target, pipeline, concern, self.identities.target.as_ref()).await
+    }
+
     /// The groups in which copies stand.
     async fn keys_of_copies(&self, grouping: &Grouping, ids: &[RawBson]) -> Result<Vec<Key>> {
         let pipeline = by_id(grouping, ids)?;
         let copies = retrying(format!("reading groups of {}", self.target), || {
-            rows(
-                &self.mongo,
-                &self.target,
-                &pipeline,
-                doc! {"level": "local"},
-                self.identities.target.as_ref(),
-            )
+            self.of_target(&pipeline, doc! {"level": "local"})
         })
         .await?;
         Ok(copies.iter().filter_map(|copy| grouping.key_of(copy)).collect())
@@ -374,16 +380,7 @@ impl CatchUp {
             let ids = list(part).map_err(DriverError::custom)?;
             let pipeline =
                 [doc! {"$match": {"_id": {"$in": ids}}}, doc! {"$limit": 1}, doc! {"$project": {"_id": 1}}];
-            if !rows(
-                &self.mongo,
-                &self.target,
-                &pipeline,
-                not_before(Some(at)),
-                self.identities.target.as_ref(),
-            )
-            .await?
-            .is_empty()
-            {
+            if !self.of_target(&pipeline, not_before(Some(at))).await?.is_empty() {
                 return Ok(true);
             }
         }
@@ -406,18 +403,13 @@ impl CatchUp {
             self.valid.candidates(only[0].get_document("$match").cloned().unwrap_or_default());
         candidates.push(only[1].clone());
         let mut keys = Vec::new();
-        for document in
-            rows(&self.mongo, &self.source, &candidates, as_of(at), self.identities.source.as_ref()).await?
-        {
+        for document in self.of_source(&candidates, as_of(at)).await? {
             let Some((bytes, id)) = id_of(&document) else { continue };
             let key = grouping.key_of(&document);
             keys.extend(key.clone());
             look.see(&bytes, &id).candidate = Some(key);
         }
-        for document in
-            rows(&self.mongo, &self.target, &only, not_before(Some(at)), self.identities.target.as_ref())
-                .await?
-        {
+        for document in self.of_target(&only, not_before(Some(at))).await? {
             let Some((bytes, id)) = id_of(&document) else { continue };
             let key = grouping.key_of(&document);
             keys.extend(key.clone());
@@ -443,11 +435,8 @@ impl CatchUp {
             doc! {"$limit": i64::try_from(MOST_COPIES).unwrap_or(i64::MAX)},
             doc! {"$project": {"_id": 1}},
         ];
-        let winners =
-            rows(&self.mongo, &self.source, &winners, as_of(at), self.identities.source.as_ref()).await?;
-        let copies =
-            rows(&self.mongo, &self.target, &copies, not_before(Some(at)), self.identities.target.as_ref())
-                .await?;
+        let winners = self.of_source(&winners, as_of(at)).await?;
+        let copies = self.of_target(&copies, not_before(Some(at))).await?;
         look.is_cut |= copies.len() >= MOST_COPIES;
         look.winners.extend(winners.iter().filter_map(|document| id_bytes(document)));
         let found = winners.iter().chain(&copies).filter_map(|document| id_of(document));

@@ -13,32 +13,13 @@ use std::time::Duration;
 
 use bson::{Document, Timestamp, doc};
 use futures_util::TryStreamExt;
+use mongodb::Collection;
 
 use super::Mongo;
+use super::feed::Position;
 use super::index::whole_number;
 use super::watched::Watched;
 use crate::config::values::Namespace;
-
-impl Mongo {
-    /// Whether nothing in the oplog after one moment and up to another, which a
-    /// majority has, can be about what is watched. `None` where that can't be told:
-    /// the oplog may not be read, or does not hold all of it.
-    pub async fn is_quiet(&self, watched: &Watched, after: Timestamp, until: Timestamp) -> Option<bool> {
-        if order(until) <= order(after) {
-            return Some(true);
-        }
-        let oplog = self.database("local").collection::<Document>("oplog.rs");
-        let wanted = doc! {"_id": 0, "ts": 1, "ns": 1, "op": 1};
-        let found = oplog.find_one(about(watched, after, until)).projection(wanted).await.ok()??;
-        if !is_just_the_end(watched, &found, until) {
-            return Some(false);
-        }
-        // Asked for afterwards: what is there now was there before.
-        let first = oplog.find_one(doc! {}).sort(doc! {"$natural": 1}).await.ok()??;
-        let reaches_back = first.get_timestamp("ts").is_ok_and(|first| order(first) <= order(after));
-        reaches_back.then_some(true)
-    }
-}
 
 /// Changes that are counted at most: the server has other things to do.
 pub const MOST_COUNTED: u32 = 10_000;
@@ -46,16 +27,40 @@ pub const MOST_COUNTED: u32 = 10_000;
 const COUNTING: Duration = Duration::from_millis(200);
 
 impl Mongo {
+    /// Whether nothing in the oplog after one moment and up to another, which a
+    /// majority has, can be about what is watched. `None` where that can't be told:
+    /// the oplog may not be read, or does not hold all of it.
+    pub async fn is_quiet(&self, watched: &Watched, after: Timestamp, until: Timestamp) -> Option<bool> {
+        if Position::Time(after).has_reached(until) {
+            return Some(true);
+        }
+        let oplog = self.oplog_entries();
+        let wanted = doc! {"_id": 0, "ts": 1, "ns": 1, "op": 1};
+        let found = oplog.find_one(about(watched, after, until)).projection(wanted).await.ok()??;
+        if !is_just_the_end(watched, &found, until) {
+            return Some(false);
+        }
+        // Asked for afterwards: what is there now was there before.
+        let first = oplog.find_one(doc! {}).sort(doc! {"$natural": 1}).await.ok()??;
+        let reaches_back =
+            first.get_timestamp("ts").is_ok_and(|first| Position::Time(after).has_reached(first));
+        reaches_back.then_some(true)
+    }
+
     /// How many changes of a collection the oplog holds after a moment, but for
     /// those of transactions; at most [`MOST_COUNTED`]. `None` where it may not be read, or
     /// not in time.
     pub async fn changes_after(&self, namespace: &Namespace, after: Timestamp) -> Option<u64> {
-        let oplog = self.database("local").collection::<Document>("oplog.rs");
         let ours = doc! {"ts": {"$gt": after}, "ns": namespace.to_string()};
         let count = [doc! {"$match": ours}, doc! {"$limit": i64::from(MOST_COUNTED)}, doc! {"$count": "n"}];
-        let counted = oplog.aggregate(count).max_time(COUNTING).await.ok()?;
+        let counted = self.oplog_entries().aggregate(count).max_time(COUNTING).await.ok()?;
         let counted: Vec<Document> = counted.try_collect().await.ok()?;
         Some(counted.first().and_then(|counted| counted.get("n")).and_then(whole_number).unwrap_or(0))
+    }
+
+    /// The oplog, for whoever may read it.
+    pub(super) fn oplog_entries(&self) -> Collection<Document> {
+        self.database("local").collection("oplog.rs")
     }
 }
 
@@ -76,10 +81,6 @@ fn is_just_the_end(watched: &Watched, entry: &Document, until: Timestamp) -> boo
         return false;
     };
     ts == until && op != "c" && !watched.namespaces().iter().any(|name| name == ns)
-}
-
-fn order(time: Timestamp) -> (u32, u32) {
-    (time.time, time.increment)
 }
 
 #[cfg(test)]

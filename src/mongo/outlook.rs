@@ -62,7 +62,7 @@ impl Mongo {
     /// How far the oplog reaches back; `None` where it can't be read.
     pub async fn oplog_reach(&self) -> Option<Oplog> {
         let local = self.database("local");
-        let oplog = local.collection::<Document>("oplog.rs");
+        let oplog = self.oplog_entries();
         let seconds = |entry: Document| entry.get_timestamp("ts").ok().map(|time| time.time);
         let first = oplog.find_one(doc! {}).sort(doc! {"$natural": 1}).await.ok()??;
         let last = oplog.find_one(doc! {}).sort(doc! {"$natural": -1}).await.ok()??;

@@ -111,7 +111,7 @@ impl Mongo {
 
     async fn oplog(&self) -> Finding {
         let name = "oplog";
-        let oplog = self.database("local").collection::<Document>("oplog.rs");
+        let oplog = self.oplog_entries();
         let first = oplog.find_one(doc! {}).sort(doc! {"$natural": 1}).await;
         let last = oplog.find_one(doc! {}).sort(doc! {"$natural": -1}).await;
         let seconds =

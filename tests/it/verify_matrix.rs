@@ -343,6 +343,28 @@ async fn beside_a_backfill_nothing_is_compared_for_hours_before_keys_are_refused
     backfill.finish().await.expect_exit(130);
 }
 
+#[tokio::test]
+async fn what_was_compared_is_told_though_keys_can_not_be_asked_any_more() {
+    let (bench, api) = equal_and_unfilled().await;
+    let calls = api.count();
+    let slow = doc! {
+        "failCommands": ["find"], "namespace": bench.namespace(TARGET), "blockConnection": true, "blockTimeMS": 10_000,
+    };
+    let point = fail(&bench, "alwaysOn", slow).await;
+    let run = bench.program(WITH_KEYS).spawn();
+    let ranges = bench.state.collection::<Document>("verify_ranges");
+    wait_for("the ranges", async || ranges.count_documents(doc! {}).await.expect("a count") > 0).await;
+    let backfill = bench.program("backfill --tps 1").spawn();
+    wait_for("a call", async || api.count() > calls).await;
+    drop(point);
+    let run = run.finish().await.expect_exit(3);
+    assert!(run.text("/error/message").contains("is being run"), "{}", run.stdout);
+    assert_eq!((&run.json["passed"], &check(&run, "full")["passed"]), (&json!(false), &json!(true)));
+    assert!(bench.folder.join("r.html").exists() && bench.folder.join("r.json").exists());
+    backfill.signal(Signal::Interrupt);
+    backfill.finish().await.expect_exit(130);
+}
+
 /// Lets a command wait for the server in the middle of its reading, and kills the server.
 async fn expect_no_pass_without_server(command: &str, wait_in: &[&str]) {
     let set = OwnSet::start(&[]);

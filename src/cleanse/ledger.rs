@@ -8,18 +8,21 @@
 use std::collections::BTreeMap;
 
 use bson::{Bson, Document, Timestamp, doc};
+use futures_util::future::try_join_all;
 use mongodb::error::{Error as DriverError, ErrorKind};
 use serde_json::{Value, json};
 
 use super::count::{self, RuleCounts};
 use super::follow::Follower;
 use super::plan::Plan;
+use super::ranges::Ranges;
 use crate::config::values::Namespace;
 use crate::error::{Context as _, Result, describe_mongo};
 use crate::mongo::Mongo;
 use crate::mongo::command::is_transient;
 use crate::mongo::feed::Position;
 use crate::mongo::index::{stored_count, whole_number};
+use crate::mongo::range::{Range, parts};
 
 /// The field of the job document with what came and went.
 pub const TALLY: &str = "tally";
@@ -169,7 +172,7 @@ impl Ledger {
 /// where the server can't count both collections at one moment.
 ///
 /// # Errors
-/// A stop where the changes can't be read.
+/// A stop where the changes or the ranges of the copy can't be read.
 pub async fn take(
     mongo: &Mongo,
     plan: &Plan,
@@ -177,10 +180,11 @@ pub async fn take(
     position: &Position,
     by_rule: bool,
 ) -> Result<Option<Ledger>> {
+    let parts = parts_of_source(mongo, plan, follower.job.name()).await?;
     for attempt in 1..=ATTEMPTS {
         // Everything in the target was written by a majority, so before this.
         let moment = mongo.majority_time().await?;
-        match count_all(mongo, plan, moment, by_rule).await {
+        match count_all(mongo, plan, &parts, moment, by_rule).await {
             Ok(mut ledger) => {
                 (ledger.behind, ledger.tally) = follower.look_ahead(position.clone(), moment).await?;
                 return Ok(Some(ledger));
@@ -203,9 +207,20 @@ fn is_unauthorized(error: &DriverError) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == 13)
 }
 
+/// The parts in which the source is counted side by side, by the bounds of the copy.
+async fn parts_of_source(mongo: &Mongo, plan: &Plan, job: &str) -> Result<Vec<Range>> {
+    if plan.description.is_clustered() {
+        return Ok(vec![Range::all()]);
+    }
+    let ranges = Ranges::of(mongo, job).load().await?;
+    let bounds: Vec<Bson> = ranges.into_iter().filter_map(|range| range.range.upper).collect();
+    Ok(parts(&bounds, plan.parallel))
+}
+
 async fn count_all(
     mongo: &Mongo,
     plan: &Plan,
+    parts: &[Range],
     moment: Timestamp,
     by_rule: bool,
 ) -> mongodb::error::Result<Ledger> {
@@ -217,16 +232,17 @@ async fn count_all(
             let reply = at_moment(mongo, &plan.source, pipeline, moment).await?;
             return Ok(count::read_rule_counts(&plan.predicate, &reply));
         }
-        let source = count_at(mongo, &plan.source, moment, has_id_index).await?;
+        let counts = parts.iter().map(|part| count_at(mongo, &plan.source, part, moment, has_id_index));
+        let source = try_join_all(counts).await?.into_iter().sum();
         Ok(RuleCounts { source, ..RuleCounts::default() })
     };
     let quarantine = async {
         match &plan.quarantine {
-            Some(quarantine) => count_at(mongo, quarantine, moment, true).await.map(Some),
+            Some(quarantine) => count_at(mongo, quarantine, &Range::all(), moment, true).await.map(Some),
             None => Ok(None),
         }
     };
-    let target = count_at(mongo, &plan.target, moment, has_id_index);
+    let target = async { count_at(mongo, &plan.target, &Range::all(), moment, has_id_index).await };
     let (source, in_target, in_quarantine) = tokio::try_join!(source, target, quarantine)?;
     // Without rules everything is kept, which costs no further look.
     let kept = if by_rule {
@@ -247,15 +263,17 @@ async fn count_all(
     })
 }
 
-/// The number of documents at a moment, told by the `_id` index where there is one:
+/// The number of documents of a range at a moment, told by the `_id` index where there is one:
 /// it is a fraction of the documents.
 async fn count_at(
     mongo: &Mongo,
     namespace: &Namespace,
+    range: &Range,
     moment: Timestamp,
     has_id_index: bool,
 ) -> mongodb::error::Result<u64> {
-    let mut command = command_at(namespace, vec![doc! {"$count": "n"}], moment);
+    let stages = vec![doc! {"$match": range.filter()}, doc! {"$count": "n"}];
+    let mut command = command_at(namespace, stages, moment);
     if has_id_index {
         command.insert("hint", doc! {"_id": 1});
     }

@@ -23,7 +23,7 @@ use crate::mongo::valid::{Grouping, Valid};
 /// enough that an interrupted one is soon copied again.
 const DOCUMENTS_PER_RANGE: u64 = 250_000;
 /// Ranges per worker at least, so that none waits long for the last.
-const RANGES_PER_WORKER: usize = 2;
+const RANGES_PER_WORKER: usize = 4;
 /// Ranges at most: their states are kept in memory.
 const MOST_RANGES: usize = 10_000;
 

@@ -64,6 +64,15 @@ fn tile(bounds: Vec<Bson>) -> Vec<Range> {
     lowers.zip(uppers).map(|(lower, upper)| Range { lower, upper }).collect()
 }
 
+/// About so many parts that tile the whole key space at some of the sorted `_id`s,
+/// for what is not to be slower than one look at everything: only the ends, where
+/// next to nothing is, are compared by `$expr`. One part where that can't be.
+pub fn parts(ids: &[Bson], parts: usize) -> Vec<Range> {
+    let bounds = pick(ids, parts);
+    let is_plain = bounds.windows(2).all(|pair| same_bracket(&pair[0], &pair[1]));
+    if bounds.len() > 1 && is_plain { tile(bounds) } else { vec![Range::all()] }
+}
+
 /// Evenly spaced ones of sorted `_id`s, with the first and the last, each only once.
 ///
 /// The ends are bounds too: open ranges must be compared by `$expr`, which is
@@ -204,6 +213,18 @@ mod tests {
         assert_eq!(tile(pick(&[], 8)), [Range::all()]);
         assert_eq!(tile(pick(&[Bson::Int32(1)], 8)).len(), 2);
         assert_eq!(tile(pick(&vec![Bson::Null; 50], 8)).len(), 2);
+    }
+
+    #[test]
+    fn parts_are_compared_plainly_but_for_the_ends() {
+        let ids: Vec<Bson> = (0..100).map(Bson::Int32).collect();
+        let found = parts(&ids, 2);
+        assert_eq!(found, tile([0, 50, 99].map(Bson::Int32).to_vec()));
+        assert!(found[1..3].iter().all(|part| part.filter().contains_key("_id")));
+        let mixed = [Bson::Int32(1), Bson::Int32(2), Bson::String("a".into()), Bson::String("b".into())];
+        for ids in [&mixed[..], &mixed[..1], &[]] {
+            assert_eq!(parts(ids, 2), [Range::all()]);
+        }
     }
 
     #[test]

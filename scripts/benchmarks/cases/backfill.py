@@ -60,7 +60,11 @@ def prepare(bench, count, per_key=1):
     bench.forget()
     bench.seed("candidates_seed", count, per_key)
     restore(bench, count)
-    bench.ours("index", "create", config=bench.backfill_config(COLLECTION, "http://127.0.0.1:1/", True))
+    index(bench, COLLECTION)
+
+
+def index(bench, collection):
+    bench.ours("index", "create", config=bench.backfill_config(collection, "http://127.0.0.1:1/", True))
 
 
 def restore(bench, count):

@@ -62,6 +62,8 @@ pub(super) struct Worker {
     /// How they went over time, where this worker keeps that.
     course: Option<Course>,
     limit: u64,
+    /// Candidates of the first target, just counted.
+    of_first_target: Option<u64>,
 }
 
 /// Tasks beside the work, ended with it.
@@ -135,6 +137,7 @@ impl Worker {
             _beside: beside,
             board,
             limit: plan.limit,
+            of_first_target: None,
             plan: plan.clone(),
         })
     }
@@ -166,7 +169,11 @@ impl Worker {
             self.job.save(fields(&self.engine, &self.earlier)).await?;
         }
         for collection in &self.plan.collections {
-            self.engine.documents_mut().candidates += collection.count().await?;
+            let count = collection.count().await?;
+            self.engine.documents_mut().candidates += count;
+            // Who joins may wait for long before he is given a share.
+            let begins_at_once = *self.job.role() == Role::Runner;
+            self.of_first_target = self.of_first_target.or(begins_at_once.then_some(count));
         }
         if let Some(key_map) = &self.key_map {
             key_map.prepare(&self.context.mongo).await?;
@@ -246,11 +253,18 @@ impl Worker {
         let mut after = None;
         for pass in 1..=PASSES {
             let left = self.left();
-            let count = collection.count().await?;
+            if left == 0 || self.stop.is_cancelled() {
+                return Ok(());
+            }
+            // Counting millions takes seconds: not twice in a row.
+            let count = match self.of_first_target.take() {
+                Some(count) => count,
+                None => collection.count().await?,
+            };
             let failed = self.engine.documents().failed - before.failed;
             // After the first pass the held flags and the failures still are candidates.
             let known = if pass == 1 { 0 } else { failed + self.engine.held() };
-            if left == 0 || count <= known || self.stop.is_cancelled() {
+            if count <= known {
                 return Ok(());
             }
             if pass > 1 {

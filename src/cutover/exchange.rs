@@ -173,7 +173,7 @@ impl Exchange<'_> {
             Raised::Up(moment) => moment,
             Raised::NotInTime => {
                 return Ok(Attempt::Again(format!(
-                    "an open transaction or operation held {} for longer than its writes may be held off",
+                    "an open transaction or operation on {}, or a majority, took longer than writes may be held off",
                     self.renames.live
                 )));
             }

@@ -24,7 +24,8 @@ const LIFTING: Duration = Duration::from_millis(300);
 pub enum Raised {
     /// It is up from that moment on.
     Up(Timestamp),
-    /// Somebody held the collection for too long; nothing is held off.
+    /// Somebody held the collection for too long, or a majority did not have it in
+    /// time: then it is up all the same, and has to be lifted.
     NotInTime,
 }
 
@@ -84,8 +85,10 @@ pub async fn raise(mongo: &Mongo, fence: &Fence, renames: &Renames, max_pause: D
     match raised {
         Ok(Some(moment)) => Ok(Raised::Up(moment)),
         Ok(None) => Err(Error::stopped("the server does not tell since when writes are held off")),
-        Err(error) if Obstacle::of(&error) == Obstacle::NotInTime => Ok(Raised::NotInTime),
-        Err(error) => Err(error).during(format!("holding off the writes to {}", renames.live)),
+        Err(error) => match Obstacle::of(&error) {
+            Obstacle::NotInTime | Obstacle::NotOnMajority => Ok(Raised::NotInTime),
+            _ => Err(error).during(format!("holding off the writes to {}", renames.live)),
+        },
     }
 }
 

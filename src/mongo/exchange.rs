@@ -12,7 +12,7 @@ use mongodb::error::{Error as DriverError, ErrorKind};
 use super::by_id::deletion;
 use super::operation::Operation;
 use super::past::Past;
-use super::sink::check_write_concern;
+use super::sink::{check_write_concern, is_not_on_majority};
 use super::{Mongo, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
@@ -92,6 +92,8 @@ impl Validation {
 pub enum Obstacle {
     /// Somebody holds the collection, such as an open transaction.
     NotInTime,
+    /// It was done, but a majority did not have it in time.
+    NotOnMajority,
     /// This user may not.
     NotPermitted,
     /// The name is taken.
@@ -107,6 +109,7 @@ impl Obstacle {
             ErrorKind::Command(command) if NOT_IN_TIME.contains(&command.code) => Self::NotInTime,
             ErrorKind::Command(command) if NOT_PERMITTED.contains(&command.code) => Self::NotPermitted,
             ErrorKind::Command(command) if command.code == NAMESPACE_EXISTS => Self::NameTaken,
+            _ if is_not_on_majority(error) => Self::NotOnMajority,
             _ => Self::Other,
         }
     }
@@ -226,6 +229,15 @@ impl Mongo {
         renames: &[(&Namespace, &Namespace)],
         limit: Duration,
     ) -> mongodb::error::Result<()> {
+        check_write_concern(&self.apply_renames(operation, renames, limit).await?)
+    }
+
+    async fn apply_renames(
+        &self,
+        operation: &mut Operation,
+        renames: &[(&Namespace, &Namespace)],
+        limit: Duration,
+    ) -> mongodb::error::Result<Document> {
         let entries: Vec<Document> = renames
             .iter()
             .map(|(from, to)| {
@@ -241,8 +253,7 @@ impl Mongo {
             "maxTimeMS": milliseconds(limit),
             "writeConcern": majority_document(),
         };
-        let reply = self.admin().run_command(command).session(operation.session()).await?;
-        check_write_concern(&reply)
+        self.admin().run_command(command).session(operation.session()).await
     }
 
     /// Whether this user may rename several collections under one lock. Tried on
@@ -256,8 +267,9 @@ impl Mongo {
             collection: format!("mongorekey_absent_{number}"),
         };
         let mut operation = self.operation().await?;
-        match self.rename_together(&mut operation, &[(&absent(1), &absent(2))], SHORT).await {
-            Ok(()) => Ok(true),
+        match self.apply_renames(&mut operation, &[(&absent(1), &absent(2))], SHORT).await {
+            // Nothing was written, so no majority has to have it.
+            Ok(_) => Ok(true),
             // It was permitted, and waited for the lock.
             Err(error) if Obstacle::of(&error) == Obstacle::NotInTime => Ok(true),
             // Refused by a router, or for want of a privilege.

@@ -354,11 +354,33 @@ fn raw(document: &Document) -> Result<RawDocumentBuf> {
 /// sent again: what is not on a majority yet may still be lost.
 pub(crate) fn check_write_concern(reply: &Document) -> mongodb::error::Result<()> {
     match reply.get_document("writeConcernError") {
-        Ok(error) => Err(mongodb::error::Error::from(std::io::Error::other(format!(
-            "the write is not on a majority yet: {}",
-            error.get_str("errmsg").unwrap_or("no reason given")
-        )))),
+        Ok(error) => {
+            let reason = error.get_str("errmsg").unwrap_or("no reason given").to_owned();
+            Err(std::io::Error::other(NotOnMajority(reason)).into())
+        }
         Err(_) => Ok(()),
+    }
+}
+
+/// A write that was done, and that a majority does not have yet.
+#[derive(Debug)]
+struct NotOnMajority(String);
+
+impl std::error::Error for NotOnMajority {}
+
+impl std::fmt::Display for NotOnMajority {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "the write is not on a majority yet: {}", self.0)
+    }
+}
+
+/// Whether [`check_write_concern`] has made this error.
+pub(crate) fn is_not_on_majority(error: &mongodb::error::Error) -> bool {
+    match error.kind.as_ref() {
+        mongodb::error::ErrorKind::Io(error) => {
+            error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<NotOnMajority>)
+        }
+        _ => false,
     }
 }
 

@@ -164,7 +164,7 @@ impl Sample<'_> {
                 }
                 compared += 1;
                 if pair.source != pair.target {
-                    suspects.add(Suspect { id, pair, since: Instant::now(), range: 0 });
+                    suspects.add(Suspect::new(id, pair, Instant::now(), 0));
                 }
             }
             show(&self.context.events, direction.name(), compared, self.wanted.size);

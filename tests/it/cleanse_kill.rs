@@ -252,9 +252,10 @@ async fn timing_a_step_down_in_the_middle_of_a_range_is_ridden_out() {
 /// stored a little later, was finished.
 #[tokio::test]
 async fn sigterm_while_the_last_ranges_are_copied_forgets_none_of_them() {
+    const LAST: i32 = 8;
     let bench = Bench::new().await;
     bench.insert_into(SOURCE, (0..4000).map(|id| doc! {"_id": id})).await;
-    // Of the four ranges between the ends the first hangs in front of its inserts, the last takes a
+    // Of the eight ranges between the ends the first hangs in front of its inserts, the last takes a
     // second or two.
     let slow = r#"{"$reduce": {"input": {"$range": [0, 200000]}, "initialValue": 0, "in": {"$add": ["$$value", 1]}}}"#;
     configure(
@@ -275,18 +276,21 @@ async fn sigterm_while_the_last_ranges_are_copied_forgets_none_of_them() {
     };
     wait_for("the last range to be begun", async || {
         assert!(run.is_running(), "{}", run.stderr());
-        is(4, "copying").await
+        is(LAST, "copying").await
     })
     .await;
     // Its end can't be stored as long as this transaction is open.
     let mut session = bench.state.client().start_session().await.expect("a session");
     session.start_transaction().await.expect("a transaction");
     ranges
-        .update_one(doc! {"_id.number": 4}, doc! {"$set": {"test": true}})
+        .update_one(doc! {"_id.number": LAST}, doc! {"$set": {"test": true}})
         .session(&mut session)
         .await
         .expect("the range is locked");
-    assert!(is(1, "copying").await && is(2, "done").await && is(3, "done").await && is(4, "copying").await);
+    for number in 2..LAST {
+        assert!(is(number, "done").await, "{number}");
+    }
+    assert!(is(1, "copying").await && is(LAST, "copying").await);
     run.signal(Signal::Terminate);
     wait_for("the first range to be given up", async || is(1, "pending").await).await;
     session.abort_transaction().await.expect("aborted");

@@ -18,17 +18,13 @@ use crate::writers::{Cutover, Journal, Options, Writers, expect_live_after_cutov
 /// Far more than a cutover takes here, even beside other tests.
 const PATIENT: &str = "--max-pause 10s --yes";
 
-/// A bench whose source is being written to and was copied.
-async fn copied(documents: i32) -> (Bench, Writers) {
-    let (bench, writers) = copied_with(documents, Cutover::Once(is_valid)).await;
-    bench.run("cleanse --parallel 2").await.expect_exit(0);
-    (bench, writers)
-}
-
-async fn copied_with(documents: i32, cutover: Cutover) -> (Bench, Writers) {
+/// A bench whose source is being written to, so many documents per second, and was copied.
+async fn copied(documents: i32, target_rate: u32) -> (Bench, Writers) {
     let bench = Bench::new().await;
     configure(&bench, RULE);
-    let writers = Writers::on(&bench, SOURCE, Options { documents, cutover, ..Options::default() }).await;
+    let options = Options { documents, target_rate, cutover: Cutover::Once(is_valid), ..Options::default() };
+    let writers = Writers::on(&bench, SOURCE, options).await;
+    bench.run("cleanse --parallel 2").await.expect_exit(0);
     (bench, writers)
 }
 
@@ -72,7 +68,7 @@ async fn expect_nothing_lost(bench: &Bench, writers: Writers, ended: Instant) {
 
 #[tokio::test]
 async fn a_swap_loses_no_write() {
-    let (bench, writers) = copied(10_000).await;
+    let (bench, writers) = copied(10_000, 1_200).await;
     let command = format!("cutover --mode swap {PATIENT}");
     let done = run_when_near(&bench, &command, None).await.expect_exit(0);
     let ended = Instant::now();
@@ -85,7 +81,7 @@ async fn a_swap_loses_no_write() {
 
 #[tokio::test]
 async fn a_keep_loses_no_write_and_keeps_the_old_collection() {
-    let (bench, writers) = copied(10_000).await;
+    let (bench, writers) = copied(10_000, 1_200).await;
     let command = format!("cutover --mode keep {PATIENT}");
     let done = run_when_near(&bench, &command, None).await.expect_exit(0);
     let ended = Instant::now();
@@ -171,6 +167,29 @@ async fn hold_up(bench: &Bench, command: &str, collection: &str, milliseconds: i
     };
     let once = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data};
     bench.admin().run_command(once).await.expect("the fail point");
+}
+
+/// Writes are let through, and the next attempt does better.
+#[tokio::test]
+async fn a_majority_that_is_late_costs_an_attempt_and_no_more() {
+    let set = OwnSet::start(&[]);
+    // The question whether it is permitted; the one that holds writes off.
+    for (command, attempts) in [("applyOps", 0), ("collMod", 1)] {
+        let bench = small_on(&set).await;
+        let late =
+            doc! {"code": 50, "codeName": "MaxTimeMSExpired", "errmsg": "operation exceeded time limit"};
+        let mut data = doc! {"failCommands": [command], "writeConcernError": late};
+        if command == "collMod" {
+            data.insert("namespace", bench.namespace(SOURCE));
+        }
+        let once = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data};
+        bench.admin().run_command(once).await.expect("the fail point");
+        let done = bench.run(&format!("cutover --mode keep {PATIENT}")).await.expect_exit(0);
+        assert_eq!(done.text("/outcome"), "cut_over");
+        assert_eq!(done.stderr.matches("attempt 1").count(), attempts, "{command}: {}", done.stderr);
+        let entered = doc! {"waitForFailPoint": "failCommand", "timesEntered": 1_i64, "maxTimeMS": 1_000};
+        bench.admin().run_command(entered).await.expect("it was met");
+    }
 }
 
 /// What takes long before writes are held off is nobody's loss.
@@ -269,7 +288,7 @@ async fn killed_between_two_renames_the_old_collection_comes_back() {
 
 #[tokio::test]
 async fn a_follower_hands_over() {
-    let (bench, writers) = copied(3_000).await;
+    let (bench, writers) = copied(3_000, 400).await;
     let run = bench.program("cleanse --follow").spawn();
     wait_for("the follower", async || run.stderr().contains("follows")).await;
     let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
@@ -279,18 +298,10 @@ async fn a_follower_hands_over() {
     expect_nothing_lost(&bench, writers, ended).await;
 }
 
-#[tokio::test]
-async fn killed_at_every_boundary_and_started_again_nothing_is_lost() {
-    for (mode, point) in [
-        ("swap", "cutover_recorded"),
-        ("swap", "cutover_fenced"),
-        ("swap", "cutover_renaming"),
-        ("swap", "cutover_renamed"),
-        ("keep", "cutover_fenced"),
-        ("keep", "cutover_renaming"),
-        ("keep", "cutover_renamed"),
-    ] {
-        let (bench, writers) = copied(2_000).await;
+/// Kills a cutover at these points, each of another copy, and starts it again.
+async fn kill_at(mode: &str, points: &[&str]) {
+    for point in points {
+        let (bench, writers) = copied(2_000, 400).await;
         let command = format!("cutover --mode {mode} {PATIENT}");
         let killed = run_when_near(&bench, &command, Some(&format!("{point}:1"))).await;
         assert_eq!(killed.exit, None, "{point}: {}", killed.output());
@@ -309,6 +320,17 @@ async fn killed_at_every_boundary_and_started_again_nothing_is_lost() {
         expect_nothing_lost(&bench, writers, ended).await;
         expect_no_fence(&bench).await;
     }
+}
+
+#[tokio::test]
+async fn a_swap_killed_at_every_boundary_and_started_again_loses_nothing() {
+    let points = ["cutover_recorded", "cutover_fenced", "cutover_renaming", "cutover_renamed"];
+    kill_at("swap", &points).await;
+}
+
+#[tokio::test]
+async fn a_keep_killed_at_every_boundary_and_started_again_loses_nothing() {
+    kill_at("keep", &["cutover_fenced", "cutover_renaming", "cutover_renamed"]).await;
 }
 
 #[tokio::test]
@@ -338,7 +360,9 @@ async fn a_pause_that_would_be_too_long_is_not_begun() {
 
 #[tokio::test]
 async fn an_open_transaction_ends_in_writes_going_on() {
-    let bench = small().await;
+    // It would hold up whoever locks the whole server, as a keep does.
+    let set = OwnSet::start(&[]);
+    let bench = small_on(&set).await;
     let client = crate::harness::connect(&bench.uri).await;
     let mut session = client.start_session().await.expect("a session");
     session.start_transaction().await.expect("a transaction");

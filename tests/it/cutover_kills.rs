@@ -20,7 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 async fn copied(bench: &Bench, documents: i32) -> Writers {
     configure(bench, RULE);
     let options =
-        Options { documents, cutover: Cutover::Once(is_valid), target_rate: 800, ..Options::default() };
+        Options { documents, cutover: Cutover::Once(is_valid), target_rate: 400, ..Options::default() };
     let writers = Writers::on(bench, SOURCE, options).await;
     bench.run("cleanse --parallel 2").await.expect_exit(0);
     writers

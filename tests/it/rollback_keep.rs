@@ -21,7 +21,7 @@ async fn copied(documents: i32) -> (Bench, Writers) {
     let bench = Bench::new().await;
     configure(&bench, RULE);
     let cutover = Cutover::AndRollback(is_valid);
-    let options = Options { documents, cutover, target_rate: 900, ..Options::default() };
+    let options = Options { documents, cutover, target_rate: 400, ..Options::default() };
     let writers = Writers::on(&bench, SOURCE, options).await;
     bench.run("cleanse --parallel 2").await.expect_exit(0);
     (bench, writers)

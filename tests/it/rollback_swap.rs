@@ -192,7 +192,7 @@ async fn swapped_live(documents: i32) -> (Bench, Writers) {
     let bench = Bench::new().await;
     configure(&bench, RULE);
     let cutover = Cutover::AndRollback(is_valid);
-    let options = Options { documents, cutover, target_rate: 600, ..Options::default() };
+    let options = Options { documents, cutover, target_rate: 400, ..Options::default() };
     let writers = Writers::on(&bench, SOURCE, options).await;
     bench.insert_into(SOURCE, (0..PROBES).map(|number| probe(number, false))).await;
     bench.run(COPY).await.expect_exit(0);

@@ -280,8 +280,8 @@ async fn an_interrupted_verification_is_no_pass() {
     }
 }
 
-/// A follower that holds its job and writes nothing, and the copy of this many documents.
-async fn stuck(documents: i32) -> (Bench, Running, FailPoint) {
+/// A follower each of whose writes takes so long, and the copy of this many documents.
+async fn held_up(documents: i32, milliseconds: i32) -> (Bench, Running, FailPoint) {
     let bench = Bench::new().await;
     bench.insert_into(SOURCE, (0..documents).map(|id| doc! {"_id": id})).await;
     bench.configure_text(&config(&bench, "").replace(&bench.uri, &named_uri(&bench)));
@@ -289,10 +289,40 @@ async fn stuck(documents: i32) -> (Bench, Running, FailPoint) {
     wait_for("the follower", async || follower.stderr().contains("follows")).await;
     let blocked = doc! {
         "failCommands": ["update", "bulkWrite", "insert", "delete"],
-        "namespace": bench.namespace(TARGET), "blockConnection": true, "blockTimeMS": 50_000,
+        "namespace": bench.namespace(TARGET), "blockConnection": true, "blockTimeMS": milliseconds,
     };
     let point = fail(&bench, "alwaysOn", blocked).await;
     (bench, follower, point)
+}
+
+/// A follower that holds its job and writes nothing, and the copy of this many documents.
+async fn stuck(documents: i32) -> (Bench, Running, FailPoint) {
+    held_up(documents, 50_000).await
+}
+
+#[tokio::test]
+async fn a_document_that_never_rests_is_judged_by_what_it_was_a_moment_before() {
+    const HOT: i32 = 7;
+    // The target is never as new as the source.
+    let (bench, follower, point) = held_up(500, 60).await;
+    let source = collection(&bench, SOURCE);
+    let writer = tokio::spawn(async move {
+        for n in 1_i64.. {
+            source.update_one(doc! {"_id": HOT}, doc! {"$set": {"n": n}}).await.expect("written");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    for command in ["verify --full --settle 6s", "verify --sample 500 --settle 6s"] {
+        bench.run(command).await.expect_exit(0);
+    }
+    // Who does not follow is not in step with it.
+    follower.kill();
+    let full = bench.run("verify --full --settle 2s").await.expect_exit(1);
+    writer.abort();
+    drop(point);
+    let found = check(&full, "full")["differences"].as_array().expect("a list");
+    assert_eq!(found.len(), 1, "{}", full.stdout);
+    assert_eq!(found[0]["_id"], json!({"$numberInt": HOT.to_string()}));
 }
 
 #[tokio::test]

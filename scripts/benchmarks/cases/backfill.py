@@ -108,7 +108,7 @@ def busiest_second(times):
 def concurrency(bench, rounds):
     """10,000 records, 50 ms per call: one after the other against 50 calls in flight."""
     case = Case("backfill by concurrency", "documents/s, 50 ms latency; 50 calls in flight against one after the other")
-    many, few = 10_000, 300
+    many, few = 10_000, 200
     prepare(bench, many)
     with bench.key_api("--latency", "50ms") as api:
         for _ in range(rounds):

@@ -199,7 +199,7 @@ impl Sides {
                     (compared.source, compared.target) = (source, target);
                     let since = Instant::now();
                     for (id, pair) in found {
-                        compared.suspects.add(Suspect { id, pair, since, range: number });
+                        compared.suspects.add(Suspect::new(id, pair, since, number));
                     }
                 }
             }

@@ -1,7 +1,9 @@
 //! Documents that were seen to differ, until it is known whether they do.
 //!
 //! Both sides can't be read at the same moment. What differs while writers are
-//! live is read again until it agrees or the time for that is over.
+//! live is read again until it agrees or the time for that is over. A document that
+//! is written all the time is never seen to agree: it is judged by what the source
+//! held a moment before.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,6 +24,13 @@ const MOST_LOOKED_UP: usize = 200;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// No pause is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Before the time is over, those that never rest are looked at without a pause for
+/// so long, to see as many as possible of the states that the target may come to hold.
+const CHASE: Duration = Duration::from_secs(2);
+/// What the source held earlier is remembered for so many changes of one document,
+const MOST_EARLIER: usize = 256;
+/// and of all of them together for about so many.
+const MOST_EARLIER_OF_ALL: usize = 50_000;
 
 /// A document that differed when it was read last.
 #[derive(Debug, Clone)]
@@ -34,6 +43,54 @@ pub struct Suspect {
     pub since: Instant,
     /// The range that it was found in.
     pub range: i32,
+    /// When it was seen last.
+    looked: Instant,
+    /// What stood in the target at first.
+    first_target: Option<Digest>,
+    /// What stood in the source earlier, and until when it was seen there.
+    earlier: Vec<(Option<Digest>, Instant)>,
+    /// Until when the source was seen to hold what the target was seen to hold later,
+    /// and not at first.
+    in_step: Option<Instant>,
+}
+
+impl Suspect {
+    /// One that is seen for the first time.
+    pub fn new(id: Id, pair: Pair, since: Instant, range: i32) -> Self {
+        let (first_target, earlier) = (pair.target, Vec::new());
+        Self { id, pair, since, range, looked: since, first_target, earlier, in_step: None }
+    }
+
+    /// What is left of the suspicion when that is seen; remembers so many earlier states.
+    fn again(&self, seen: Pair, now: Instant, most_earlier: usize) -> Option<Self> {
+        if self.id.bson().is_none() {
+            // An `_id` that can't be asked for: what the comparison saw stands.
+            return Some(self.clone());
+        }
+        if seen.source == seen.target {
+            return None;
+        }
+        let mut next = Self { pair: seen, looked: now, ..self.clone() };
+        if seen != self.pair {
+            next.since = now;
+        }
+        if seen.source != self.pair.source {
+            next.earlier.push((self.pair.source, self.looked));
+            let surplus = next.earlier.len().saturating_sub(most_earlier);
+            next.earlier.drain(..surplus);
+        }
+        if seen.target != self.first_target {
+            let held = next.earlier.iter().rfind(|(digest, _)| *digest == seen.target);
+            next.in_step = next.in_step.max(held.map(|(_, until)| *until));
+        }
+        Some(next)
+    }
+
+    /// Whether the target keeps in step with a source that does not rest: it came to
+    /// hold what the source held, and not before that moment.
+    fn is_in_step(&self, not_before: Instant) -> bool {
+        self.in_step.is_some_and(|until| until >= not_before)
+    }
 }
 
 /// How many documents of each kind differ.
@@ -74,7 +131,7 @@ pub struct Suspects {
 impl Suspects {
     /// Adds one.
     pub fn add(&mut self, suspect: Suspect) {
-        self.bytes += suspect.id.entry_bytes();
+        self.bytes += size_of::<Suspect>() + suspect.id.entry_bytes();
         if self.bytes <= MOST_BYTES {
             self.kept.push(suspect);
         } else {
@@ -108,8 +165,9 @@ impl Suspects {
         self.kept.is_empty() && self.beyond.is_empty()
     }
 
-    /// Reads them again for so long, or until none is left. False where the run
-    /// is to stop before that is known.
+    /// Reads them again for so long, or until none is left. At the end those are let
+    /// go whose target is no further behind the source than half of that time. False
+    /// where the run is to stop before that is known.
     ///
     /// # Errors
     /// A stop where the server can't be read.
@@ -119,7 +177,8 @@ impl Suspects {
         time: Duration,
         mut show: impl FnMut(usize),
     ) -> Result<bool> {
-        let deadline = Instant::now() + time;
+        let begun = Instant::now();
+        let (halfway, deadline) = (begun + time / 2, begun + time);
         let mut pause = SHORTEST_PAUSE;
         while !self.kept.is_empty() {
             if !self.look_again(sides).await? {
@@ -130,12 +189,15 @@ impl Suspects {
             if self.kept.is_empty() || now >= deadline {
                 break;
             }
+            let chase =
+                if self.kept.len() > MOST_LOOKED_UP { deadline } else { deadline - CHASE.min(time / 4) };
             tokio::select! {
-                () = tokio::time::sleep(pause.min(deadline - now)) => {}
+                () = tokio::time::sleep(pause.min(chase.saturating_duration_since(now))) => {}
                 () = sides.stop.cancelled() => return Ok(false),
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        self.kept.retain(|suspect| !suspect.is_in_step(halfway));
         Ok(true)
     }
 
@@ -143,36 +205,24 @@ impl Suspects {
     async fn look_again(&mut self, sides: &Sides) -> Result<bool> {
         let mut left = Vec::new();
         let size = usize::try_from(sides.batch()).unwrap_or(1).clamp(1, MOST_LOOKED_UP);
+        let most_earlier = (MOST_EARLIER_OF_ALL / self.kept.len().max(1)).clamp(2, MOST_EARLIER);
         for chunk in self.kept.chunks(size) {
             // The source first: whatever follows it has a moment more.
             let ids = || chunk.iter().filter_map(|suspect| suspect.id.bson()).collect();
             let Some(source) = digests(sides, Side::Source, ids()).await? else { return Ok(false) };
             let Some(target) = digests(sides, Side::Target, ids()).await? else { return Ok(false) };
+            let now = Instant::now();
             left.extend(chunk.iter().filter_map(|suspect| {
                 let pair = Pair {
                     source: source.get(&suspect.id).copied(),
                     target: target.get(&suspect.id).copied(),
                 };
-                judge(suspect, pair)
+                suspect.again(pair, now, most_earlier)
             }));
         }
         self.kept = left;
         Ok(true)
     }
-}
-
-/// What is left of a suspicion when that was seen. Pure but for the time of a
-/// new state.
-fn judge(suspect: &Suspect, seen: Pair) -> Option<Suspect> {
-    if suspect.id.bson().is_none() {
-        // An `_id` that can't be asked for: what the comparison saw stands.
-        return Some(suspect.clone());
-    }
-    if seen.source == seen.target {
-        return None;
-    }
-    let since = if seen == suspect.pair { suspect.since } else { Instant::now() };
-    Some(Suspect { pair: seen, since, ..suspect.clone() })
 }
 
 /// What stands on a side for these `_id`s and others that the server takes for equal;
@@ -245,20 +295,60 @@ mod tests {
 
     fn suspect(id: i32, pair: Pair) -> Suspect {
         let id = Id::of(&rawdoc! {"_id": id}).expect("an _id");
-        Suspect { id, pair, since: Instant::now() - Duration::from_secs(5), range: 3 }
+        Suspect::new(id, pair, Instant::now() - Duration::from_secs(5), 3)
+    }
+
+    fn pair(source: u64, target: u64) -> Pair {
+        let digest = |number: u64| (number > 0).then_some(number.into());
+        Pair { source: digest(source), target: digest(target) }
     }
 
     #[test]
     fn what_agrees_is_let_go_and_what_stays_keeps_its_age() {
-        let pair = Pair { source: Some(1), target: Some(2) };
-        let suspect = suspect(1, pair);
-        assert!(judge(&suspect, Pair { source: Some(1), target: Some(1) }).is_none());
-        assert!(judge(&suspect, Pair { source: None, target: None }).is_none());
-        assert_eq!(judge(&suspect, pair).expect("still there").since, suspect.since);
-        let moved = judge(&suspect, Pair { source: Some(3), target: Some(2) }).expect("still there");
-        assert!(moved.since > suspect.since, "another mismatch than before");
-        let gone = judge(&suspect, Pair { source: Some(1), target: None }).expect("still there");
+        let (suspect, now) = (suspect(1, pair(1, 2)), Instant::now());
+        assert!(suspect.again(pair(1, 1), now, MOST_EARLIER).is_none());
+        assert!(suspect.again(pair(0, 0), now, MOST_EARLIER).is_none());
+        assert_eq!(suspect.again(pair(1, 2), now, MOST_EARLIER).expect("still there").since, suspect.since);
+        let moved = suspect.again(pair(3, 2), now, MOST_EARLIER).expect("still there");
+        assert_eq!(moved.since, now, "another mismatch than before");
+        let gone = suspect.again(pair(1, 0), now, MOST_EARLIER).expect("still there");
         assert_eq!(gone.pair.target, None);
+    }
+
+    /// After a look per second at the pairs, from the first of them on.
+    fn looked_at(pairs: &[Pair]) -> (Suspect, Instant) {
+        let (first, begun) = (suspect(1, pairs[0]), Instant::now());
+        let at = |number: usize| begun + Duration::from_secs(number as u64);
+        let seen = pairs.iter().enumerate().skip(1);
+        let last = seen.fold(first, |suspect, (number, pair)| {
+            suspect.again(*pair, at(number), MOST_EARLIER).expect("still there")
+        });
+        (last, begun)
+    }
+
+    #[test]
+    fn a_target_that_is_a_moment_behind_is_in_step_only_while_it_moves() {
+        let in_step = |pairs: &[Pair], not_before: u64| {
+            let (suspect, begun) = looked_at(pairs);
+            suspect.is_in_step(begun + Duration::from_secs(not_before))
+        };
+        let moving = [pair(2, 1), pair(3, 1), pair(4, 3), pair(5, 4)];
+        assert!(in_step(&moving, 2), "it has what the source had a second ago");
+        assert!(!in_step(&moving, 3), "that is too long ago");
+        assert!(!in_step(&[pair(2, 1), pair(1, 2), pair(2, 1)], 0), "it has what it had at first");
+        assert!(!in_step(&[pair(2, 1), pair(3, 7), pair(4, 8)], 0), "the source never had that");
+        let stuck = [pair(2, 1), pair(3, 1), pair(4, 3), pair(5, 3), pair(5, 3), pair(5, 3)];
+        assert!(in_step(&stuck, 1) && !in_step(&stuck, 2), "it does not move on");
+        let lost = [pair(1, 9), pair(2, 9), pair(0, 2), pair(0, 2), pair(0, 2)];
+        assert!(in_step(&lost, 1) && !in_step(&lost, 2), "the deletion never came");
+    }
+
+    #[test]
+    fn of_a_source_that_changes_for_long_the_latest_is_remembered() {
+        let pairs: Vec<Pair> = (2..500).map(|number| pair(number, 1)).collect();
+        let (suspect, _) = looked_at(&pairs);
+        assert_eq!(suspect.earlier.len(), MOST_EARLIER);
+        assert_eq!(suspect.earlier.last().map(|(digest, _)| *digest), Some(pair(498, 1).source));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use mongodb::Collection;
 
 use crate::harness::{Bench, wait_for};
 use crate::key_api::{KeyApi, Reply};
+use crate::program::Signal;
 
 const FIELDS: [&str; 3] = ["legacyKey", "newKey", "newKeyFlag"];
 
@@ -116,4 +117,25 @@ async fn failures_of_one_target_are_not_forgotten_by_the_second_pass_of_another(
     let run = run.finish().await.expect_exit(1);
     assert_eq!(run.number("/documents/failed"), 1);
     assert_eq!(run.number("/documents/filled"), 41);
+}
+
+#[tokio::test]
+async fn a_job_beside_another_one_of_the_same_api_is_warned_of_it() {
+    let bench = Bench::new().await;
+    for name in ["first", "second"] {
+        bench
+            .insert_into(name, (0..50).map(|id| doc! {"_id": id, "legacyKey": format!("{name} {id}")}))
+            .await;
+    }
+    let api = KeyApi::finding();
+    configure(&bench, &api).await;
+    let first = bench.program("backfill --tps 5 --target first").spawn();
+    wait_for("a call", async || api.count() > 0).await;
+    let warning = "the job backfill-";
+    let beside = bench.run("backfill --tps 1000 --target second --limit 10").await.expect_exit(0);
+    assert!(beside.stderr.contains(warning) && beside.stderr.contains("same API"), "{}", beside.stderr);
+    first.signal(Signal::Interrupt);
+    first.finish().await.expect_exit(130);
+    let alone = bench.run("backfill --tps 1000 --target second").await.expect_exit(0);
+    assert!(!alone.stderr.contains(warning), "{}", alone.stderr);
 }

@@ -62,7 +62,7 @@ def verify_all(bench):
     return seconds, peak
 
 
-def catch_up_and_verify(bench, rounds):
+def catch_up_and_verify(bench, catch_ups, rounds):
     """Changes after the copy are applied; then both sides are compared, by us and by a script."""
     caught = Case("catch-up", "changed documents/s applied after the copy")
     compared = Case("verify --full", "documents/s compared byte for byte")
@@ -71,7 +71,7 @@ def catch_up_and_verify(bench, rounds):
     bench.forget()
     bench.database.copied.drop()
     cleanse(bench)
-    for number in range(rounds):
+    for number in range(catch_ups):
         bench.database[SOURCE].aggregate([
             {"$match": {"_id": {"$mod": [step, number % step]}}},
             {"$set": {"round": number}},

@@ -128,12 +128,10 @@ async fn start(context: &Context, plan: &Plan) -> Result<Job> {
 
 /// Each job keeps to its own ceiling, and the API sees the calls of all of them.
 async fn warn_of_other_callers(context: &Context, plan: &Plan) -> Result<()> {
-    let api = |identity: &Document| identity.get_str("api").map(str::to_owned).ok();
-    let ours = api(&plan.identity);
-    for job in store::list(&context.mongo, None).await?.iter().filter(|job| store::is_running(job)) {
+    let Ok(api) = plan.identity.get_str("api") else { return Ok(()) };
+    for job in store::list(&context.mongo, None).await?.iter().filter(|job| store::calls(job, api)) {
         let name = job.get_str("_id").unwrap_or_default();
-        let theirs = job.get_document("identity").ok().and_then(api);
-        if name != plan.job && ours.is_some() && theirs == ours {
+        if name != plan.job {
             context.events.warn(format!(
                 "the job {name} calls the same API at this moment: their calls add up to more than one \
                  ceiling; lower --tps, or give the targets to one job"

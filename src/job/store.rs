@@ -315,6 +315,12 @@ pub fn is_running(job: &Document) -> bool {
     runner || joined
 }
 
+/// Whether somebody runs a job that calls that API now.
+pub fn calls(job: &Document, api: &str) -> bool {
+    let identity = job.get_document("identity");
+    is_running(job) && identity.is_ok_and(|identity| identity.get_str("api").is_ok_and(|known| known == api))
+}
+
 /// Who holds a lease, as far as it can be read.
 pub fn holder_of(lease: &Document) -> Option<Holder> {
     let holder = lease.get_document("holder").ok()?;

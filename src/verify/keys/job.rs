@@ -78,13 +78,11 @@ fn name_of(name: Option<&str>, targets: &[Target]) -> String {
 
 async fn check_free(mongo: &Mongo, name: &str, api: &KeyApi) -> Result<()> {
     let api = shown_api(api);
-    let calls = |job: &Document| {
-        let identity = job.get_document("identity");
-        job.get_str("_id").is_ok_and(|known| known == name)
-            || identity.is_ok_and(|identity| identity.get_str("api").is_ok_and(|known| known == api))
-    };
+    let is_ours =
+        |job: &Document| job.get_str("_id").is_ok_and(|known| known == name) && store::is_running(job);
     let jobs = store::list(mongo, None).await?;
-    let Some(running) = jobs.iter().find(|job| calls(job) && store::is_running(job)) else { return Ok(()) };
+    let running = jobs.iter().find(|job| is_ours(job) || store::calls(job, &api));
+    let Some(running) = running else { return Ok(()) };
     let running = running.get_str("_id").unwrap_or_default();
     Err(Error::refused(format!(
         "the job {running} is being run: its calls and those of --keys would pass the ceiling together"

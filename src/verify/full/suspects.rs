@@ -189,8 +189,7 @@ impl Suspects {
             if self.kept.is_empty() || now >= deadline {
                 break;
             }
-            let chase =
-                if self.kept.len() > MOST_LOOKED_UP { deadline } else { deadline - CHASE.min(time / 4) };
+            let chase = if self.are_few_and_move() { deadline - CHASE.min(time / 4) } else { deadline };
             tokio::select! {
                 () = tokio::time::sleep(pause.min(chase.saturating_duration_since(now))) => {}
                 () = sides.stop.cancelled() => return Ok(false),
@@ -199,6 +198,11 @@ impl Suspects {
         }
         self.kept.retain(|suspect| !suspect.is_in_step(halfway));
         Ok(true)
+    }
+
+    /// Whether one look sees them all, and the source of one does not rest.
+    fn are_few_and_move(&self) -> bool {
+        self.kept.len() <= MOST_LOOKED_UP && self.kept.iter().any(|suspect| !suspect.earlier.is_empty())
     }
 
     /// One look; those that agree are let go.

@@ -87,8 +87,9 @@ async fn timing_three_workers_keep_one_ceiling_and_use_it() {
     // From when all three had their share until nothing was left.
     let span = calls[2900].at - calls[600].at;
     let used = 2300.0 / (200.0 * span.as_secs_f64());
-    // Moments of several workers are a little further apart, and a debug build misses some.
-    let least = if idle > ENOUGH_IDLE { 0.97 } else { 0.5 };
+    // Moments of several workers are a little further apart, a debug build misses some, and a
+    // reservation that waits for a slow disk costs a block. One worker that is idle costs a third.
+    let least = if idle > ENOUGH_IDLE { 0.9 } else { 0.5 };
     assert!(used >= least, "{used:.3} of the ceiling, idle {idle:.2}; all in {:?}", begun.elapsed());
 }
 

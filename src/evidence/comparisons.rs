@@ -35,7 +35,7 @@ pub(super) async fn of_jobs(mongo: &Mongo, names: &[String]) -> Vec<Value> {
 }
 
 /// The job of that name.
-async fn stored(mongo: &Mongo, name: &str) -> Option<Document> {
+pub(super) async fn stored(mongo: &Mongo, name: &str) -> Option<Document> {
     store::list(mongo, Some(name)).await.ok()?.into_iter().next()
 }
 

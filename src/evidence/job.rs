@@ -16,8 +16,9 @@ use crate::Context;
 use crate::backfill::counts::{ANSWERED, FLAGGED, add};
 use crate::cli::report::ReportArgs;
 use crate::config::values::Namespace;
+use crate::cutover::gates::passed_since;
 use crate::error::{Error, Result};
-use crate::job::{RAN, RESULT, store};
+use crate::job::{BORROWED, RAN, RESULT, store};
 use crate::mongo::index::whole_number;
 use crate::report::outcome::Outcome;
 use crate::verify::full::job_name;
@@ -116,7 +117,7 @@ async fn document(context: &Context, job: &Document, kind: Kind) -> Value {
             "ended_at": moment(job, "updated_at"),
             "elapsed_seconds": elapsed(job),
             "written_at": gather::now(),
-            "runs": job.get("fence").and_then(whole_number),
+            "runs": runs(job),
         },
         "place": gather::place(mongo).await,
         "subject": {
@@ -138,6 +139,12 @@ async fn document(context: &Context, job: &Document, kind: Kind) -> Value {
         document[name] = member.clone();
     }
     document
+}
+
+/// How often the job was run.
+fn runs(job: &Document) -> Option<u64> {
+    let borrowed = job.get(BORROWED).and_then(whole_number).unwrap_or(0);
+    job.get("fence").and_then(whole_number)?.checked_sub(borrowed)
 }
 
 /// Seconds of the last run.
@@ -273,20 +280,12 @@ async fn cleanse(context: &Context, job: &Document) -> Kind {
     let mut collections = vec![("source", source.clone()), ("target", target.clone())];
     collections.extend(identity.get_str("quarantine").ok().map(|name| ("quarantine", name.to_owned())));
     let name = job.get_str("_id").unwrap_or_default();
-    let verify = vec![job_name(name)];
-    let compared = in_time(async { Some(comparisons::of_jobs(&context.mongo, &verify).await) }).await;
-    let compared = compared.unwrap_or_default();
+    let (verified, compared) =
+        in_time(async { Some(verified(context, job, job_name(name)).await) }).await.unwrap_or_default();
     let balanced = match ledger["balanced"].as_bool() {
         Some(true) => " The ledger balances.",
         Some(false) => " The ledger does NOT balance.",
         None => "",
-    };
-    let verified = match compared.first().map(|comparison| &comparison["verdict"]) {
-        Some(verdict) if verdict["passed"] == json!(true) => {
-            format!(" A full comparison passed at {}.", moment_of(&verdict["at"]["$date"]))
-        }
-        Some(verdict) if verdict["passed"] == json!(false) => " The last full comparison FAILED.".into(),
-        _ => " No full comparison has passed: `verify --full` does that.".to_owned(),
     };
     Kind {
         title: format!("Cleanse of {source} to {target}"),
@@ -314,6 +313,31 @@ async fn cleanse(context: &Context, job: &Document) -> Kind {
             "series": series::of_job(job, "documents copied", "changes applied"),
         }),
     }
+}
+
+/// What the last full comparison of a copy came to, in a sentence, and its figures
+/// unless they are of an earlier copy.
+async fn verified(context: &Context, job: &Document, comparison: String) -> (String, Vec<Value>) {
+    let stored = comparisons::stored(&context.mongo, &comparison).await;
+    let verdict = stored.as_ref().and_then(|stored| stored.get_document("verdict").ok());
+    let passed = verdict.map(|verdict| verdict.get_bool("passed").unwrap_or(false));
+    let counts_still = stored.as_ref().is_some_and(|stored| passed_since(job, stored).is_some());
+    let sentence = match (passed, verdict) {
+        (Some(true), Some(verdict)) if counts_still => {
+            format!(" A full comparison passed at {}.", moment_of(&moment(verdict, "at")))
+        }
+        (Some(true), _) => {
+            return (
+                " The full comparison that passed is of an earlier state of this copy: `verify --full` compares \
+                 what it is now."
+                    .into(),
+                Vec::new(),
+            );
+        }
+        (Some(false), _) => " The last full comparison FAILED.".into(),
+        (None, _) => " No full comparison has passed: `verify --full` does that.".into(),
+    };
+    (sentence, comparisons::of_jobs(&context.mongo, &[comparison]).await)
 }
 
 fn kept_and_rejected(documents: &Value) -> Vec<Value> {

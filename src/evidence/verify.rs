@@ -16,14 +16,12 @@ use super::files::Files;
 use super::gather::{self, in_time};
 use super::words;
 use super::{KIND, SCHEMA, page};
-use crate::cleanse::plan::{compile, rules, target_of};
-use crate::cleanse::predicate::Predicate;
 use crate::cli::options;
 use crate::cli::verify::VerifyArgs;
-use crate::config::values::Namespace;
 use crate::error::{Class, Result};
 use crate::report::outcome::Outcome;
 use crate::verify::result::{BACKFILL, COPY};
+use crate::verify::sides::Sides;
 use crate::{Context, command_line};
 
 /// The group of what compares a copy with its source, document by document.
@@ -71,7 +69,8 @@ async fn document(context: &Context, args: &VerifyArgs, result: &Value) -> Value
     let comparisons = in_time(async { Some(comparisons::of_jobs(mongo, &jobs).await) }).await;
     let checks = list(&result["checks"]);
     let looked_at = LookedAt::of(checks, args);
-    let sides = sides(context, args).filter(|_| looked_at.copy);
+    let sides = in_time(async { Sides::of(context, args).await.ok().flatten() }).await;
+    let sides = sides.filter(|_| looked_at.copy);
     json!({
         "schema": SCHEMA,
         "kind": KIND,
@@ -99,21 +98,6 @@ async fn document(context: &Context, args: &VerifyArgs, result: &Value) -> Value
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
-/// The two sides of a copy, with the rules.
-struct Sides {
-    source: Namespace,
-    target: Namespace,
-    predicate: Predicate,
-}
-
-/// The sides that the verification was about, as it decides them itself.
-fn sides(context: &Context, args: &VerifyArgs) -> Option<Sides> {
-    let rules = rules(&context.settings, args.source.as_ref()).ok()?;
-    let to = args.to.clone().or_else(|| rules.to.clone())?;
-    let target = target_of(&rules.source, &to).ok()?;
-    Some(Sides { predicate: compile(&context.settings, &rules).ok()?, source: rules.source, target })
 }
 
 /// What the verification was about.
@@ -152,7 +136,7 @@ async fn subject(context: &Context, args: &VerifyArgs, sides: Option<&Sides>, lo
     let mongo = &context.mongo;
     let mut collections = Vec::new();
     let (mut rules, mut in_words) = (Value::Null, Vec::new());
-    if let Some(Sides { source, target, predicate }) = sides {
+    if let Some(Sides { source, target, predicate, .. }) = sides {
         collections.push(gather::collection(mongo, "source", source).await);
         collections.push(gather::collection(mongo, "target", target).await);
         let identity = gather::relaxed(&predicate.identity());

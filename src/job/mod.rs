@@ -17,5 +17,5 @@ mod start;
 pub mod store;
 
 pub use lease::Lease;
-pub use start::{RAN, RESULT};
+pub use start::{BORROWED, RAN, RESULT};
 pub use store::{Job, JobState, Role};

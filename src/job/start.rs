@@ -8,7 +8,7 @@ use mongodb::options::ReturnDocument;
 
 use super::holder::Holder;
 use super::lease::times;
-use super::store::{COLLECTION, Job, JobState, Role, holder_of, is_running, list};
+use super::store::{COLLECTION, FAILED_ELSEWHERE, Job, JobState, Role, holder_of, is_running, leaving, list};
 use crate::command_line;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
@@ -17,13 +17,26 @@ use crate::mongo::command::retrying;
 /// Version of the document's layout.
 const VERSION: i32 = 1;
 /// What a run leaves behind that means nothing to the next one.
-const OF_ONE_RUN: [&str; 4] = ["budget", "documents", "limited_by", "limited_by_seconds"];
+const OF_ONE_RUN: [&str; 4] = [FAILED_ELSEWHERE, "documents", "limited_by", "limited_by_seconds"];
 /// The field with the result of the last run, for a report.
 pub const RESULT: &str = "result";
+/// How often a job was borrowed: each time counts in `fence`, and is no run.
+pub const BORROWED: &str = "borrowed";
 /// The field that tells who ran last, for a report.
 pub const RAN: &str = "ran";
 /// How often a lease that may be dead is looked at.
 const POLL: Duration = Duration::from_millis(500);
+
+/// What a lease is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// A run of what the job is.
+    Run,
+    /// A run of something else under its name.
+    AnotherRun,
+    /// Keeping others from it.
+    Others,
+}
 
 impl Job {
     /// Takes the lease of the job of that name for something else than before.
@@ -39,7 +52,7 @@ impl Job {
         identity: &Document,
         mark: Document,
     ) -> Result<Self> {
-        let mut job = Self::acquire(mongo, name, command, identity, false).await?;
+        let mut job = Self::acquire(mongo, name, command, identity, For::AnotherRun).await?;
         let mut fields = mark;
         fields.insert("identity", identity.clone());
         job.save(fields.clone()).await?;
@@ -52,7 +65,16 @@ impl Job {
     /// # Errors
     /// A refusal where the job does something else or another process runs it.
     pub async fn start(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Self> {
-        Self::acquire(mongo, name, command, identity, true).await
+        Self::acquire(mongo, name, command, identity, For::Run).await
+    }
+
+    /// Takes the lease of a job so that nobody runs it meanwhile, without running
+    /// it: what is stored of its last run stays. To be ended by [`Job::give_back`].
+    ///
+    /// # Errors
+    /// As [`Job::start`].
+    pub async fn borrow(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Self> {
+        Self::acquire(mongo, name, command, identity, For::Others).await
     }
 
     async fn acquire(
@@ -60,7 +82,7 @@ impl Job {
         name: &str,
         command: &str,
         identity: &Document,
-        same_identity: bool,
+        purpose: For,
     ) -> Result<Self> {
         let collection: Collection<Document> = mongo.state(COLLECTION);
         let holder = Holder::current();
@@ -71,13 +93,16 @@ impl Job {
                 create(&collection, name, command, identity).await?;
                 continue;
             };
-            let expected =
-                if same_identity { identity } else { stored.get_document("identity").unwrap_or(identity) };
+            let expected = match purpose {
+                For::AnotherRun => stored.get_document("identity").unwrap_or(identity),
+                For::Run | For::Others => identity,
+            };
             check_identity(name, &stored, command, expected)?;
             let lease = stored.get_document("lease").ok();
             if lease.and_then(holder_of).as_ref() == Some(&holder) {
                 // We took it and did not hear of it: the answer was lost or late.
-                return Ok(Self::held(stored, name, collection, Role::Runner, taken_over));
+                let job = Self::held(stored, name, collection, Role::Runner, taken_over);
+                return Ok(job.borrowed(purpose == For::Others));
             }
             if let Some(lease) = lease
                 && !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)?
@@ -87,8 +112,10 @@ impl Job {
             }
             let fence = stored.get_i64("fence").unwrap_or(0);
             taken_over = lease.is_some();
-            if let Some(document) = take(&collection, name, fence, &holder).await? {
-                return Ok(Self::held(document, name, collection, Role::Runner, taken_over));
+            count_the_dead(&collection, &stored).await?;
+            if let Some(document) = take(&collection, name, fence, &holder, purpose).await? {
+                let job = Self::held(document, name, collection, Role::Runner, taken_over);
+                return Ok(job.borrowed(purpose == For::Others));
             }
         }
     }
@@ -150,21 +177,29 @@ async fn take(
     name: &str,
     fence: i64,
     holder: &Holder,
+    purpose: For,
 ) -> Result<Option<Document>> {
     let filter = doc! {"_id": name, "fence": fence};
     // A pipeline, because only the server's clock counts.
     let mut fields = times("lease");
     fields.extend(doc! {
         "lease.holder": {"$literal": encode(holder)?},
-        "state": JobState::Running.as_str(),
         "fence": fence + 1,
-        "started_at": "$$NOW",
-        "updated_at": "$$NOW",
         "workers": living_workers(),
-        RAN: {"$literal": ran(holder)},
     });
-    let update =
-        vec![doc! {"$set": fields}, doc! {"$set": freed_buckets()}, doc! {"$unset": OF_ONE_RUN.to_vec()}];
+    let mut update = vec![doc! {"$set": freed_buckets()}];
+    if purpose == For::Others {
+        fields.insert(BORROWED, doc! {"$add": [{"$ifNull": [format!("${BORROWED}"), 0_i64]}, 1_i64]});
+    } else {
+        fields.extend(doc! {
+            "state": JobState::Running.as_str(),
+            "started_at": "$$NOW",
+            "updated_at": "$$NOW",
+            RAN: {"$literal": ran(holder)},
+        });
+        update.push(doc! {"$unset": OF_ONE_RUN.to_vec()});
+    }
+    update.insert(0, doc! {"$set": fields});
     retrying(format!("taking the lease of the job {name}"), || {
         let update = collection
             .find_one_and_update(filter.clone(), update.clone())
@@ -172,6 +207,28 @@ async fn take(
         async move { update.await }
     })
     .await
+}
+
+/// Adds what workers have done whose lease has run out: whoever takes the lease
+/// knows them no longer.
+async fn count_the_dead(collection: &Collection<Document>, stored: &Document) -> Result<()> {
+    let now = stored.get_datetime("now").ok();
+    for (name, worker) in stored.get_document("workers").into_iter().flatten() {
+        let Some(worker) = worker.as_document() else { continue };
+        let Some(expired) = worker.get_datetime("expires_at").ok().filter(|expires| Some(*expires) <= now)
+        else {
+            continue;
+        };
+        let filter = doc! {"_id": stored.get("_id"), format!("workers.{name}.expires_at"): *expired};
+        let totals = worker.get_document("totals").cloned().unwrap_or_default();
+        let update = leaving(name, &totals);
+        retrying("counting what workers have done that are gone", || {
+            let update = collection.update_one(filter.clone(), update.clone());
+            async move { update.await }
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 /// Which process ran last and how it was started: kept when the lease is given back.
@@ -197,8 +254,9 @@ fn living_workers() -> Document {
     }}}
 }
 
-/// Without anybody who joined the runner owns everything, which needs no list.
-/// Otherwise whatever is not in the hands of the living is free.
+/// Without anybody who joined the runner owns everything, which needs no list, and
+/// calls by no common timetable. Otherwise whatever is not in the hands of the
+/// living is free, and they go on calling at the moments that they have reserved.
 fn freed_buckets() -> Document {
     let living = doc! {"$map": {"input": {"$objectToArray": "$workers"}, "in": "$$this.k"}};
     let freed = doc! {"$arrayToObject": {"$map": {
@@ -208,6 +266,7 @@ fn freed_buckets() -> Document {
     let is_alone = doc! {"$eq": ["$workers", {}]};
     doc! {
         "buckets": {"$cond": [is_alone.clone(), "$$REMOVE", freed]},
+        "budget": {"$cond": [is_alone.clone(), "$$REMOVE", "$budget"]},
         "shared": {"$and": [{"$not": [is_alone]}, {"$ifNull": ["$shared", false]}]},
     }
 }

@@ -10,9 +10,14 @@ use super::lease::{Lease, LeaseWatch, Renewal};
 use crate::error::Result;
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
+use crate::mongo::index::{stored_count, whole_number};
 
 /// The collection of jobs in the state database.
 pub(super) const COLLECTION: &str = "jobs";
+
+/// The field with what failed in the hands of workers that have left, until it is
+/// added to what the runner tells.
+pub(super) const FAILED_ELSEWHERE: &str = "failed_elsewhere";
 
 /// How a run of a job ended, or that it has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,8 @@ pub struct Job {
     /// Whether another process held the lease until now, so that calls of its
     /// may have left a moment ago.
     taken_over: bool,
+    /// Whether nothing is run, so that the last run stays what it was.
+    is_borrowed: bool,
     collection: Collection<Document>,
     lease: Lease,
 }
@@ -120,7 +127,11 @@ impl Job {
         filter.insert(format!("{path}.holder"), doc! {"$exists": true});
         let renewal = Renewal { collection: collection.clone(), filter, path };
         let lease = Lease::keep(renewal, name.into(), document.clone());
-        Self { name: name.into(), role, fence, document, taken_over, collection, lease }
+        Self { name: name.into(), role, fence, document, taken_over, is_borrowed: false, collection, lease }
+    }
+
+    pub(super) fn borrowed(self, is_borrowed: bool) -> Self {
+        Self { is_borrowed, ..self }
     }
 
     /// What this worker is to the job.
@@ -191,7 +202,9 @@ impl Job {
     /// A stop where the lease is lost or the document can't be written.
     pub async fn save(&self, mut fields: Document) -> Result<()> {
         self.lease.watch().valid().await?;
-        fields.insert("updated_at", DateTime::now());
+        if !self.is_borrowed {
+            fields.insert("updated_at", DateTime::now());
+        }
         if let Role::Joined(worker) = &self.role {
             fields =
                 fields.into_iter().map(|(name, value)| (format!("workers.{worker}.{name}"), value)).collect();
@@ -230,10 +243,27 @@ impl Job {
             }
             Role::Joined(worker) => {
                 let totals = fields.get_document("totals").cloned().unwrap_or_default();
-                self.update(leaving(worker, &totals).into()).await?;
+                let mut stages = leaving(worker, &totals);
+                stages.extend(failing(fields.get_document("documents").ok()));
+                self.update(stages.into()).await?;
                 self.close_after_the_runner(state).await?;
             }
         }
+        self.add_failures_of_others().await?;
+        self.lease.release();
+        Ok(())
+    }
+
+    /// Gives the lease of a borrowed job back, with fields that others keep in it.
+    ///
+    /// # Errors
+    /// A stop where the lease is lost or the document can't be written.
+    pub async fn give_back(self, fields: Document) -> Result<()> {
+        let mut update = doc! {"$unset": {"lease": ""}};
+        if !fields.is_empty() {
+            update.insert("$set", fields);
+        }
+        self.update(update.into()).await?;
         self.lease.release();
         Ok(())
     }
@@ -247,6 +277,53 @@ impl Job {
             "state": JobState::Running.as_str(),
         };
         let update = doc! {"$set": {"state": state.as_str(), "updated_at": DateTime::now()}};
+        retrying(format!("saving the job {}", self.name), || {
+            let update = self.collection.update_one(filter.clone(), update.clone());
+            async move { update.await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Once the runner has left, what failed in other hands is added to what it has
+    /// told: the job is not completed then, whoever was the last to leave.
+    async fn add_failures_of_others(&self) -> Result<()> {
+        let filter = doc! {
+            "_id": &self.name,
+            "lease": {"$exists": false},
+            "state": {"$in": [JobState::Completed.as_str(), JobState::Incomplete.as_str()]},
+            FAILED_ELSEWHERE: {"$exists": true},
+        };
+        let number = |path: &str| doc! {"$ifNull": [path, 0_i64]};
+        let ours = format!("${FAILED_ELSEWHERE}.by");
+        let known = doc! {"$ifNull": ["$documents.failed_by", {}]};
+        // The count of one reason on the other side; no operator reads a field by a computed name
+        // on all servers.
+        let theirs = doc! {"$sum": {"$map": {
+            "input": {"$filter": {
+                "input": {"$objectToArray": known.clone()},
+                "as": "known",
+                "cond": {"$eq": ["$$known.k", "$$ours.k"]},
+            }},
+            "as": "known",
+            "in": "$$known.v",
+        }}};
+        let sums = doc! {"$arrayToObject": {"$map": {
+            "input": {"$objectToArray": ours},
+            "as": "ours",
+            "in": {"k": "$$ours.k", "v": {"$add": ["$$ours.v", theirs]}},
+        }}};
+        let update = vec![
+            doc! {"$set": {
+                "state": JobState::Incomplete.as_str(),
+                "documents.failed": {"$add": [
+                    number("$documents.failed"),
+                    number(&format!("${FAILED_ELSEWHERE}.failed")),
+                ]},
+                "documents.failed_by": {"$mergeObjects": [known, sums]},
+            }},
+            doc! {"$unset": FAILED_ELSEWHERE},
+        ];
         retrying(format!("saving the job {}", self.name), || {
             let update = self.collection.update_one(filter.clone(), update.clone());
             async move { update.await }
@@ -297,6 +374,20 @@ pub(super) fn leaving(worker: &str, totals: &Document) -> Vec<Document> {
         stages.insert(0, doc! {"$set": sums});
     }
     stages
+}
+
+/// Adds what failed in the hands of a worker that leaves; nothing where nothing did.
+fn failing(documents: Option<&Document>) -> Option<Document> {
+    let documents = documents?;
+    let failed = documents.get("failed").and_then(whole_number).filter(|failed| *failed > 0)?;
+    let sum = |path: &str, count: u64| doc! {"$add": [{"$ifNull": [format!("${path}"), 0_i64]}, stored_count(count)]};
+    let path = format!("{FAILED_ELSEWHERE}.failed");
+    let mut sums = doc! {&path: sum(&path, failed)};
+    for (reason, count) in documents.get_document("failed_by").into_iter().flatten() {
+        let path = format!("{FAILED_ELSEWHERE}.by.{reason}");
+        sums.insert(path.clone(), sum(&path, whole_number(count).unwrap_or(0)));
+    }
+    Some(doc! {"$set": sums})
 }
 
 /// Whether a living process holds the job or takes part in it, as far as its

@@ -179,11 +179,15 @@ async fn count(mongo: &Mongo, sides: &Sides, copy: Option<&Document>) -> Result<
     let Some(job) = job else { return Ok(counted) };
     counted.during = on_their_way.follow(mongo, sides, &job, moment).await;
     // Without a follower nothing is on its way: what the target lacks, it lacks.
-    if store::is_running(&job) && is_near(position_of(&job), moment) && sides.predicate.valid().is_condition()
-    {
+    if is_at_work(&job, moment) && sides.predicate.valid().is_condition() {
         counted.moved = on_their_way.counted(mongo, sides, moment).await.unwrap_or_default();
     }
     Ok(counted)
+}
+
+/// Whether somebody follows the source for that job and is little behind.
+pub(super) fn is_at_work(job: &Document, moment: Timestamp) -> bool {
+    store::is_running(job) && is_near(position_of(job), moment)
 }
 
 fn position_of(job: &Document) -> Option<Position> {

@@ -25,13 +25,14 @@ use crate::cleanse::plan::Plan;
 use crate::cleanse::steer;
 use crate::cli::cutover::CopyArgs;
 use crate::cli::verify::VerifyArgs;
+use crate::config::values::Namespace;
 use crate::crash;
 use crate::cutover::gates::{self, CHANGED_AT};
 use crate::cutover::record::Record;
 use crate::cutover::run::{forward, prepare_copy, stored_job, stored_position_of};
 use crate::cutover::switch::stage::Stage;
 use crate::error::{Error, Result};
-use crate::job::{Job, JobState, store};
+use crate::job::{Job, store};
 use crate::mongo::Mongo;
 use crate::mongo::lanes::Lanes;
 use crate::report::terminal::confirm;
@@ -45,8 +46,6 @@ const LOOKS: usize = 1_000;
 #[derive(Debug)]
 pub struct Repair {
     plan: Plan,
-    state: JobState,
-    documents: Option<Bson>,
 }
 
 /// What was repaired.
@@ -85,22 +84,7 @@ pub async fn prepare(context: &Context, args: &VerifyArgs, sides: &Sides) -> Res
         ))
         .hint("`cleanse --dual-write` repairs what stands still, `verify --dual-write` watches the rest"));
     }
-    if let Some(record) = Record::of(&stored)?
-        && (record.is_done() || record.is_rollback || record.fence.is_some())
-    {
-        return Err(Error::refused(format!(
-            "{} was cut over: its former target is not repaired",
-            sides.source
-        ))
-        .hint("compare with the kept collection by --source and --to, and mend by hand what differs"));
-    }
-    if Stage::of(&stored).is_some() {
-        return Err(Error::refused(format!(
-            "the application is being switched to {}: what differs may be newer there",
-            sides.target
-        ))
-        .hint("`cutover --mode switch` tells what both sides have written differently"));
-    }
+    check_before_cutover(&stored, &sides.source, &sides.target)?;
     if store::is_running(&stored) {
         let holder = stored.get_document("lease").ok().and_then(store::holder_of);
         let who = holder.map_or("another process".into(), |holder| holder.to_string());
@@ -108,7 +92,11 @@ pub async fn prepare(context: &Context, args: &VerifyArgs, sides: &Sides) -> Res
             "stop that process first (`mongorekey control JOB stop`): two must not write to the same target",
         ));
     }
-    let copy = CopyArgs { source: args.source.clone(), to: args.to.clone(), job: Some(sides.job.clone()) };
+    let copy = CopyArgs {
+        source: args.source.clone(),
+        to: Some(sides.target.to_string()),
+        job: Some(sides.job.clone()),
+    };
     let plan = prepare_copy(context, &copy).await?;
     if identity != plan.identity {
         return Err(Error::refused(format!(
@@ -118,14 +106,24 @@ pub async fn prepare(context: &Context, args: &VerifyArgs, sides: &Sides) -> Res
         .hint("change the config back, or copy anew by `cleanse --restart`"));
     }
     gates::check_collections(&context.mongo, &plan, &stored).await?;
-    Ok(Repair { plan, state: state_of(&stored), documents: stored.get("documents").cloned() })
+    Ok(Repair { plan })
 }
 
-fn state_of(stored: &Document) -> JobState {
-    [JobState::Completed, JobState::Incomplete, JobState::Interrupted]
-        .into_iter()
-        .find(|state| stored.get_str("state").is_ok_and(|word| word == state.as_str()))
-        .unwrap_or(JobState::Stopped)
+/// Makes sure that the application does not use the target yet, as far as the job tells.
+fn check_before_cutover(job: &Document, source: &Namespace, target: &Namespace) -> Result<()> {
+    if let Some(record) = Record::of(job)?
+        && (record.is_done() || record.is_rollback || record.fence.is_some())
+    {
+        return Err(Error::refused(format!("{source} was cut over: its former target is not repaired"))
+            .hint("compare with the kept collection by --source and --to, and mend by hand what differs"));
+    }
+    if Stage::of(job).is_some() {
+        return Err(Error::refused(format!(
+            "the application is being switched to {target}: what differs may be newer there"
+        ))
+        .hint("`cutover --mode switch` tells what both sides have written differently"));
+    }
+    Ok(())
 }
 
 impl Repair {
@@ -142,7 +140,7 @@ impl Repair {
         verified: &str,
         differing: u64,
     ) -> Result<Repaired> {
-        let Self { plan, state, documents } = self;
+        let Self { plan } = self;
         context.events.settled().await;
         confirm(
             format!(
@@ -154,12 +152,10 @@ impl Repair {
         )
         .await?;
         let ranges = differing_ranges(&context.mongo, verified).await?;
-        let job = Job::start(&context.mongo, &plan.job, "cleanse", &plan.identity).await?;
+        let job = Job::borrow(&context.mongo, &plan.job, "cleanse", &plan.identity).await?;
         let result = repair(context, &plan, &job, &ranges).await;
-        let mut fields = Document::new();
-        fields.extend(documents.map(|documents| ("documents".to_owned(), documents)));
-        let saved = job.finish(state, fields).await;
-        result.and_then(|repaired| saved.map(|()| repaired))
+        let given_back = job.give_back(Document::new()).await;
+        result.and_then(|repaired| given_back.map(|()| repaired))
     }
 }
 
@@ -182,7 +178,8 @@ async fn differing_ranges(mongo: &Mongo, verified: &str) -> Result<Vec<StoredRan
 
 async fn repair(context: &Context, plan: &Plan, job: &Job, ranges: &[StoredRange]) -> Result<Repaired> {
     gates::check_copied(job, &plan.source)?;
-    // Again, now that nobody else has the job.
+    // Again, now that nobody else has the job: a cutover may have had it since.
+    check_before_cutover(job.document(), &plan.source, &plan.target)?;
     gates::check_collections(&context.mongo, plan, job.document()).await?;
     stored_position_of(job, Direction::Forward)?;
     let steered = steer::start(context, job, None).await?;

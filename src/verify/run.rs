@@ -38,7 +38,7 @@ struct Run<'a> {
 /// # Errors
 /// A refusal where there is nothing to verify; a stop where the server goes away.
 pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
-    let sides = Sides::of(context, args)?;
+    let sides = context.unless_interrupted(Sides::of(context, args)).await?;
     check_options(context, args, sides.as_ref())?;
     if let Some(sides) = &sides {
         needs::check_reading(&context.mongo, &sides.source, &sides.predicate.valid()).await?;
@@ -72,8 +72,9 @@ async fn check_turn(context: &Context, args: &VerifyArgs) -> Result<()> {
 
 /// Options that need what is not configured.
 fn check_options(context: &Context, args: &VerifyArgs, sides: Option<&Sides>) -> Result<()> {
-    let live = [(args.full, "--full"), (args.dual_write, "--dual-write")];
-    if let Some((_, option)) = live.into_iter().find(|(is_given, _)| *is_given && sides.is_none()) {
+    let of_two =
+        [(args.full, "--full"), (args.dual_write, "--dual-write"), (args.sample.is_some(), "--sample")];
+    if let Some((_, option)) = of_two.into_iter().find(|(is_given, _)| *is_given && sides.is_none()) {
         return Err(Error::usage(format!("{option} compares two collections, and none are named"))
             .hint("add `[cleanse]` with `source` and `to`, or give --source and --to"));
     }

@@ -6,11 +6,11 @@
 //! the number of documents that share a key.
 
 use bson::{Bson, Decimal128, Document, doc};
+use futures_util::TryStreamExt;
 use mongodb::options::Collation;
 use serde_json::{Value, json};
 
 use super::check::Check;
-use crate::cleanse::count;
 use crate::config::Target;
 use crate::config::values::FieldPath;
 use crate::error::{Context as _, Error, Result};
@@ -70,21 +70,77 @@ pub struct Asked {
 pub async fn check(mongo: &Mongo, targets: &[Target], asked: Asked) -> Result<Vec<Check>> {
     let both = [Grouped::ByLegacyKey, Grouped::ByNewKey];
     let wanted = &both[..if asked.new_keys { 2 } else { 1 }];
-    let mut keys = 0;
+    let mut keyed = Keyed::default();
     for target in targets {
-        let has_key = doc! {target.key_field.as_str(): {"$ne": Bson::Null}};
-        keys += count::exactly(mongo, &target.namespace, &has_key).await?;
+        keyed.add(Keyed::of(mongo, target).await?);
     }
     let mut checks = Vec::new();
     for grouped in wanted {
-        match (keys, asked.by_name) {
+        match (keyed.documents, keyed.with_both, asked.by_name) {
             // A backfill whose keys were all unknown to the API.
-            (0, false) => {}
-            (0, true) => checks.push(Check::nothing(grouped.name(), "no document has a new key")),
-            _ => checks.push(group(mongo, targets, *grouped, asked).await?.with("documents", json!(keys))),
+            (0, _, false) => {}
+            (0, _, true) => checks.push(Check::nothing(grouped.name(), "no document has a new key")),
+            (_, 0, _) => checks.push(Check::nothing(
+                grouped.name(),
+                "no document with a new key has a legacy key that can be read: is `legacy_field` right?",
+            )),
+            _ => checks.push(keyed.told(group(mongo, targets, *grouped, asked).await?)),
         }
     }
     Ok(checks)
+}
+
+/// Documents that have a new key.
+#[derive(Debug, Clone, Copy, Default)]
+struct Keyed {
+    documents: u64,
+    /// Those of them whose legacy key can be read; only these are grouped.
+    with_both: u64,
+}
+
+impl Keyed {
+    async fn of(mongo: &Mongo, target: &Target) -> Result<Self> {
+        let is_read = doc! {"$ne": [identity(&target.legacy_field), Bson::Null]};
+        let pipeline = vec![
+            doc! {"$match": has_new_key(target)},
+            doc! {"$group": {
+                "_id": Bson::Null,
+                "documents": {"$sum": 1_i64},
+                "with_both": {"$sum": {"$cond": [is_read, 1_i64, 0_i64]}},
+            }},
+        ];
+        let collection = mongo.collection(&target.namespace);
+        let counted = retrying(format!("counting the keys of {}", target.namespace), || {
+            let aggregate = collection.aggregate(pipeline.clone());
+            async move { aggregate.await?.with_type::<Document>().try_next().await }
+        })
+        .await?;
+        let count = |name: &str| {
+            counted.as_ref().and_then(|counted| counted.get(name)).and_then(whole_number).unwrap_or(0)
+        };
+        Ok(Self { documents: count("documents"), with_both: count("with_both") })
+    }
+
+    fn add(&mut self, other: Self) {
+        self.documents += other.documents;
+        self.with_both += other.with_both;
+    }
+
+    /// The check, with what it is about.
+    fn told(self, check: Check) -> Check {
+        let left_out = self.documents - self.with_both;
+        let check = check.with("documents", json!(self.documents)).with("left_out", json!(left_out));
+        if left_out == 0 {
+            return check;
+        }
+        let told = format!("{left_out} documents with a new key have no legacy key that can be read");
+        let remark = check.remark.as_ref().map_or(told.clone(), |remark| format!("{remark}; {told}"));
+        check.remark(remark)
+    }
+}
+
+fn has_new_key(target: &Target) -> Document {
+    doc! {target.key_field.as_str(): {"$ne": Bson::Null}}
 }
 
 async fn group(mongo: &Mongo, targets: &[Target], grouped: Grouped, asked: Asked) -> Result<Check> {
@@ -158,7 +214,7 @@ fn pipeline(first: &Target, others: &[&Target], grouped: Grouped) -> Vec<Documen
 fn keys_of(target: &Target) -> Vec<Document> {
     let namespace = target.namespace.to_string();
     vec![
-        doc! {"$match": {target.key_field.as_str(): {"$ne": Bson::Null}}},
+        doc! {"$match": has_new_key(target)},
         doc! {"$project": {
             "_id": 0,
             "new": format!("${}", target.key_field),

@@ -131,6 +131,23 @@ async fn dual_write_verified_tells_each_kind_of_miss() {
 }
 
 #[tokio::test]
+async fn dual_write_verified_beside_more_one_sided_writes_than_memory_holds_comes_to_an_end() {
+    const DOCUMENTS: u64 = 40_000;
+    let bench = bench(0).await;
+    // Long `_id`s fill the memory sooner.
+    for side in [SOURCE, TARGET] {
+        let documents = (0..DOCUMENTS).map(|id| doc! {"_id": format!("{id:0>500}"), "valid": true});
+        bench.insert_into(side, documents).await;
+    }
+    let [source, _] = sides(&bench);
+    let run = watching(&bench, "10s").await;
+    source.update_many(doc! {}, doc! {"$set": {"one side": 1}}).await.expect("a write");
+    let run = run.finish().await.expect_exit(1);
+    assert_eq!(run.number("/dual_write/different"), DOCUMENTS, "{}", run.stdout);
+    assert_eq!(run.number("/dual_write/unsettled"), 0);
+}
+
+#[tokio::test]
 async fn dual_write_verified_without_a_write_does_not_pass() {
     let bench = both(10).await;
     let run = bench.run(&format!("{COMMAND} --for 1s")).await.expect_exit(1);

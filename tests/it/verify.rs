@@ -4,7 +4,7 @@ use bson::{Bson, Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::Collection;
 use serde_json::{Value, json};
 
-use crate::cleansing::{SOURCE, TARGET, bytes, configure, every_type, ids, insert_raw};
+use crate::cleansing::{SOURCE, TARGET, bytes, config, configure, every_type, ids, insert_raw};
 use crate::harness::{Bench, DOCS};
 use crate::key_api::{KeyApi, Reply};
 use crate::program::Finished;
@@ -398,4 +398,24 @@ async fn documents_that_come_meanwhile_are_accounted_for() {
         assert!(check(&run, &name)["found"].as_u64().is_some_and(|found| found > 400), "{}", run.stdout);
     }
     writer.abort();
+}
+
+/// The config says where from, and who has copied has said where to.
+#[tokio::test]
+async fn a_copy_is_verified_where_only_its_job_tells_the_target() {
+    let bench = Bench::new().await;
+    bench.insert_into(SOURCE, (0..50).map(|id| doc! {"_id": id})).await;
+    bench.configure_text(&config(&bench, "").replace(&format!("to = '{TARGET}'"), ""));
+    let sample = bench.run("verify --sample 10").await.expect_exit(2);
+    assert!(sample.json.to_string().contains("--sample"), "{}", sample.stdout);
+    bench.run(&format!("cleanse --to {TARGET}")).await.expect_exit(0);
+    bench.run("verify").await.expect_exit(0);
+    target(&bench).delete_many(doc! {}).await.expect("deleted");
+    for command in ["verify", "verify --counts", "verify --sample 10", "verify --full --settle 1ms"] {
+        bench.run(command).await.expect_exit(1);
+    }
+    bench.run("cleanse --to other").await.expect_exit(0);
+    let run = bench.run("verify").await.expect_exit(2);
+    assert!(run.json.to_string().contains("--to COLLECTION"), "{}", run.stdout);
+    bench.run("verify --to other").await.expect_exit(0);
 }

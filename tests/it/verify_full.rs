@@ -265,6 +265,19 @@ async fn nothing_to_compare_never_passes() {
     }
 }
 
+/// Documents without an `_id`, or with one of many, can't be matched.
+#[tokio::test]
+async fn views_are_not_compared() {
+    let bench = pair(10).await;
+    for view in ["one", "other"] {
+        let command = doc! {"create": view, "viewOn": SOURCE, "pipeline": [{"$project": {"_id": 0}}]};
+        bench.database.run_command(command).await.expect("a view");
+    }
+    let sides = format!("verify --full --source {} --to other", bench.namespace("one"));
+    let run = bench.run(&sides).await.expect_exit(3);
+    assert!(run.text("/error/message").contains("is a view"), "{}", run.stdout);
+}
+
 #[tokio::test]
 async fn a_wrong_name_and_a_collection_beside_itself_do_not_pass() {
     let bench = pair(50).await;

@@ -165,3 +165,16 @@ async fn after_a_backfill_a_legacy_key_has_one_new_key_without_being_asked() {
     let run = bench.run("verify").await.expect_exit(1);
     assert_eq!(pairs(&run, NEW), [[1, 100]]);
 }
+
+#[tokio::test]
+async fn keys_without_a_legacy_key_are_no_pass() {
+    let bench = Bench::new().await;
+    bench.insert((0..2).map(|id| doc! {"_id": id, "newKey": "N-1"})).await;
+    bench.configure(&bench.config(&KeyApi::finding()));
+    let run = bench.run("verify --unique").await.expect_exit(1);
+    let remark = check(&run, NEW)["remark"].to_string();
+    assert!(remark.contains("legacy_field"), "{remark}");
+    bench.insert([doc! {"_id": 3, "legacyKey": "A", "newKey": "N-A"}]).await;
+    let run = bench.run("verify --unique").await.expect_exit(0);
+    assert_eq!((&check(&run, NEW)["documents"], &check(&run, NEW)["left_out"]), (&json!(3), &json!(2)));
+}

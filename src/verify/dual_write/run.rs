@@ -219,6 +219,13 @@ impl Watch<'_> {
 
     async fn look(&mut self) -> Result<()> {
         let now = Instant::now();
+        let stuck = self.watched.take_stuck(now, AT_ONCE);
+        if !stuck.is_empty() {
+            let seen = self.pairs.look_up(&stuck, self.reached_on_both()).await?;
+            for id in &stuck {
+                self.watched.looked_again(id, seen.get(id).copied().unwrap_or_default(), now);
+            }
+        }
         let ids = self.watched.take_due(now, AT_ONCE);
         if ids.is_empty() {
             return Ok(());

@@ -5,6 +5,11 @@
 //! time in which the other side must follow is counted from the first event of
 //! the last run on one side: a side that is written again and again while the
 //! other one stays silent is not forgiven for never standing still.
+//!
+//! A document that differs is judged when the streams are known up to the moment
+//! at which it was read. Where memory is full they can't be read that far; then
+//! one that a second look, the grace time later, finds with a side that has not
+//! moved was not followed in time, whatever the streams have yet to tell.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -73,6 +78,8 @@ struct Entry {
     last: Instant,
     is_queued: bool,
     seen: Seen,
+    /// When that was seen.
+    looked: Instant,
     /// Found to differ; judged when both streams are known up to this moment.
     awaiting: Option<Timestamp>,
     overdue: Option<Overdue>,
@@ -192,7 +199,7 @@ impl Watched {
     pub(super) fn looked(&mut self, id: &Id, seen: Seen, now: Instant, until: Timestamp) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let Some(kind) = seen.kind() else { return self.agree(id) };
-        entry.seen = seen;
+        (entry.seen, entry.looked) = (seen, now);
         if let Some(overdue) = &mut entry.overdue {
             *self.counts.of(overdue.kind) -= 1;
             overdue.kind = kind;
@@ -216,19 +223,50 @@ impl Watched {
         self.awaiting = open;
         let known: Vec<(Timestamp, Id)> = known;
         for (until, id) in known {
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
-            if entry.awaiting != Some(until) {
-                continue;
+            if self.entries.get(&id).is_some_and(|entry| entry.awaiting == Some(until)) {
+                self.judge(&id);
             }
-            entry.awaiting = None;
-            let Some(kind) = entry.seen.kind() else { continue };
-            entry.overdue = Some(Overdue { kind, since: entry.run_start });
-            *self.counts.of(kind) += 1;
-            self.overdue_bytes += bytes_of(&id);
-            if self.overdue_bytes > MOST_OVERDUE_BYTES {
-                self.overdue_bytes -= bytes_of(&id);
-                self.remove(&id);
-            }
+        }
+    }
+
+    /// Documents to be looked at a second time, at most so many: some only where
+    /// nothing more can be taken, so that the streams can't tell about them.
+    pub(super) fn take_stuck(&mut self, now: Instant, most: usize) -> Vec<Id> {
+        if self.has_room() {
+            return Vec::new();
+        }
+        let (entries, grace) = (&self.entries, self.grace);
+        self.awaiting
+            .retain(|(until, id)| entries.get(id).is_some_and(|entry| entry.awaiting == Some(*until)));
+        let is_due = |id: &Id| entries.get(id).is_some_and(|entry| entry.looked + grace <= now);
+        self.awaiting.iter().map(|(_, id)| id).filter(|id| is_due(id)).take(most).cloned().collect()
+    }
+
+    /// What a second look has seen of one. A side that has moved since the first
+    /// one may have followed: it is looked at again.
+    pub(super) fn looked_again(&mut self, id: &Id, seen: Seen, now: Instant) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        if seen.kind().is_none() {
+            return self.agree(id);
+        }
+        let before = std::mem::replace(&mut entry.seen, seen);
+        entry.looked = now;
+        if before.source == seen.source || before.target == seen.target {
+            self.judge(id);
+        }
+    }
+
+    /// The difference that was seen stands.
+    fn judge(&mut self, id: &Id) {
+        let Some(entry) = self.entries.get_mut(id) else { return };
+        entry.awaiting = None;
+        let Some(kind) = entry.seen.kind() else { return };
+        entry.overdue = Some(Overdue { kind, since: entry.run_start });
+        *self.counts.of(kind) += 1;
+        self.overdue_bytes += bytes_of(id);
+        if self.overdue_bytes > MOST_OVERDUE_BYTES {
+            self.overdue_bytes -= bytes_of(id);
+            self.remove(id);
         }
     }
 
@@ -283,6 +321,7 @@ impl Entry {
             last: at,
             is_queued: true,
             seen: Seen::default(),
+            looked: at,
             awaiting: None,
             overdue: None,
         }
@@ -436,6 +475,39 @@ mod tests {
         assert_eq!(bench.watched.counts.missing, u64::try_from(total).expect("small"));
         assert!(bench.watched.bytes <= MOST_BYTES + 1024);
         assert!(bench.watched.overdue().len() < 60_000, "the rest is counted only");
+    }
+
+    #[test]
+    fn memory_that_is_full_does_not_end_the_judging() {
+        let mut bench = Bench::new();
+        let mut noted = 0;
+        while bench.watched.has_room() {
+            bench.watched.note(id(noted), Side::Source, bench.start, true);
+            noted += 1;
+        }
+        let look = bench.at(10);
+        for id in bench.watched.take_due(look, usize::MAX) {
+            bench.watched.looked(&id, seen(2, 1), look, UNTIL);
+        }
+        // The streams are never known up to then: there is no room for what comes first.
+        assert!(bench.watched.take_stuck(bench.at(19), usize::MAX).is_empty(), "not yet");
+        let again = bench.at(20);
+        let stuck = bench.watched.take_stuck(again, usize::MAX);
+        assert_eq!(stuck.len(), usize::try_from(noted).expect("small"));
+        bench.watched.looked_again(&stuck[0], seen(2, 2), again);
+        bench.watched.looked_again(&stuck[1], seen(4, 3), again);
+        for id in &stuck[2..] {
+            bench.watched.looked_again(id, seen(3, 1), again);
+        }
+        let counts = bench.watched.counts;
+        assert_eq!(counts.agreed, 1, "it was followed");
+        assert_eq!(
+            counts.different,
+            u64::try_from(noted - 2).expect("small"),
+            "both sides of one have moved"
+        );
+        assert!(bench.watched.has_room() && bench.watched.unsettled() == 1);
+        assert!(bench.watched.take_stuck(bench.at(90), usize::MAX).is_empty(), "the streams go on");
     }
 
     #[test]

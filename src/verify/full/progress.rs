@@ -123,7 +123,8 @@ impl Ranges {
         let mut is_first = true;
         retrying(format!("storing the ranges of {}", self.job), || {
             let delete = (!std::mem::take(&mut is_first)).then(|| self.collection.delete_many(known.clone()));
-            let insert = self.collection.insert_many(batch).write_concern(acknowledged());
+            // On a majority: ranges that a failover took back would never be compared.
+            let insert = self.collection.insert_many(batch);
             async move {
                 if let Some(delete) = delete {
                     delete.await?;
@@ -147,6 +148,15 @@ impl Ranges {
         })
         .await?;
         Ok(documents.into_iter().map(read).collect())
+    }
+
+    /// Whether all ranges of this layout are there.
+    ///
+    /// # Errors
+    /// A stop where they can't be read.
+    pub async fn is_whole(&self) -> Result<bool> {
+        let tiles: Vec<Range> = self.load().await?.into_iter().map(|stored| stored.range).collect();
+        Ok(is_tiling(&tiles))
     }
 
     /// The bounds of the last comparison, where they are known as a whole: who
@@ -203,7 +213,8 @@ fn is_tiling(ranges: &[Range]) -> bool {
     is_open && ranges.windows(2).all(|pair| pair[0].upper.is_some() && pair[0].upper == pair[1].lower)
 }
 
-/// Not on a majority: what a failover takes back is only compared again.
+/// Not on a majority: of what is only compared again, or forgotten again, when a
+/// failover takes it back.
 fn acknowledged() -> WriteConcern {
     WriteConcern::builder().w(Acknowledgment::Nodes(1)).build()
 }

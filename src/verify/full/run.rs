@@ -121,10 +121,12 @@ fn stoppable(context: &Context, job: &Job) -> Context {
 async fn describe(mongo: &Mongo, order: &Order<'_>) -> Result<Descriptions> {
     let descriptions = [mongo.describe(order.source).await?, mongo.describe(order.target).await?];
     for (namespace, description) in [order.source, order.target].into_iter().zip(&descriptions) {
-        if description.as_ref().is_some_and(|description| description.kind == "timeseries") {
+        let kind = description.as_ref().map_or("", |description| description.kind.as_str());
+        if let "timeseries" | "view" = kind {
             return Err(Error::refused(format!(
-                "{namespace} is a time-series collection, whose documents can't be told apart by `_id`"
-            )));
+                "{namespace} is a {kind}, whose documents need not have an `_id` each of its own"
+            ))
+            .hint("compare the collections that the documents are stored in"));
         }
     }
     Ok(descriptions)
@@ -228,7 +230,7 @@ async fn ranges(
     count: usize,
 ) -> Result<Ranges> {
     if let Some(known) = job::known_ranges(mongo, job)
-        && !known.load().await?.is_empty()
+        && known.is_whole().await?
     {
         return Ok(known);
     }

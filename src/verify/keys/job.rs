@@ -17,9 +17,8 @@ pub struct Turn {
     /// The job: that of the backfill where there is one, so that none begins
     /// meanwhile.
     pub job: Job,
-    /// What the job was before, to be so again.
-    state: JobState,
-    documents: Option<Bson>,
+    /// Whether that is the backfill's.
+    is_borrowed: bool,
 }
 
 impl Turn {
@@ -37,17 +36,12 @@ impl Turn {
         let name = name_of(name, targets);
         let what = identity(targets, api);
         check_free(mongo, &name, api).await?;
-        let Some(stored) = store::list(mongo, Some(&name)).await?.into_iter().next() else {
+        if store::list(mongo, Some(&name)).await?.is_empty() {
             let name = format!("verify-keys-{}", name.strip_prefix("backfill-").unwrap_or(&name));
             let job = Job::restart(mongo, &name, "verify", &what, Document::new()).await?;
-            return Ok(Self { job, state: JobState::Completed, documents: None });
-        };
-        let state = [JobState::Completed, JobState::Incomplete, JobState::Interrupted]
-            .into_iter()
-            .find(|state| stored.get_str("state").is_ok_and(|word| word == state.as_str()))
-            .unwrap_or(JobState::Stopped);
-        let job = Job::start(mongo, &name, "backfill", &what).await?;
-        Ok(Self { job, state, documents: stored.get("documents").cloned() })
+            return Ok(Self { job, is_borrowed: false });
+        }
+        Ok(Self { job: Job::borrow(mongo, &name, "backfill", &what).await?, is_borrowed: true })
     }
 
     /// Gives the lease back; the job is what it was. `calls_of_day` are what the day
@@ -57,9 +51,11 @@ impl Turn {
     /// A stop where the job can't be written.
     pub async fn give_back(self, calls_of_day: Option<Document>) -> Result<()> {
         let mut fields = Document::new();
-        fields.extend(self.documents.map(|documents| ("documents".to_owned(), documents)));
         fields.extend(calls_of_day.map(|calls| ("calls_of_day".to_owned(), Bson::Document(calls))));
-        self.job.finish(self.state, fields).await
+        if self.is_borrowed {
+            return self.job.give_back(fields).await;
+        }
+        self.job.finish(JobState::Completed, fields).await
     }
 }
 

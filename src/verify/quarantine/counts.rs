@@ -16,12 +16,11 @@ use crate::cleanse::ledger::at_moment;
 use crate::cleanse::predicate::Predicate;
 use crate::config::values::Namespace;
 use crate::error::{Result, describe_mongo};
-use crate::job::store;
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::index::whole_number;
 use crate::verify::check::Check;
-use crate::verify::counts::{OnTheirWay, PAUSE, is_of};
+use crate::verify::counts::{OnTheirWay, PAUSE, is_at_work, is_of};
 
 /// The name of the check.
 const NAME: &str = "quarantine";
@@ -141,7 +140,7 @@ impl Quarantined<'_> {
             }
         };
         // Without a follower nothing is on its way: what is lacking is lacking.
-        match job.filter(store::is_running) {
+        match job.filter(|job| is_at_work(job, moment)) {
             Some(job) => self.without_moved(mongo, all, (&job, on_their_way), moment).await,
             None => Ok(Counted { all, ..Counted::default() }),
         }

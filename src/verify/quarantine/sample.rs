@@ -27,12 +27,15 @@ use crate::verify::confidence::Sampled;
 use crate::verify::counts::PAUSE;
 use crate::verify::differences::different;
 use crate::verify::full::matching::{Digest, Id, digest_of};
+use crate::verify::full::sides::Sizes;
 use crate::verify::sample::batch;
 
 /// The name of the check.
 const NAME: &str = "sample quarantine to source";
-/// Documents that are looked up at once.
+/// Documents that are looked up at once, unless they are large.
 const AT_ONCE: usize = 200;
+/// Bytes of the documents that are looked up at once, about; both sides have them.
+const BYTES_AT_ONCE: u64 = 4 << 20;
 /// Documents that are read again where they differ; more are only counted.
 const MOST_SUSPECTS: usize = 10_000;
 
@@ -117,12 +120,14 @@ impl Quarantined<'_> {
         }
         let by_id = mongo.describe(self.quarantine).await?.is_some_and(|found| found.index("_id_").is_some());
         let mut draw = Draw::new(mongo, self.quarantine, by_id, seed, (size, population));
-        let mut tally = self.compare(mongo, &mut draw, size).await?;
-        self.settle(mongo, &mut tally.suspects, args.settle.0).await?;
+        let sizes = Sizes::of(mongo, [self.quarantine, &self.sides.source]).await?;
+        let at_once = usize::try_from(BYTES_AT_ONCE / sizes.average).unwrap_or(AT_ONCE).clamp(1, AT_ONCE);
+        let mut tally = self.compare(mongo, &mut draw, size, at_once).await?;
+        self.settle(mongo, &mut tally.suspects, args.settle.0, at_once).await?;
         Ok(tally.check(args.max_differences, seed))
     }
 
-    async fn compare(&self, mongo: &Mongo, draw: &mut Draw, size: u64) -> Result<Tally> {
+    async fn compare(&self, mongo: &Mongo, draw: &mut Draw, size: u64, at_once: usize) -> Result<Tally> {
         let mut tally = Tally::default();
         while tally.compared < size {
             let mut ids = batch(draw).await?;
@@ -132,10 +137,12 @@ impl Quarantined<'_> {
             let left = usize::try_from(size - tally.compared).unwrap_or(usize::MAX);
             let has_more = ids.len() > left;
             ids.truncate(left);
-            let looked_up = self.look_up(mongo, &ids).await?;
-            tally.compared += looked_up.documents;
-            let since = Instant::now();
-            tally.add(looked_up.different.into_iter().map(|(id, seen)| Suspect { id, seen, since }));
+            for part in ids.chunks(at_once) {
+                let looked_up = self.look_up(mongo, part).await?;
+                tally.compared += looked_up.documents;
+                let since = Instant::now();
+                tally.add(looked_up.different.into_iter().map(|(id, seen)| Suspect { id, seen, since }));
+            }
             if has_more && tally.compared == size {
                 return Ok(tally);
             }
@@ -145,11 +152,17 @@ impl Quarantined<'_> {
     }
 
     /// Reads them again for so long, or until none is left.
-    async fn settle(&self, mongo: &Mongo, suspects: &mut Vec<Suspect>, time: Duration) -> Result<()> {
+    async fn settle(
+        &self,
+        mongo: &Mongo,
+        suspects: &mut Vec<Suspect>,
+        time: Duration,
+        at_once: usize,
+    ) -> Result<()> {
         let deadline = Instant::now() + time;
         while !suspects.is_empty() {
             let mut left = Vec::new();
-            for chunk in suspects.chunks(AT_ONCE) {
+            for chunk in suspects.chunks(at_once) {
                 let ids: Vec<Id> = chunk.iter().map(|suspect| suspect.id.clone()).collect();
                 let mut now = self.look_up(mongo, &ids).await?.different;
                 left.extend(

@@ -89,16 +89,22 @@ impl Failures {
         .map(|_| ())
     }
 
-    /// Strikes the failures of this worker off: their documents are tried again.
+    /// Strikes the failures of this worker in a collection off: their documents are
+    /// tried again.
     ///
     /// # Errors
     /// A stop where the list can't be written.
-    pub async fn forget(&mut self) -> Result<()> {
-        self.pending.clear();
-        if std::mem::take(&mut self.listed) == 0 {
+    pub async fn forget(&mut self, collection: &str) -> Result<()> {
+        let is_of = |failure: &Document| failure.get_str("collection").is_ok_and(|known| known == collection);
+        self.pending.retain(|failure| !is_of(failure));
+        if self.listed == 0 {
             return Ok(());
         }
-        self.delete(doc! {"job": &self.job, "run": self.run, "worker": &self.worker}).await
+        let theirs =
+            doc! {"job": &self.job, "run": self.run, "worker": &self.worker, "collection": collection};
+        let deleted = self.delete(theirs).await?;
+        self.listed = self.listed.saturating_sub(deleted);
+        Ok(())
     }
 
     /// Strikes the failures of earlier runs off, once this one has tried all
@@ -107,16 +113,16 @@ impl Failures {
     /// # Errors
     /// A stop where the list can't be written.
     pub async fn forget_earlier(&self) -> Result<()> {
-        self.delete(doc! {"job": &self.job, "run": {"$ne": self.run}}).await
+        self.delete(doc! {"job": &self.job, "run": {"$ne": self.run}}).await.map(|_| ())
     }
 
-    async fn delete(&self, filter: Document) -> Result<()> {
+    async fn delete(&self, filter: Document) -> Result<u64> {
         retrying("clearing the list of failures", || {
             let delete = self.collection.delete_many(filter.clone());
             async move { delete.await }
         })
         .await
-        .map(|_| ())
+        .map(|deleted| deleted.deleted_count)
     }
 }
 

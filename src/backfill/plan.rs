@@ -10,6 +10,7 @@ use crate::config::file::KeyApi;
 use crate::config::values::{Concurrency, Tps};
 use crate::config::{Backfill, Settings, Target};
 use crate::error::{Error, Result};
+use crate::key_api::client::Client;
 use crate::key_map;
 use crate::mongo::Mongo;
 use crate::mongo::index::stored_count;
@@ -85,6 +86,8 @@ pub(super) async fn prepare(mongo: &Mongo, settings: &Settings, options: &Option
         return Err(Error::usage("--chunk must be from 1 to 100000"));
     }
     check_workers(options, backfill)?;
+    // What can't be sent is found out before the job begins.
+    Client::new(api.clone(), 1, "")?;
     let mut collections = Vec::new();
     for target in &targets {
         let collection =

@@ -60,6 +60,7 @@ pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
 
 async fn canary_run(context: &Context, plan: &Arc<Plan>, documents: u64) -> Result<(Report, Instant)> {
     let job = context.unless_interrupted(start(context, plan)).await?;
+    warn_of_other_callers(context, plan).await?;
     let started = Instant::now();
     let worker = Worker::new(context, plan, job, Board::default(), context.stop.child_token())?;
     Ok((worker.only(documents).run().await, started))
@@ -69,6 +70,9 @@ async fn canary_run(context: &Context, plan: &Arc<Plan>, documents: u64) -> Resu
 /// that can't go on ends the others.
 async fn all_workers(context: &Context, plan: &Arc<Plan>, options: &Options) -> Result<(Report, Instant)> {
     let first = context.unless_interrupted(take_part(context, plan, options.join)).await?;
+    if options.canary.is_none() {
+        warn_of_other_callers(context, plan).await?;
+    }
     let started = Instant::now();
     let halt = context.stop.child_token();
     let mut workers = JoinSet::new();
@@ -122,7 +126,6 @@ async fn start(context: &Context, plan: &Plan) -> Result<Job> {
     }
     job.save(plan.settings()).await?;
     crash::point("after_claim");
-    warn_of_other_callers(context, plan).await?;
     Ok(job)
 }
 
@@ -133,7 +136,7 @@ async fn warn_of_other_callers(context: &Context, plan: &Plan) -> Result<()> {
         let name = job.get_str("_id").unwrap_or_default();
         if name != plan.job {
             context.events.warn(format!(
-                "the job {name} calls the same API at this moment: their calls add up to more than one \
+                "the job {name} is run for the same API at this moment: their calls add up to more than one \
                  ceiling; lower --tps, or give the targets to one job"
             ));
         }
@@ -159,8 +162,13 @@ async fn dry_run(plan: &Plan) -> Result<Outcome> {
 
 async fn finish(context: &Context, plan: &Plan, mut report: Report, started: Instant) -> Result<Outcome> {
     let elapsed = started.elapsed().as_secs_f64();
+    let stored = stored(context, plan).await;
+    if report.state == JobState::Completed && stored.as_ref().is_some_and(is_incomplete) {
+        context.events.note("documents failed in the hands of another worker: `status` tells which");
+        report.state = JobState::Incomplete;
+    }
     let mut json = report.json(&plan.job, elapsed);
-    if let Some(totals) = job_totals(context, plan).await {
+    if let Some(totals) = stored.as_ref().map(job_totals) {
         json["job_totals"] = Bson::Document(totals).into_relaxed_extjson();
     }
     let text = report.text(&plan.job, elapsed);
@@ -184,10 +192,17 @@ async fn finish(context: &Context, plan: &Plan, mut report: Report, started: Ins
     })
 }
 
-/// Counts over all runs and workers of the job; none where they can't be read.
-async fn job_totals(context: &Context, plan: &Plan) -> Option<Document> {
-    let jobs = store::list(&context.mongo, Some(&plan.job)).await.ok()?;
-    let job = jobs.first()?;
+/// The job as it is stored now; none where it can't be read.
+async fn stored(context: &Context, plan: &Plan) -> Option<Document> {
+    store::list(&context.mongo, Some(&plan.job)).await.ok()?.into_iter().next()
+}
+
+fn is_incomplete(job: &Document) -> bool {
+    job.get_str("state").is_ok_and(|state| state == JobState::Incomplete.as_str())
+}
+
+/// Counts over all runs and workers of the job.
+fn job_totals(job: &Document) -> Document {
     let stored = |name: &str| job.get_document(name).cloned().unwrap_or_default();
-    Some(add(Some(&stored("joined_totals")), &stored("totals")))
+    add(Some(&stored("joined_totals")), &stored("totals"))
 }

@@ -123,9 +123,13 @@ impl Worker {
         };
         let first =
             plan.collections.first().cloned().ok_or_else(|| Error::usage("no target is configured"))?;
+        let mut engine = Engine::new(parts, first);
+        if plan.limit < u64::MAX {
+            engine.stay_with_one_target();
+        }
         Ok(Self {
             context: context.clone(),
-            engine: Engine::new(parts, first),
+            engine,
             earlier: earlier_totals(&job),
             course: Course::of(&job),
             job,
@@ -146,6 +150,7 @@ impl Worker {
     pub(super) fn only(mut self, limit: u64) -> Self {
         self.limit = limit;
         self.engine.record();
+        self.engine.stay_with_one_target();
         self
     }
 
@@ -270,7 +275,7 @@ impl Worker {
             if pass > 1 {
                 self.engine.finish().await?;
                 if after.is_none() {
-                    self.engine.forget_failures_since(&before).await?;
+                    self.engine.forget_failures_since(&before, &collection.target.namespace).await?;
                 }
             }
             let Some(bound) = collection.highest().await? else { return Ok(()) };

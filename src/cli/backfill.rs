@@ -51,7 +51,7 @@ pub struct BackfillArgs {
     ///
     /// Documents whose key is not in the key map stay candidates, and no flag is
     /// written: a backfill without this option does the rest.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["canary", "workers", "join"])]
     pub from_key_map: bool,
     /// Name of the job [default: backfill- and the collections].
     #[arg(long, value_name = "NAME")]

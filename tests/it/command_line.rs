@@ -83,6 +83,31 @@ async fn every_mistake_in_the_config_names_file_line_and_key() {
 }
 
 #[tokio::test]
+async fn what_no_call_can_carry_is_refused_before_the_job_begins() {
+    let bench = Bench::with_docs(3).await;
+    let api = KeyApi::finding();
+    for (line, named) in [
+        ("headers = { 'X Y' = 'a' }", "X Y"),
+        ("headers = { Authorization = \"Bearer hunter1\\n\" }", "key_api.headers.Authorization"),
+        ("idempotency_header = 'a b'", "idempotency_header"),
+    ] {
+        bench.configure(&bench.config(&api).key_api(line));
+        for command in ["backfill", "backfill --dry-run"] {
+            let run = bench.run(command).await;
+            assert!(!run.output().contains("hunter1"), "{}", run.output());
+            expect_usage_error(run, "backfill", &[named]);
+        }
+    }
+    bench.configure(&bench.config(&api));
+    for without in ["--canary 1 --yes", "--workers 2", "--join"] {
+        let run = bench.run(&format!("backfill --from-key-map {without}")).await;
+        expect_usage_error(run, "backfill", &["--from-key-map"]);
+    }
+    assert!(!bench.has_state().await);
+    assert_eq!(api.count(), 0);
+}
+
+#[tokio::test]
 async fn targets_that_can_not_be_are_refused() {
     let bench = Bench::with_docs(3).await;
     let api = KeyApi::finding();

@@ -120,6 +120,47 @@ async fn failures_of_one_target_are_not_forgotten_by_the_second_pass_of_another(
 }
 
 #[tokio::test]
+async fn failures_of_one_target_stay_listed_beside_the_second_pass_of_another() {
+    let bench = Bench::new().await;
+    bench.insert_into("first", [doc! {"_id": 1, "legacyKey": ".."}]).await;
+    let failing = [doc! {"_id": 2, "legacyKey": ".."}];
+    bench.insert_into("second", failing).await;
+    bench.insert_into("second", (10..50).map(|id| doc! {"_id": id, "legacyKey": format!("K{id}")})).await;
+    let api = KeyApi::finding();
+    configure(&bench, &api).await;
+    let run = bench.program("backfill --tps 40").spawn();
+    wait_for("a call", async || api.count() > 0).await;
+    bench.insert_into("second", [doc! {"_id": 1000, "legacyKey": "K1000"}]).await;
+    let run = run.finish().await.expect_exit(1);
+    assert_eq!(run.number("/documents/failed"), 2, "{}", run.stdout);
+    let failed: Collection<Document> = bench.state.collection("failures");
+    let mut listed = failed.distinct("document", doc! {}).await.expect("a list");
+    listed.sort_by_key(|id| id.as_i32());
+    assert_eq!(listed, [Bson::Int32(1), Bson::Int32(2)]);
+}
+
+/// What is written is what was asked for, and the key map answers for the others later.
+#[tokio::test]
+async fn a_limit_holds_for_the_documents_of_other_targets_too() {
+    let bench = Bench::new().await;
+    bench.insert_into("first", (0..20).map(|id| doc! {"_id": id, "legacyKey": format!("K{id}")})).await;
+    bench
+        .insert_into("second", (0..200).map(|id| doc! {"_id": id, "legacyKey": format!("K{}", id % 20)}))
+        .await;
+    let second: Collection<Document> = bench.database.collection("second");
+    let index = mongodb::IndexModel::builder().keys(doc! {"legacyKey": 1}).build();
+    second.create_index(index).await.expect("an index");
+    let api = KeyApi::finding();
+    configure(&bench, &api).await;
+    let filled = async || second.count_documents(doc! {"newKey": {"$exists": true}}).await.expect("a count");
+    let limited = bench.run("backfill --tps 1000 --limit 5").await.expect_exit(0);
+    assert_eq!(limited.number("/documents/filled"), 5, "{}", limited.stdout);
+    assert_eq!(filled().await, 0);
+    bench.run("backfill --tps 1000 --canary 5 --yes").await.expect_exit(0);
+    assert_eq!((filled().await, api.count()), (200, 20), "each key was asked for once");
+}
+
+#[tokio::test]
 async fn a_job_beside_another_one_of_the_same_api_is_warned_of_it() {
     let bench = Bench::new().await;
     for name in ["first", "second"] {
@@ -134,6 +175,8 @@ async fn a_job_beside_another_one_of_the_same_api_is_warned_of_it() {
     let warning = "the job backfill-";
     let beside = bench.run("backfill --tps 1000 --target second --limit 10").await.expect_exit(0);
     assert!(beside.stderr.contains(warning) && beside.stderr.contains("same API"), "{}", beside.stderr);
+    let canary = bench.run("backfill --tps 1000 --target second --canary 2 --yes").await;
+    assert_eq!(canary.expect_exit(0).stderr.matches(warning).count(), 1, "told once");
     first.signal(Signal::Interrupt);
     first.finish().await.expect_exit(130);
     let alone = bench.run("backfill --tps 1000 --target second").await.expect_exit(0);

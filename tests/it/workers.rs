@@ -93,6 +93,42 @@ async fn timing_three_workers_keep_one_ceiling_and_use_it() {
     assert!(used >= least, "{used:.3} of the ceiling, idle {idle:.2}; all in {:?}", begun.elapsed());
 }
 
+/// Whose keys fail is chance; the job is not completed, whoever's they were.
+#[tokio::test]
+async fn a_job_in_which_a_worker_failed_is_incomplete() {
+    let (bench, api) = bench(300, 300).await;
+    api.change(|call| if call.key.ends_with('3') { Reply::html(200) } else { quick(call) });
+    bench.configure(&bench.config(&api).key_api("max_attempts = 1"));
+    let run = bench.run("backfill --tps 100000 --workers 3").await.expect_exit(1);
+    assert_eq!(run.number("/documents/failed"), 30, "{}", run.stdout);
+    let job = bench.job(run.text("/job")).await.expect("a job");
+    assert_eq!(job.get_str("state").ok(), Some("incomplete"), "{job}");
+    let documents = job.get_document("documents").expect("counts");
+    assert_eq!(documents.get_i64("failed").ok(), Some(30), "{documents}");
+    let by = documents.get_document("failed_by").expect("reasons");
+    assert_eq!(by.get_i64("invalid").ok(), Some(30), "{documents}");
+    api.change(quick);
+    let again = bench.run("backfill --tps 1000").await.expect_exit(0);
+    let job = bench.job(again.text("/job")).await.expect("a job");
+    assert_eq!(job.get_str("state").ok(), Some("completed"));
+}
+
+/// Who has joined goes on calling at the moments that it has reserved.
+#[tokio::test]
+async fn timing_a_runner_that_is_started_again_beside_who_joined_keeps_the_ceiling() {
+    let (bench, api) = bench(2400, 2400).await;
+    let runner = bench.program("backfill --tps 200 --chunk 50").spawn();
+    wait_for("calls of the runner", async || api.count() > 20).await;
+    let joined = bench.program("backfill --tps 200 --chunk 50 --workers 3 --join").spawn();
+    wait_for("calls of all", async || api.count() > 500).await;
+    runner.kill();
+    let again = bench.run("backfill --tps 200 --chunk 50").await.expect_exit(0);
+    joined.finish().await.expect_exit(0);
+    expect_all_settled(&bench, 2400, 2400).await;
+    assert_eq!(again.number("/documents/candidates_left"), 0);
+    expect_ceiling_of(200, &api, &api.calls());
+}
+
 #[tokio::test]
 async fn a_killed_worker_loses_its_share_to_the_others() {
     let (bench, api) = bench(3000, 3000).await;

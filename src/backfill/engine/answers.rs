@@ -20,6 +20,10 @@ pub(super) struct Held {
     pub(super) update: Update,
 }
 
+/// Documents that wait for the guard, at most. It counts answers, and one may be
+/// that of millions of documents: the others stay candidates until the next pass.
+const MOST_HELD: usize = 20_000;
+
 impl Engine {
     /// Lets the guard count keys that earlier runs found while it was undecided:
     /// the answers it held back then would make up a false picture without them.
@@ -41,8 +45,8 @@ impl Engine {
 
     pub(super) async fn take_answer(&mut self, key: String, answer: Answer) -> Result<()> {
         let waiting = self.keys.answered(&key, answer.clone());
-        let verdict = self.answer_guard.record(answer.is_negative());
-        let held = answer.is_negative() && verdict == Verdict::Undecided;
+        self.answer_guard.record(answer.is_negative());
+        let held = self.is_held_back(&answer);
         if held {
             self.counted.insert(key.clone());
         }
@@ -51,12 +55,18 @@ impl Engine {
         self.judge_answers().await
     }
 
+    /// Whether an answer waits for the guard's first verdict.
+    fn is_held_back(&self, answer: &Answer) -> bool {
+        answer.is_negative() && !self.has_few_answers && self.answer_guard.verdict() == Verdict::Undecided
+    }
+
     /// Sends documents to the writer, or lets them wait where a flag may not be
     /// written yet.
     pub(super) fn deliver(&mut self, answer: &Answer, candidates: Vec<Candidate>) {
-        if answer.is_negative() && self.answer_guard.verdict() == Verdict::Undecided {
+        if self.is_held_back(answer) {
             let (write, collection) = (answer.write(), &self.collection);
-            self.held_answers.extend(candidates.into_iter().map(|candidate| Held {
+            let room = MOST_HELD.saturating_sub(self.held_answers.len());
+            self.held_answers.extend(candidates.into_iter().take(room).map(|candidate| Held {
                 collection: collection.clone(),
                 update: Update { candidate, write: write.clone() },
             }));

@@ -382,6 +382,13 @@ impl Engine {
     /// The application fills keys too: documents that waited for their turn are
     /// checked again, so that no call is spent on what is filled by now.
     pub(super) async fn check_freshness(&mut self) -> Result<()> {
+        let asker = &self.parts.asker;
+        let is_waiting =
+            asker.pacer.paused_by().is_some() || asker.pacer.opens_at().is_some() || asker.breaker.is_open();
+        if is_waiting {
+            // Nothing is asked for now; before it is, there is another look.
+            return Ok(());
+        }
         let stale = self.work.front().is_some_and(|work| work.checked_at.elapsed() > FRESH);
         if !stale || self.slots.available_permits() == 0 {
             return Ok(());

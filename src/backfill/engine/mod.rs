@@ -141,6 +141,9 @@ pub struct Engine {
     fatal: Option<Error>,
     /// Flags are not written any more.
     distrusts_flags: bool,
+    /// A pass over the current collection is done, and the guard had too few answers
+    /// for a verdict: there will hardly be more.
+    has_few_answers: bool,
     position: Option<RawBson>,
     recorded: Option<Vec<Recorded>>,
     documents: Documents,
@@ -178,6 +181,7 @@ impl Engine {
             late: HashMap::new(),
             fatal: None,
             distrusts_flags: false,
+            has_few_answers: false,
             position: None,
             recorded: None,
             documents: Documents::default(),
@@ -189,6 +193,7 @@ impl Engine {
     pub fn switch_to(&mut self, collection: Arc<TargetCollection>) {
         self.collection = collection;
         self.position = None;
+        self.has_few_answers = false;
     }
 
     /// Documents so far.
@@ -278,15 +283,24 @@ impl Engine {
         self.recorded.take().unwrap_or_default()
     }
 
-    /// Strikes off the failures since an earlier moment, because their
-    /// documents are tried again.
+    /// Fills documents of one target only, so that a limit counts all that is
+    /// written: the key map answers for the others when their turn comes. Without
+    /// one they would be asked for again, and are filled all the same.
+    pub fn stay_with_one_target(&mut self) {
+        if self.parts.key_map.is_some() {
+            self.parts.siblings.clear();
+        }
+    }
+
+    /// Strikes off the failures in a collection since an earlier moment, because
+    /// their documents are tried again.
     ///
     /// # Errors
     /// A stop where the list of failures can't be written.
-    pub async fn forget_failures_since(&mut self, earlier: &Documents) -> Result<()> {
+    pub async fn forget_failures_since(&mut self, earlier: &Documents, collection: &Namespace) -> Result<()> {
         if self.documents.failed > earlier.failed {
             self.documents.forget_failures_since(earlier);
-            self.parts.failures.forget().await?;
+            self.parts.failures.forget(&collection.to_string()).await?;
         }
         Ok(())
     }
@@ -334,6 +348,7 @@ impl Engine {
             return Ok(());
         }
         self.warn_about_share();
+        self.has_few_answers = true;
         self.release_unusable();
         self.release_answers().await?;
         while !self.outbox.updates.is_empty() || !self.writes.is_empty() {

@@ -114,7 +114,11 @@ impl Exchange<'_> {
         let settings = &self.context.settings;
         let mut watchdog =
             Watchdog::start(&settings.uri, &settings.state_database, job.name(), &record.id).await?;
-        job.save(doc! {record::FIELD: record.to_document()}).await?;
+        let mut stored = record.to_document();
+        if self.is_rollback {
+            stored.extend(record::before(mongo, job.name()).await?);
+        }
+        job.save(doc! {record::FIELD: stored}).await?;
         crash::point("cutover_recorded");
         let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation, &mut watchdog).await;
         match &attempt {
@@ -239,7 +243,7 @@ impl Exchange<'_> {
                     .await
                     .during(during(&format!("{live} to {retired}")))?;
                 crash::point("cutover_gap");
-                take_name(mongo, self.job, incoming, incoming_uuid, live).await
+                take_name(mongo, self.job, &self.renames, incoming, incoming_uuid).await
             }
         }
     }
@@ -323,7 +327,7 @@ impl Exchange<'_> {
     }
 }
 
-/// Gives a collection a name that should be free. What the server has made under
+/// Gives a collection the live name, which should be free. What the server has made under
 /// that name meanwhile, for a write into the gap, gives way and is kept.
 ///
 /// # Errors
@@ -331,10 +335,11 @@ impl Exchange<'_> {
 pub async fn take_name(
     mongo: &Mongo,
     job: &str,
+    renames: &Renames,
     from: &Namespace,
     uuid: &Bson,
-    to: &Namespace,
 ) -> Result<()> {
+    let to = &renames.live;
     for _ in 0..GAPS {
         let mut operation = mongo.operation().await?;
         match mongo.rename(&mut operation, from, uuid, to, false, PATIENT).await {
@@ -343,7 +348,7 @@ pub async fn take_name(
                 if mongo.bearer(to).await?.as_ref() == Some(uuid) {
                     return Ok(());
                 }
-                if put_aside(mongo, job, to).await? {
+                if put_aside(mongo, job, renames).await? {
                     let mut operation = mongo.operation().await?;
                     return mongo
                         .rename(&mut operation, from, uuid, to, true, PATIENT)
@@ -366,8 +371,16 @@ pub async fn take_name(
 
 /// Holds off writes to what stands in the way, and keeps its documents; false
 /// where it is gone again.
-async fn put_aside(mongo: &Mongo, job: &str, namespace: &Namespace) -> Result<bool> {
+///
+/// # Errors
+/// A stop where it is one of those that are exchanged: somebody else was at it.
+async fn put_aside(mongo: &Mongo, job: &str, renames: &Renames) -> Result<bool> {
+    let namespace = &renames.live;
     let Some(uuid) = mongo.bearer(namespace).await? else { return Ok(false) };
+    if uuid == renames.live_uuid || uuid == renames.incoming_uuid {
+        return Err(Error::stopped(format!("{namespace} was renamed meanwhile by another process"))
+            .hint("start the same command again: it looks what has become of the names"));
+    }
     let fenced = mongo.set_validation(namespace, &uuid, &Validation::refusing(), PATIENT).await;
     if fenced.is_err() {
         return Ok(false);

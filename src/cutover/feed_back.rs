@@ -6,7 +6,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::report::Report;
-use super::rollback::{backward, check, cut_over, position_since, renames};
+use super::rollback::{backward, check, cut_over, renames, take_kept_position};
 use super::run::stored_job;
 use crate::cleanse::follow::{Followed, Follower};
 use crate::cleanse::steer::Steered;
@@ -26,7 +26,7 @@ pub async fn run(steered: &Steered, job: &Job, report: &mut Report) -> Result<()
     let renames = renames(job, &stored, &record)?;
     let options = check(context, &renames).await?;
     let follower = backward(steered, job, &renames.live, &renames.incoming, options);
-    let position = position_since(&stored).ok_or_else(|| {
+    let position = take_kept_position(job, &stored).await?.ok_or_else(|| {
         Error::refused(format!(
             "the job {} does not tell from where {} is to be followed",
             job.name(),

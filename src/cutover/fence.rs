@@ -14,7 +14,7 @@ use crate::mongo::exchange::{Obstacle, Validation};
 
 /// A fence waits behind open transactions, and everybody else behind it: no
 /// longer than this, whatever pause is allowed.
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
+pub const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// So long an attempt to let writes through again waits for open transactions: it
 /// is repeated, because everybody else waits behind it.
 const LIFTING: Duration = Duration::from_millis(300);

@@ -93,7 +93,7 @@ pub async fn merge(mongo: &Mongo, job: &str, live: &Namespace, into: &mut Giving
             continue;
         }
         if there.is_empty() {
-            if into.write(&raw).await? == Guarded::GaveWay {
+            if into.write(&raw).await? != Guarded::Done {
                 merged.conflicts.push(id);
                 continue;
             }

@@ -222,6 +222,15 @@ async fn earlier_pass(
     Ok(counts(&stored, &uuids, &order.rules, changed_at))
 }
 
+/// When a stored comparison of the copy that a job has made passed, if that
+/// counts still.
+pub fn passed_since(job: &Document, comparison: &Document) -> Option<Bson> {
+    let uuid = |field: &str| job.get(field).cloned().unwrap_or(Bson::Null);
+    let uuids = doc! {"source": uuid("source_uuid"), "target": uuid("target_uuid")};
+    let rules = job.get_document("identity").ok()?.get_document("rules").ok()?;
+    counts(comparison, &uuids, rules, job.get(CHANGED_AT))
+}
+
 /// When a stored verdict was given, if it is about these collections and rules
 /// and all of it was read after the last change of what it is about. Pure.
 fn counts(stored: &Document, uuids: &Document, rules: &Document, changed_at: Option<&Bson>) -> Option<Bson> {
@@ -315,6 +324,13 @@ mod tests {
         assert_eq!(counts(&stored, &uuids, &rules, None), None);
         assert_eq!(counts(&stored, &doc! {"source": 1, "target": 3}, &rules, Some(&changed)), None);
         assert_eq!(counts(&stored, &uuids, &doc! {"keep": "{\"a\":1}"}, Some(&changed)), None);
+        let job = doc! {
+            "source_uuid": 1, "target_uuid": 2, CHANGED_AT: changed.clone(), "identity": {"rules": rules.clone()},
+        };
+        assert!(passed_since(&job, &stored).is_some());
+        let mut anew = job;
+        anew.insert("target_uuid", 3);
+        assert_eq!(passed_since(&anew, &stored), None, "the target was made anew");
         let mut failed = stored;
         failed.insert("verdict", doc! {"passed": false, "at": DateTime::from_millis(9_000)});
         assert_eq!(counts(&failed, &uuids, &rules, Some(&changed)), None);

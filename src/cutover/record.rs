@@ -3,17 +3,21 @@
 
 use bson::{Bson, Document, Timestamp, doc};
 use mongodb::Collection;
+use mongodb::options::UpdateModifications;
 
 use super::order::Renames;
 use crate::cleanse::follow::Direction;
 use crate::cli::cutover::Mode;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
+use crate::job::store;
 use crate::mongo::Mongo;
 use crate::mongo::exchange::Validation;
 
 /// The field of the job document.
 pub const FIELD: &str = "cutover";
+/// In the record of a way back: that of the cutover.
+const BEFORE: &str = "before";
 /// Version of the layout.
 const VERSION: i32 = 1;
 
@@ -205,6 +209,19 @@ pub fn mode_word(mode: Mode) -> &'static str {
     }
 }
 
+/// The record of the cutover that is about to be taken back, to stand in that of
+/// the way back: should that be given up, the cutover is what it was.
+///
+/// # Errors
+/// A stop where the job can't be read.
+pub async fn before(mongo: &Mongo, job: &str) -> Result<Document> {
+    let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+    let Ok(record) = stored.get_document(FIELD) else { return Ok(Document::new()) };
+    // One that was cut short has it from the one before.
+    let before = record.get_document(BEFORE).unwrap_or(record);
+    Ok(doc! {BEFORE: before.clone()})
+}
+
 /// Claims the lifting of a fence; false where somebody else is at it.
 ///
 /// # Errors
@@ -254,12 +271,19 @@ const CLAIM_MILLISECONDS: i64 = 20_000;
 pub async fn close(mongo: &Mongo, job: &str, id: &str, state: State, mut fields: Document) -> Result<()> {
     let jobs: Collection<Document> = mongo.state("jobs");
     let filter = doc! {"_id": job, format!("{FIELD}.id"): id};
+    let is_all = fields.is_empty();
     fields.extend(doc! {
         format!("{FIELD}.state"): state.as_str(),
         format!("{FIELD}.fence"): Bson::Null,
         format!("{FIELD}.claimed_at"): Bson::Null,
     });
-    let update = doc! {"$set": fields};
+    let update: UpdateModifications = if state == State::GivenUp && is_all {
+        // A way back that was given up leaves the cutover as it was.
+        let before = doc! {"$ifNull": [format!("${FIELD}.{BEFORE}"), format!("${FIELD}")]};
+        vec![doc! {"$set": fields}, doc! {"$set": {FIELD: before}}].into()
+    } else {
+        doc! {"$set": fields}.into()
+    };
     crate::mongo::command::retrying(format!("storing what became of the cutover of {job}"), || {
         let update = jobs.update_one(filter.clone(), update.clone());
         async move { update.await }

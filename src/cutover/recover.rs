@@ -7,7 +7,7 @@ use bson::{Bson, Document, Timestamp, doc};
 use futures_util::TryStreamExt as _;
 
 use super::exchange::take_name;
-use super::fence;
+use super::fence::{self, LONGEST_WAIT};
 use super::gap::merge_back;
 use super::in_step::last_moment;
 use super::order::Renames;
@@ -23,8 +23,11 @@ use crate::mongo::command::retrying;
 use crate::mongo::feed::Position;
 use crate::mongo::watched::Watched;
 
-/// What a dead process has sent may still be on its way to the server.
-const ON_THE_WAY: Duration = Duration::from_millis(250);
+/// What a dead process has sent may still be on its way to the server, or wait
+/// there for its lock: a fence that was raised after all would stay.
+const ON_THE_WAY: Duration = LONGEST_WAIT.saturating_add(Duration::from_millis(250));
+/// How often it is looked whether another process has recovered.
+const POLL: Duration = Duration::from_millis(250);
 
 /// Another process may need so long to recover.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -96,6 +99,15 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
     if !record::claim(mongo, job, &record.id).await? {
         return Ok(None);
     }
+    let recovered = recover_claimed(mongo, job, record).await;
+    if recovered.is_err() {
+        // It stays on record for the person who looks, and for whoever asks again.
+        record::release(mongo, job, &record.id).await?;
+    }
+    recovered.map(Some)
+}
+
+async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record) -> Result<State> {
     tokio::time::sleep(ON_THE_WAY).await;
     if let Some(session) = &record.session {
         mongo.end_operations(std::slice::from_ref(session)).await?;
@@ -118,11 +130,7 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
     let state = match found {
         Found::Exchanged => record.end(),
         Found::AsBefore => State::GivenUp,
-        Found::Between | Found::Unknown => {
-            // It stays on record for the person who looks, and for whoever asks again.
-            record::release(mongo, job, &record.id).await?;
-            return Err(unknown(renames));
-        }
+        Found::Between | Found::Unknown => return Err(unknown(renames)),
     };
     let fields = match brought? {
         Some((brought, fenced_at)) => complete(mongo, job, record, fenced_at, &brought).await?,
@@ -132,28 +140,31 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
         merge_back(mongo, job, &renames.live).await?;
     }
     record::close(mongo, job, &record.id, state, fields).await?;
-    Ok(Some(state))
+    Ok(state)
 }
 
 /// Makes sure that nothing is left of an exchange that was cut short: by
-/// recovering, or by waiting for who is at it.
+/// recovering, or by waiting for who is at it. Returns what became of it, where
+/// there was any.
 ///
 /// # Errors
 /// As [`recover`]; a stop where the other one does not come to an end.
-pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<()> {
+pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<Option<State>> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
-        let record = Record::of(&stored)?.filter(|record| record.fence.is_some());
-        let Some(record) = record else { return Ok(()) };
-        if recover(mongo, job, &record).await?.is_some() {
-            return Ok(());
+        let record = match Record::of(&stored)? {
+            Some(record) if record.fence.is_some() => record,
+            record => return Ok(record.map(|record| record.state)),
+        };
+        if let Some(state) = recover(mongo, job, &record).await? {
+            return Ok(Some(state));
         }
         if tokio::time::Instant::now() > deadline {
             return Err(Error::stopped(format!("another process does not end the exchange of {job}"))
                 .hint("start the same command again"));
         }
-        tokio::time::sleep(ON_THE_WAY).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -162,9 +173,9 @@ pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<()> {
 /// # Errors
 /// A stop where the name can't be had, or as for the change stream.
 pub async fn go_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
-    let Renames { live, live_uuid, retired, .. } = &record.renames;
+    let Renames { live_uuid, retired, .. } = &record.renames;
     let retired = retired.as_ref().ok_or_else(|| unknown(&record.renames))?;
-    take_name(mongo, job, retired, live_uuid, live).await?;
+    take_name(mongo, job, &record.renames, retired, live_uuid).await?;
     after_going_back(mongo, job, record).await
 }
 

@@ -15,6 +15,7 @@ use super::gap::{self, Merged};
 use super::in_step::{LastMoment, last_moment};
 use super::order::Renames;
 use super::record::{FIELD, Record};
+use super::rollback::KEPT;
 use crate::cleanse::follow::Direction;
 use crate::cleanse::quarantine::of_job;
 use crate::config::values::Namespace;
@@ -39,8 +40,8 @@ const DELETES: usize = 1000;
 pub struct Residue {
     /// Documents that were deleted.
     pub deletes: u64,
-    /// `_id`s of documents that were written past validation: the new collection
-    /// does not have that.
+    /// `_id`s of documents that were written past validation, or deleted and found
+    /// out too late: the new collection does not have that.
     pub lost: Vec<Bson>,
     /// What was written into the gap.
     pub gap: Merged,
@@ -104,9 +105,10 @@ pub async fn bring_along(
     let is_written = |id: &RawBson| written.contains(&value_bytes(id.as_raw_bson_ref()));
     let (lost, deleted): (Vec<RawBson>, Vec<RawBson>) =
         distinct(&last.touched).into_iter().partition(is_written);
-    live.delete(&deleted).await?;
-    residue.deletes = u64::try_from(deleted.len()).unwrap_or(u64::MAX);
-    residue.lost = lost.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
+    // Too late, they are told like what was written past validation: a person has to look.
+    let left = live.delete(&deleted).await?;
+    residue.deletes = u64::try_from(deleted.len() - left.len()).unwrap_or(u64::MAX);
+    residue.lost = lost.iter().chain(&left).map(to_bson).collect::<Result<Vec<Bson>>>()?;
     residue.gap = gap::merge(mongo, job, &renames.live, &mut live).await?;
     Ok(Brought { residue, deleted, renamed_at: Some(renamed_at) })
 }
@@ -162,6 +164,7 @@ async fn leave_quarantine(mongo: &Mongo, job: &str, deleted: &[RawBson]) -> Resu
 fn fields(record: &Record, residue: &Residue, renamed_at: Timestamp) -> Document {
     let old = record.renames.retired.as_ref().map(ToString::to_string);
     let mut fields = doc! {
+        KEPT: Bson::Null,
         format!("{FIELD}.renamed_at"): renamed_at,
         format!("{FIELD}.residual_deletes"): stored_count(residue.deletes),
         format!("{FIELD}.lost_writes"): residue.lost.clone(),

@@ -8,7 +8,7 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use bson::Document;
+use bson::{Bson, Document, doc};
 
 use super::bring_back;
 use super::exchange::Exchange;
@@ -33,6 +33,10 @@ use crate::mongo::feed::Position;
 use crate::mongo::valid::Valid;
 use crate::report::outcome::Outcome;
 use crate::report::terminal::{check_terminal, confirm};
+
+/// The job field with the position of the writes since the cutover while a rollback
+/// without them is under way.
+pub const KEPT: &str = "feed_back_kept";
 
 /// Runs the command.
 ///
@@ -92,7 +96,7 @@ async fn steps(steered: &Steered, args: &RollbackArgs, job: &Job, report: &mut R
     let options = check(context, &renames).await?;
     check_free(context, &renames).await?;
     let method = method(&context.mongo, &args.exchange, Mode::Keep, &renames.live).await?;
-    let position = position(context, &stored, args).await?;
+    let position = position(context, job, &stored, args).await?;
     let follower = backward(steered, job, &renames.live, &renames.incoming, options);
     take_back(context, &follower, renames.clone(), method, position, report).await
 }
@@ -170,11 +174,15 @@ async fn check_free(context: &Context, renames: &Renames) -> Result<()> {
 }
 
 /// From where the writes since the cutover are brought along.
-async fn position(context: &Context, stored: &Document, args: &RollbackArgs) -> Result<Position> {
+async fn position(context: &Context, job: &Job, stored: &Document, args: &RollbackArgs) -> Result<Position> {
     if args.discard_writes_since_cutover {
+        // Should it be given up, nothing is discarded: the next one may want those writes.
+        if let Some(position) = position_since(stored) {
+            job.save(doc! {KEPT: position.to_document()}).await?;
+        }
         return Ok(Position::Time(context.mongo.majority_time().await?));
     }
-    position_since(stored).ok_or_else(|| {
+    take_kept_position(job, stored).await?.ok_or_else(|| {
         Error::refused("the job does not tell from where the writes since the cutover are to be followed")
             .hint("--discard-writes-since-cutover gives them up")
     })
@@ -183,7 +191,21 @@ async fn position(context: &Context, stored: &Document, args: &RollbackArgs) -> 
 /// Up to where the writes since the cutover were brought back. By the document as
 /// it is now: it may have been stored after this run has taken the job.
 pub fn position_since(stored: &Document) -> Option<Position> {
-    stored.get_document(Direction::Back.position()).ok().and_then(Position::from_document)
+    let position = |field: &str| stored.get_document(field).ok().and_then(Position::from_document);
+    position(KEPT).or_else(|| position(Direction::Back.position()))
+}
+
+/// The same, from where it goes on now, also where a rollback that was given up
+/// would have done without those writes.
+///
+/// # Errors
+/// A stop where the job can't be written.
+pub async fn take_kept_position(job: &Job, stored: &Document) -> Result<Option<Position>> {
+    let position = position_since(stored);
+    if let (Some(position), Ok(_)) = (&position, stored.get_document(KEPT)) {
+        job.save(doc! {Direction::Back.position(): position.to_document(), KEPT: Bson::Null}).await?;
+    }
+    Ok(position)
 }
 
 async fn take_back(

@@ -13,7 +13,7 @@ use super::gates::{self, CHANGED_AT};
 use super::in_step::InStep;
 use super::order::{Renames, job_name, method, retired_name};
 use super::record::{Record, State, mode_word};
-use super::recover::{finish_earlier, recover};
+use super::recover::finish_earlier;
 use super::report::{Report, extended};
 use super::residual::Residue;
 use super::switch;
@@ -308,12 +308,11 @@ async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
             "stop that process (it lifts the fence itself); then --abort, if writes are still refused",
         ));
     }
-    let state = recover(&context.mongo, &name, &record).await?;
+    let state = finish_earlier(&context.mongo, &name).await?;
     let residue = Residue::stored(&context.mongo, &name).await?;
     let (outcome, text) = match state {
         Some(State::Finished) => ("cut_over", "the names were exchanged already, the new collection is live"),
-        Some(_) => ("aborted", "the old collection is live as before, its writes go on"),
-        None => ("aborted", "another process is lifting the fence at this moment"),
+        _ => ("aborted", "the old collection is live as before, its writes go on"),
     };
     let json = json!({
         "schema": 1,

@@ -202,7 +202,9 @@ async fn lift(mongo: &Mongo, duty: &Duty) -> Result<()> {
     let Some(job) = jobs.first() else { return Ok(()) };
     match Record::of(job)? {
         Some(record) if record.id == duty.id && record.fence.is_some() => {
-            recover(mongo, &duty.job, &record).await.map(|_| ())
+            // Who claims to be at it may be dead by now: looked at again until the fence is down.
+            let state = recover(mongo, &duty.job, &record).await?;
+            state.map(|_| ()).ok_or_else(|| Error::stopped("another process is lifting the fence"))
         }
         _ => Ok(()),
     }

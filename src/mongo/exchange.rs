@@ -31,6 +31,11 @@ const SHORT: Duration = Duration::from_millis(50);
 const ATTEMPTS: u32 = 5;
 /// The server's code for a value that is in a unique index already.
 const DUPLICATE_KEY: u64 = 11000;
+/// The server's codes where it no longer knows a moment of the past, or not yet.
+const NO_SNAPSHOT: [i32; 2] = [239, 246];
+/// A server knows the moments of so long at least, unless it was told to forget
+/// them sooner.
+const SHORTEST_HISTORY: Duration = Duration::from_secs(60);
 /// Between attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Deletes per transaction.
@@ -122,6 +127,8 @@ pub enum Guarded {
     Done,
     /// Something newer was there.
     GaveWay,
+    /// The server no longer knows the moment, so that it can't tell.
+    TooLate,
 }
 
 impl Mongo {
@@ -316,19 +323,27 @@ impl GivingWay {
     }
 
     /// Deletes documents: all at once, or one by one where something newer is there.
+    /// Returns those of which it is too late to tell whether something is.
     ///
     /// # Errors
     /// A stop where the server refuses for another reason than something newer.
-    pub async fn delete(&mut self, ids: &[RawBson]) -> Result<()> {
+    pub async fn delete(&mut self, ids: &[RawBson]) -> Result<Vec<RawBson>> {
+        let mut left = Vec::new();
         for part in ids.chunks(DELETES) {
-            if self.attempt(deletion(&self.namespace.collection, part), 1).await? == Guarded::GaveWay {
-                for id in part {
-                    self.attempt(deletion(&self.namespace.collection, std::slice::from_ref(id)), ATTEMPTS)
-                        .await?;
+            match self.attempt(deletion(&self.namespace.collection, part), 1).await? {
+                Guarded::Done => {}
+                Guarded::TooLate => left.extend_from_slice(part),
+                Guarded::GaveWay => {
+                    for id in part {
+                        let one = deletion(&self.namespace.collection, std::slice::from_ref(id));
+                        if self.attempt(one, ATTEMPTS).await? == Guarded::TooLate {
+                            left.push(id.clone());
+                        }
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Writes a document as it is.
@@ -360,6 +375,8 @@ impl GivingWay {
                 conflicts += 1;
             } else if super::command::is_transient(&error) && failures < ATTEMPTS {
                 failures += 1;
+            } else if is_too_old(&error, self.moment) {
+                return Ok(Guarded::TooLate);
             } else {
                 return Err(error).during(operation);
             }
@@ -396,6 +413,14 @@ fn first_error(reply: &Document) -> Option<Bson> {
 fn is_duplicate(refusal: &Bson) -> bool {
     let code = refusal.as_document().and_then(|refusal| refusal.get("code"));
     code.and_then(super::index::whole_number) == Some(DUPLICATE_KEY)
+}
+
+/// Whether the server no longer has what was at that moment.
+fn is_too_old(error: &DriverError, moment: Timestamp) -> bool {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let is_long_ago = now.saturating_sub(u64::from(moment.time)) >= SHORTEST_HISTORY.as_secs();
+    is_long_ago
+        && matches!(error.kind.as_ref(), ErrorKind::Command(command) if NO_SNAPSHOT.contains(&command.code))
 }
 
 fn is_conflict(error: &DriverError) -> bool {

@@ -264,6 +264,12 @@ async fn what_is_fed_back_can_be_rolled_back() {
     }
     assert!(find(&source, 0).await.is_some(), "what is not valid was never touched");
     assert_eq!(bytes(&bench, SOURCE).await.len(), 100);
+    // The new collection lacks what is written from now on: nobody may be sent there.
+    set(&source, 6, doc! {"by": "source"}).await;
+    for command in [SWITCH, "cleanse", "cleanse --restart"] {
+        let run = bench.run(command).await.expect_exit(3);
+        assert!(run.text("/error/message").contains("taken back"), "{command}: {}", run.stdout);
+    }
 }
 
 #[tokio::test]

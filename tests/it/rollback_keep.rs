@@ -9,6 +9,7 @@ use mongodb::Collection;
 use crate::cleanse_live::RULE;
 use crate::cleansing::{SOURCE, bytes, configure, job_name, run_when_near};
 use crate::harness::{Bench, wait_for};
+use crate::own_set::OwnSet;
 use crate::program::{Finished, Running, Signal};
 use crate::writers::{Cutover, Options, Writers, expect_live_after_rollback, is_valid};
 
@@ -132,6 +133,42 @@ async fn what_gives_way_on_the_way_back_is_kept_and_comes_back_where_it_can() {
     assert!(there(0) && !there(3) && !there(6), "{found:?}");
     assert_eq!(found.len(), 31);
     assert_eq!(bench.run(ROLLBACK).await.expect_exit(1).text("/outcome"), "rolled_back");
+}
+
+/// What a rollback would have done without is not lost by an attempt, and neither is
+/// what the job tells of the cutover.
+#[tokio::test]
+async fn a_rollback_that_was_given_up_changes_nothing() {
+    // A keep waits for the transaction with the whole server locked.
+    let set = OwnSet::start(&[]);
+    let bench = Bench::on(&set.uri).await;
+    configure(&bench, RULE);
+    bench.insert_into(SOURCE, (0..20).map(|id| doc! {"_id": id, "valid": true})).await;
+    bench.run("cleanse").await.expect_exit(0);
+    bench.run(KEEP).await.expect_exit(0);
+    let live: Collection<Document> = bench.database.collection(SOURCE);
+    live.insert_one(doc! {"_id": "new", "valid": true}).await.expect("a write");
+    let record = async || {
+        let job = bench.job(&job_name(&bench)).await.expect("a job");
+        job.get_document("cutover").expect("a record").clone()
+    };
+    let before = record().await;
+    let client = crate::harness::connect(&bench.uri).await;
+    let mut session = client.start_session().await.expect("a session");
+    session.start_transaction().await.expect("a transaction");
+    let touched = client.database(bench.database.name()).collection::<Document>(SOURCE);
+    let update = touched.update_one(doc! {"_id": 1}, doc! {"$set": {"touched": true}});
+    update.session(&mut session).await.expect("a write");
+    let without = "rollback --max-pause 300ms --discard-writes-since-cutover --yes";
+    let given_up = bench.run(without).await.expect_exit(1);
+    assert_eq!(given_up.text("/outcome"), "given_up", "{}", given_up.stdout);
+    session.abort_transaction().await.expect("an end");
+    assert_eq!(record().await, before);
+    // The same command as before knows what was done.
+    let again = bench.run(KEEP).await.expect_exit(0);
+    assert_eq!(again.text("/outcome"), "cut_over", "{}", again.stdout);
+    bench.run(ROLLBACK).await.expect_exit(0);
+    assert!(live.find_one(doc! {"_id": "new"}).await.expect("a read").is_some(), "it was brought back");
 }
 
 #[tokio::test]

@@ -36,8 +36,10 @@ pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
     let plan = context.unless_interrupted(prepare_copy(context, &args.copy)).await?;
     check_plan(&plan)?;
     let stored = context.unless_interrupted(stored_job(context, &plan.job)).await?;
-    if Stage::of(&stored).is_none() {
-        ask(context, &plan, args.yes).await?;
+    match Stage::of(&stored) {
+        Some(Stage::RolledBack) => return Err(was_taken_back(&plan)),
+        Some(_) => {}
+        None => ask(context, &plan, args.yes).await?,
     }
     let taken = take_over(context, &plan.job, &plan.source, &plan.identity);
     let job = context.unless_interrupted(taken).await?;
@@ -125,6 +127,15 @@ async fn forget_unused(steered: &Steered, plan: &Plan, job: &Job) -> Result<()> 
         .hint("`cutover --mode switch --feed-back` brings that back, then `rollback`"));
     }
     job.save(doc! {FIELD: Bson::Null}).await
+}
+
+/// What the old collection was given since is not in the new one.
+fn was_taken_back(plan: &Plan) -> Error {
+    Error::refused(format!(
+        "the switch to {} was taken back: it lacks what was written to {} since",
+        plan.target, plan.source
+    ))
+    .hint("`cleanup` forgets the job; drop the former copy then, and copy anew by `cleanse`")
 }
 
 fn new_report(command: &'static str, plan: &Plan) -> Report {

@@ -256,11 +256,11 @@ impl<'a> Sync<'a> {
         time: Option<Timestamp>,
         replaces: bool,
     ) -> Result<Brought> {
-        let documents = self.reader.read(ids, time).await?;
-        let bytes: usize = documents.iter().map(|document| document.as_bytes().len()).sum();
-        if bytes > MOST_BYTES && ids.len() > 1 {
+        let read = self.reader.read_within(MOST_BYTES, ids, time).await?;
+        if !read.is_all && ids.len() > 1 {
             return Ok(Brought::TooLarge);
         }
+        let documents = read.documents;
         let valid: HashSet<Vec<u8>> = documents.iter().filter_map(|document| id_bytes(document)).collect();
         let is_gone = |id: &&RawBson| !valid.contains(&value_bytes(id.as_raw_bson_ref()));
         let removed: Vec<RawBson> =

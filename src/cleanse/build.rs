@@ -11,6 +11,7 @@ use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
 use crate::mongo::command::retrying;
 use crate::mongo::index::BuildProgress;
+use crate::mongo::sink::check_write_concern;
 use crate::mongo::valid::Valid;
 
 /// Marked documents that are fetched at once.
@@ -165,7 +166,12 @@ async fn replace(mongo: &Mongo, namespace: &Namespace, document: &bson::RawDocum
     let database = mongo.database(&namespace.database);
     let reply = retrying(format!("writing a document to {namespace}"), || {
         let (database, command): (_, RawDocumentBuf) = (database.clone(), command.clone());
-        async move { database.run_raw_command(command).await }
+        async move {
+            let reply = Document::try_from(database.run_raw_command(command).await?)?;
+            // What a failover may take back was not written.
+            check_write_concern(&reply)?;
+            Ok(reply)
+        }
     })
     .await?;
     match reply.get_array("writeErrors").ok().and_then(|errors| errors.first()) {

@@ -29,7 +29,7 @@ use crate::crash;
 use crate::cutover::gates::CHANGED_AT;
 use crate::cutover::record::Record;
 use crate::cutover::switch::stage::Stage;
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::job::{Job, store};
 use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
@@ -95,6 +95,13 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
         .hint(
             "`rollback` takes that back; `cleanup` forgets the job, after which another cleanse may begin",
         ));
+    }
+    if job.and_then(Stage::of) == Some(Stage::RolledBack) {
+        return Err(Error::refused(format!(
+            "the switch to {} was taken back: it lacks what was written to {} since",
+            plan.target, plan.source
+        ))
+        .hint("`cleanup` forgets the job; drop the former copy then, and copy anew"));
     }
     if job.and_then(Stage::of).is_some() {
         return Err(Error::refused(format!(
@@ -258,6 +265,24 @@ async fn copy_and_mark(
     result
 }
 
+/// Builds indexes, which may take longer than the oplog reaches back, and marks
+/// meanwhile what is touched; moves the position on.
+async fn build_and_mark(
+    follower: &Follower<'_>,
+    position: &mut Position,
+    building: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let built = CancellationToken::new();
+    let building = async {
+        let result = building.await;
+        built.cancel();
+        result
+    };
+    let (result, marked) = tokio::join!(building, follower.mark(position.clone(), &built));
+    *position = marked?;
+    result
+}
+
 /// Brings the target up to date, finishes it where that is still to be done, and
 /// follows on where that is asked for; false where a signal came first.
 async fn catch_up(
@@ -283,12 +308,16 @@ async fn catch_up(
             quarantine::resolve_pending(follower, quarantine, &mut catch_up, position.time()).await?;
         }
         crash::point("cleanse_fetched");
-        build::indexes(mongo, &plan.target, &plan.description, When::Copied, events).await?;
+        let building = build::indexes(mongo, &plan.target, &plan.description, When::Copied, events);
+        build_and_mark(follower, position, building).await?;
         crash::point("cleanse_indexed");
         follower.mark_crowded().await?;
         follower.work_off_marks(&mut catch_up, position, stop, followed).await?;
     }
-    if !follower.drain(&mut catch_up, position, false, stop, followed).await? {
+    let drained = follower.drain(&mut catch_up, position, false, stop, followed).await;
+    // A refusal would say that nothing was done yet.
+    let class = |error: Error| if is_to_finish { error.with_class(Class::Stopped) } else { error };
+    if !drained.map_err(class)? {
         return Ok(false);
     }
     if is_to_finish {

@@ -10,7 +10,7 @@
 
 pub mod quarantine;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::ClientSession;
@@ -19,7 +19,7 @@ use mongodb::error::Error as DriverError;
 use super::by_id::{by_id, deletion};
 use super::command::{is_transient_code, retrying, retrying_in};
 use super::groups::Groups;
-use super::identified::{Identities, not_before};
+use super::identified::{Identities, Read, not_before};
 use super::index::whole_number;
 use super::sink::{check_write_concern, id_bytes, value_bytes};
 use super::source::to_bson;
@@ -33,6 +33,9 @@ use crate::job::lease::LeaseWatch;
 
 /// Bytes of documents per command, and about as many are read at once.
 pub(super) const MOST_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of documents that are read at once, at most and but for the last: those of
+/// one batch may be a thousand times as large as those of the batch before.
+const READ_BYTES: usize = 2 * MOST_BYTES;
 /// Statements per command.
 pub(super) const MOST_STATEMENTS: usize = 1000;
 /// The same as long as nobody knows how large documents are.
@@ -184,12 +187,15 @@ impl CatchUp {
         let mut attempt = Attempt::default();
         let mut open = distinct(ids);
         for _ in 0..ROUNDS {
-            let mut again = Vec::new();
-            let mut rest = open.as_slice();
+            let (mut again, mut rest) = (Vec::new(), open);
             while !rest.is_empty() {
-                let (part, others) = rest.split_at(self.at_once.min(rest.len()));
-                attempt.applied.add(self.apply_once(part, after, &mut again, &mut attempt.parties).await?);
-                rest = others;
+                let part: Vec<RawBson> = rest.drain(..self.at_once.min(rest.len())).collect();
+                let read = self.read_within(READ_BYTES, &part, after).await?;
+                let part = part_read(part, &read, &mut rest);
+                let documents = read.documents;
+                attempt
+                    .applied
+                    .add(self.apply_once(&part, &documents, &mut again, &mut attempt.parties).await?);
             }
             if again.is_empty() {
                 return Ok(attempt);
@@ -207,29 +213,28 @@ impl CatchUp {
     async fn apply_once(
         &mut self,
         ids: &[RawBson],
-        after: Option<Timestamp>,
+        documents: &[RawDocumentBuf],
         again: &mut Vec<RawBson>,
         parties: &mut Vec<RawBson>,
     ) -> Result<Applied> {
         let mut gone: HashMap<Vec<u8>, RawBson> =
             ids.iter().map(|id| (value_bytes(id.as_raw_bson_ref()), id.clone())).collect();
-        let documents = self.read(ids, after).await?;
         if !documents.is_empty() {
-            self.at_once = statements_at_once(&documents);
+            self.at_once = statements_at_once(documents);
         }
-        for document in &documents {
+        for document in documents {
             if let Some(bytes) = id_bytes(document) {
                 gone.remove(&bytes);
             }
         }
-        let sorted = self.sort(&documents, &mut gone).await?;
+        let sorted = self.sort(documents, &mut gone).await?;
         // Removed first: an `_id` may have come back as an equal number of another type.
         let removed: Vec<RawBson> = gone.into_values().collect();
         self.remove(&removed).await?;
         crash::point("catch_up_removed");
         self.leave(&sorted).await?;
         crash::point("left_a_side");
-        let written = self.write_all(&documents, again, parties).await?;
+        let written = self.write_all(documents, again, parties).await?;
         self.write_rejected(sorted, again).await?;
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
     }
@@ -243,6 +248,14 @@ impl CatchUp {
         self.read_where(ids, &self.valid, after).await
     }
 
+    /// The same, but no more documents once there are so many bytes of them.
+    ///
+    /// # Errors
+    /// A stop where the source can't be read.
+    pub async fn read_within(&self, bytes: usize, ids: &[RawBson], after: Option<Timestamp>) -> Result<Read> {
+        self.read_where_within(bytes, ids, &self.valid, after).await
+    }
+
     /// The ones among these documents that are valid by that, as a majority has them.
     async fn read_where(
         &self,
@@ -250,6 +263,16 @@ impl CatchUp {
         valid: &Valid,
         after: Option<Timestamp>,
     ) -> Result<Vec<RawDocumentBuf>> {
+        Ok(self.read_where_within(usize::MAX, ids, valid, after).await?.documents)
+    }
+
+    async fn read_where_within(
+        &self,
+        bytes: usize,
+        ids: &[RawBson],
+        valid: &Valid,
+        after: Option<Timestamp>,
+    ) -> Result<Read> {
         let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
         let all_at_once = i64::try_from(ids.len() + 1).unwrap_or(i64::MAX);
         let by_id = doc! {"_id": {"$in": ids}};
@@ -262,7 +285,7 @@ impl CatchUp {
         };
         let identity = self.identities.source.as_ref();
         retrying(format!("re-reading documents of {}", self.source), || {
-            self.mongo.documents_of(&self.source, command.clone(), not_before(after), identity)
+            self.mongo.documents_within(bytes, &self.source, command.clone(), not_before(after), identity)
         })
         .await
     }
@@ -473,9 +496,21 @@ fn statements_at_once(documents: &[RawDocumentBuf]) -> usize {
     (MOST_BYTES / average.max(1)).clamp(1, MOST_STATEMENTS)
 }
 
+/// The `_id`s of which it is known what has become; where not all were read, the
+/// others are open still.
+fn part_read(ids: Vec<RawBson>, read: &Read, open: &mut Vec<RawBson>) -> Vec<RawBson> {
+    if read.is_all {
+        return ids;
+    }
+    let seen: HashSet<Vec<u8>> = read.documents.iter().filter_map(|document| id_bytes(document)).collect();
+    let (known, unread) = ids.into_iter().partition(|id| seen.contains(&value_bytes(id.as_raw_bson_ref())));
+    open.extend::<Vec<RawBson>>(unread);
+    known
+}
+
 /// Each `_id` once.
 pub(crate) fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     ids.iter().filter(|id| seen.insert(value_bytes(id.as_raw_bson_ref()))).cloned().collect()
 }
 

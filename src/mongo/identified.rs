@@ -43,22 +43,52 @@ impl Mongo {
     pub(super) async fn documents_of(
         &self,
         namespace: &Namespace,
-        mut command: Document,
+        command: Document,
         concern: Document,
         identity: Option<&Bson>,
     ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
+        let read = self.documents_within(usize::MAX, namespace, command, concern, identity).await?;
+        Ok(read.documents)
+    }
+
+    /// The same, but no more documents once there are so many bytes of them.
+    ///
+    /// # Errors
+    /// The driver's error, for the caller to decide.
+    pub(super) async fn documents_within(
+        &self,
+        bytes: usize,
+        namespace: &Namespace,
+        mut command: Document,
+        concern: Document,
+        identity: Option<&Bson>,
+    ) -> mongodb::error::Result<Read> {
         command.insert("readConcern", concern);
         if let Some(identity) = identity {
             command.insert("collectionUUID", identity.clone());
         }
         let cursor = self.database(&namespace.database).run_cursor_command(command).await?;
         let mut cursor = cursor.with_type::<RawDocumentBuf>();
-        let mut documents = Vec::new();
+        let (mut documents, mut size) = (Vec::new(), 0_usize);
         while cursor.advance().await? {
-            documents.push(cursor.current().to_owned());
+            if size >= bytes {
+                return Ok(Read { documents, is_all: false });
+            }
+            let document = cursor.current().to_owned();
+            size += document.as_bytes().len();
+            documents.push(document);
         }
-        Ok(documents)
+        Ok(Read { documents, is_all: true })
     }
+}
+
+/// Documents that were read.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// At least one, where there are any.
+    pub documents: Vec<RawDocumentBuf>,
+    /// Whether there are no others.
+    pub is_all: bool,
 }
 
 /// Read as a majority has it, not before a moment.

@@ -197,3 +197,31 @@ async fn a_source_that_is_dropped_or_renamed_ends_the_run_with_the_state_kept() 
         assert!(ended.text("/error/message").contains(event), "{}", ended.stdout);
     }
 }
+
+/// How many documents are read at once goes by the size of those before, which says nothing.
+#[tokio::test]
+async fn large_documents_after_small_ones_do_not_fill_the_memory() {
+    const MOST_MEMORY: u64 = 256 << 20;
+    let bench = bench(20_000).await;
+    for id in 0..120 {
+        let large = doc! {"_id": format!("large {id}"), "valid": true, "text": "x".repeat(4 << 20)};
+        bench.insert_into(SOURCE, [large]).await;
+    }
+    let run = bench.program(&format!("{COMMAND} --follow")).spawn();
+    wait_for("the follower", async || run.stderr().contains("follows")).await;
+    let small = doc! {"_id": {"$type": "int"}};
+    source(&bench).update_many(small, doc! {"$set": {"v": 1}}).await.expect("a write");
+    let large = doc! {"_id": {"$type": "string"}};
+    source(&bench).update_many(large.clone(), doc! {"$set": {"v": 1}}).await.expect("a write");
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    let mut applied = large;
+    applied.insert("v", 1);
+    wait_for("the large documents", async || {
+        target.count_documents(applied.clone()).await.expect("a count") == 120
+    })
+    .await;
+    let peak = run.peak_memory().expect("it runs");
+    run.signal(Signal::Terminate);
+    run.finish().await.expect_exit(143);
+    assert!(peak < MOST_MEMORY, "{} MiB", peak >> 20);
+}

@@ -18,6 +18,7 @@ use bson::{Bson, Document, RawBson, doc};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::beside::steer;
 use super::counts::{ApiCounters, Documents, add};
 use super::plan::{Options, default_job, identity};
 use crate::Context;
@@ -33,6 +34,7 @@ use crate::mongo::operation::Operation;
 use crate::mongo::sink::{Update, Written};
 use crate::mongo::source::{Candidate, TargetCollection};
 use crate::report::outcome::Outcome;
+use crate::throttle::pace::Pace;
 
 /// Candidates per operation: one or two seconds of work, so that a signal, a
 /// lost lease or an election costs little.
@@ -67,7 +69,9 @@ pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
     let job = context.unless_interrupted(start).await?;
     let started = Instant::now();
     let key_map = KeyMap::open(&context.mongo, context.settings.key_api()?, job.name());
-    let mut fill = Fill { context, job, key_map, documents: Documents::default(), refused_in_a_row: 0 };
+    let (context, pace) = (&context.of_one_run(), Arc::new(Pace::new(0)));
+    let _beside = steer(context, &job, &pace);
+    let mut fill = Fill { context, job, key_map, pace, documents: Documents::default(), refused_in_a_row: 0 };
     let result = fill.all(&plan).await;
     // Without the lease the copies may be those of whoever has it now.
     let cleared = if fill.job.lease().is_valid() { fill.drop_copies(&plan).await } else { Ok(()) };
@@ -112,6 +116,8 @@ struct Fill<'a> {
     context: &'a Context,
     job: Job,
     key_map: KeyMap,
+    /// Holds the next piece of work off.
+    pace: Arc<Pace>,
     documents: Documents,
     refused_in_a_row: u64,
 }
@@ -229,6 +235,7 @@ impl Fill<'_> {
         let Some(bound) = collection.highest().await? else { return Ok(()) };
         let mut last: Option<RawBson> = None;
         loop {
+            self.pace.free(&self.context.stop).await;
             let left = limit.saturating_sub(self.documents.filled);
             if self.is_stopped() || left == 0 {
                 return Ok(());
@@ -283,7 +290,11 @@ impl Fill<'_> {
         end: &RawBson,
     ) -> Result<()> {
         let mut position = last.cloned();
-        while !self.is_stopped() {
+        loop {
+            self.pace.free(&self.context.stop).await;
+            if self.is_stopped() {
+                break;
+            }
             self.job.lease().valid().await?;
             let (candidates, next) = collection.chunk(position.as_ref(), end, CHUNK, true).await?;
             let Some(next) = next else { break };

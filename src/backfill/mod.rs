@@ -5,6 +5,7 @@
 //! key's calls, `engine` moves documents from chunk to durable write.
 
 pub mod asker;
+mod beside;
 mod canary;
 pub mod checkpoint;
 pub mod counts;

@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bson::{Bson, DateTime, Document};
-use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::asker::Asker;
+use super::beside::Beside;
 use super::checkpoint::{Board, Checkpoints, Course, fields};
 use super::counts::ApiCounters;
 use super::engine::{Engine, Parts};
@@ -64,15 +64,6 @@ pub(super) struct Worker {
     limit: u64,
     /// Candidates of the first target, just counted.
     of_first_target: Option<u64>,
-}
-
-/// Tasks beside the work, ended with it.
-struct Beside(Vec<AbortHandle>);
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
-    }
 }
 
 impl Worker {

@@ -167,7 +167,7 @@ async fn replace(mongo: &Mongo, namespace: &Namespace, document: &bson::RawDocum
     let reply = retrying(format!("writing a document to {namespace}"), || {
         let (database, command): (_, RawDocumentBuf) = (database.clone(), command.clone());
         async move {
-            let reply = Document::try_from(database.run_raw_command(command).await?)?;
+            let reply = database.run_raw_command(command).await?;
             // What a failover may take back was not written.
             check_write_concern(&reply)?;
             Ok(reply)

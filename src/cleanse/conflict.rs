@@ -19,7 +19,9 @@ use crate::mongo::catch_up::{Applied, distinct};
 use crate::mongo::feed::Position;
 use crate::mongo::lanes::Lanes;
 
-/// Rounds in which documents that stand in each other's way are written again.
+/// Rounds in which documents that stand in each other's way are written again, and
+/// no further one turns up. A value may have passed through any number of hands, and
+/// each round finds the next.
 const ROUNDS: usize = 10;
 /// Tries to build the unique indexes.
 const BUILDS: usize = 20;
@@ -88,9 +90,10 @@ impl Follower<'_> {
             self.job.lease().valid().await?;
             return lanes.write_again(&open, after).await;
         }
-        for _ in 0..ROUNDS {
-            if open.is_empty() {
-                return Ok(applied);
+        let mut rounds = 0;
+        while !open.is_empty() {
+            if rounds == ROUNDS {
+                return Err(self.in_the_way(&open));
             }
             self.job.lease().valid().await?;
             open = self.displace(lanes, open).await?;
@@ -103,10 +106,12 @@ impl Follower<'_> {
             if attempt.parties.is_empty() {
                 marks.remove(&marked).await?;
             }
+            let known = open.len();
             open.extend(attempt.parties.iter().cloned());
             open = if attempt.parties.is_empty() { Vec::new() } else { distinct(&open) };
+            rounds = if open.len() > known { 0 } else { rounds + 1 };
         }
-        if open.is_empty() { Ok(applied) } else { Err(self.in_the_way(&open)) }
+        Ok(applied)
     }
 
     fn in_the_way(&self, open: &[RawBson]) -> Error {

@@ -145,6 +145,8 @@ impl StoredOutcome {
 pub struct KeyMap {
     entries: Collection<Entry>,
     job: String,
+    /// The API, as jobs tell it.
+    api: String,
     /// Whether one new key for two legacy keys is an error.
     unique: bool,
 }
@@ -152,7 +154,12 @@ pub struct KeyMap {
 impl KeyMap {
     /// The key map of an API, used by a job.
     pub fn open(mongo: &Mongo, api: &KeyApi, job: &str) -> Self {
-        Self { entries: mongo.state(&collection_name(api)), job: job.into(), unique: api.unique_keys }
+        Self {
+            entries: mongo.state(&collection_name(api)),
+            job: job.into(),
+            api: shown_api(api),
+            unique: api.unique_keys,
+        }
     }
 
     /// What is known about these keys.

@@ -12,6 +12,7 @@ use mongodb::Collection;
 
 use super::{Answer, Entry, KeyMap, Remembered};
 use crate::error::{Error, Result};
+use crate::job::store;
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 
@@ -37,14 +38,15 @@ impl KeyMap {
     /// To be called once, before anything is remembered.
     ///
     /// # Errors
-    /// A refusal where a new key stands for several legacy keys already; a stop
-    /// where the index can't be built or dropped.
+    /// A refusal where a new key stands for several legacy keys already, or another
+    /// job relies on that none does; a stop where the index can't be built or dropped.
     pub async fn prepare(&self, mongo: &Mongo) -> Result<()> {
         let stored = mongo.describe(&self.namespace()).await?;
         let exists = stored.is_some_and(|map| map.index(INDEX).is_some());
         match (self.unique, exists) {
             (true, false) => self.build_index(mongo).await,
             (false, true) => {
+                self.check_unused(mongo).await?;
                 let entries = &self.entries;
                 retrying("dropping an index of the key map", || {
                     let drop = entries.drop_index(INDEX);
@@ -54,6 +56,19 @@ impl KeyMap {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Makes sure that no other job fills the map by the rule that is to end.
+    async fn check_unused(&self, mongo: &Mongo) -> Result<()> {
+        let jobs = store::list(mongo, None).await?;
+        let is_other = |job: &Document| job.get_str("_id").is_ok_and(|name| name != self.job);
+        let running = jobs.iter().find(|job| is_other(job) && store::calls(job, &self.api));
+        let Some(running) = running else { return Ok(()) };
+        Err(Error::refused(format!(
+            "the job {} is being run, and in its config a new key may stand for one legacy key only",
+            running.get_str("_id").unwrap_or_default()
+        ))
+        .hint("set `key_api.unique_keys` here too, or wait for the end of that job"))
     }
 
     async fn build_index(&self, mongo: &Mongo) -> Result<()> {

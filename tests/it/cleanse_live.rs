@@ -148,6 +148,41 @@ async fn expect_swapped(collation: Option<Collation>, passed_on: fn(String) -> S
     run.finish().await.expect_exit(130);
 }
 
+/// Each document in the way of another is in the way of a third itself, and nothing has told of it yet.
+#[tokio::test]
+async fn a_value_that_went_through_many_hands_ends_right() {
+    const HANDS: i32 = 60;
+    let bench = bench(0).await;
+    let source = source(&bench);
+    let account = |id: i32| doc! {"_id": id, "valid": true, "email": format!("e{id}"), "other": id >= HANDS};
+    bench.insert_into(SOURCE, (0..3_000).map(account)).await;
+    let unique = mongodb::options::IndexOptions::builder().unique(true).build();
+    let index = IndexModel::builder().keys(doc! {"email": 1}).options(unique).build();
+    source.create_index(index).await.expect("an index");
+    let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
+    wait_for("the copy", async || run.stderr().contains("follows")).await;
+    // It hears of the first of them long before it hears of the others.
+    run.signal(Signal::Stop);
+    let set = async |id: i32, email: String| {
+        let update = doc! {"$set": {"email": email}};
+        source.update_one(doc! {"_id": id}, update).await.expect("a write");
+    };
+    set(0, "free".into()).await;
+    source.update_many(doc! {"other": true}, doc! {"$set": {"v": 1}}).await.expect("a write");
+    for id in 1..HANDS {
+        set(id, format!("e{}", id - 1)).await;
+    }
+    set(0, format!("e{}", HANDS - 1)).await;
+    run.signal(Signal::Continue);
+    wait_for("the target in step", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        bytes(&bench, SOURCE).await == bytes(&bench, TARGET).await
+    })
+    .await;
+    run.signal(Signal::Interrupt);
+    run.finish().await.expect_exit(130);
+}
+
 /// What is not there any more is not deleted: the copy may be all that is left.
 #[tokio::test]
 async fn a_source_that_is_dropped_or_replaced_takes_no_document_of_the_target_along() {

@@ -407,3 +407,41 @@ async fn without_a_key_map_or_with_a_running_backfill_it_is_refused() {
     let run = bench.run(&format!("{FROM_KEY_MAP} --dry-run")).await.expect_exit(0);
     assert_eq!(run.number("/documents/filled"), 0);
 }
+
+/// A range that has begun is finished; the next one waits.
+#[tokio::test]
+async fn it_pauses_and_stops_when_asked() {
+    const DOCUMENTS: i32 = 45_000;
+    let bench = Bench::with_docs(DOCUMENTS).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    bench.file("keys.csv", dump((1..=DOCUMENTS).map(|id| format!("K{id}"))));
+    bench.run("key-map import keys.csv").await.expect_exit(0);
+    let updates = FailPoint::reserve(UPDATES);
+    let hold = async || {
+        let data = doc! {"nss": bench.namespace(DOCS), "shouldCheckForInterrupt": true};
+        let entered = updates.set(&bench, "alwaysOn", data).await;
+        let run = bench.program(FROM_KEY_MAP).spawn();
+        updates.wait_until_entered(&bench, entered + 1).await;
+        run
+    };
+    let job = format!("backfill-{}", bench.namespace(DOCS));
+    let run = hold().await;
+    bench.run(&format!("control {job} pause")).await.expect_exit(0);
+    wait_for("the pause", async || run.stderr().contains("paused")).await;
+    updates.off(&bench).await;
+    wait_for("the range", async || bench.filled().await == 20_000).await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert_eq!(bench.filled().await, 20_000, "nothing further is filled");
+    bench.run(&format!("control {job} resume")).await.expect_exit(0);
+    wait_for("another range", async || bench.filled().await > 20_000).await;
+    run.finish().await.expect_exit(0).expect_documents(&[("candidates", 45_000), ("filled", 45_000)]);
+
+    bench.docs().update_many(doc! {}, doc! {"$unset": {"newKey": 1}}).await.expect("an update");
+    let run = hold().await;
+    bench.run(&format!("control {job} stop")).await.expect_exit(0);
+    wait_for("the stop", async || run.stderr().contains("stopping")).await;
+    updates.off(&bench).await;
+    let run = run.finish().await.expect_exit(143);
+    assert!(run.number("/documents/candidates_left") >= 25_000, "{}", run.stdout);
+}

@@ -11,8 +11,9 @@ use mongorekey::key_map::{Answer, KeyMap, Remembered};
 use mongorekey::mongo::Mongo;
 use serde_json::json;
 
-use crate::harness::{Bench, uri};
+use crate::harness::{Bench, uri, wait_for};
 use crate::key_map::answers;
+use crate::program::Signal;
 
 const URL: &str = "http://127.0.0.1:9/{key}";
 
@@ -118,4 +119,21 @@ async fn remembering_gives_back_what_conflicts() {
     assert!(free.remember(&[found("K8", "N1")]).await.expect("remembered").is_empty());
     assert_eq!(map.look_up(&["K8"]).await.expect("known").len(), 1);
     mongo.close().await;
+}
+
+#[tokio::test]
+async fn the_rule_does_not_end_under_a_job_that_relies_on_it() {
+    let bench = Bench::with_docs(50).await;
+    let api = crate::key_api::KeyApi::finding();
+    let unique = |unique: bool| bench.config(&api).key_api(&format!("unique_keys = {unique}"));
+    bench.configure(&unique(true));
+    let run = bench.program("backfill --tps 5").spawn();
+    wait_for("a call", async || api.count() > 0).await;
+    bench.configure(&unique(false));
+    bench.file("keys.csv", "legacyKey,newKey\nX1,N1\nX2,N1\n");
+    let refused = bench.run("key-map import keys.csv").await.expect_exit(3);
+    assert!(refused.text("/error/message").contains("one legacy key only"), "{}", refused.stdout);
+    run.signal(Signal::Interrupt);
+    run.finish().await.expect_exit(130);
+    bench.run("key-map import keys.csv").await.expect_exit(0);
 }

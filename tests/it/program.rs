@@ -40,6 +40,8 @@ pub struct Finished {
 pub enum Signal {
     Interrupt,
     Terminate,
+    Stop,
+    Continue,
 }
 
 impl Program {
@@ -129,6 +131,8 @@ impl Running {
         let name = match signal {
             Signal::Interrupt => "-INT",
             Signal::Terminate => "-TERM",
+            Signal::Stop => "-STOP",
+            Signal::Continue => "-CONT",
         };
         let sent = Command::new("kill").args([name, &self.pid().to_string()]).status().expect("kill exists");
         assert!(sent.success(), "the signal was not sent");

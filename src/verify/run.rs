@@ -52,6 +52,7 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
         context.unless_interrupted(check_turn(context, args)).await?;
     }
     let mut run = context.unless_interrupted(Run::begin(context, args, sides.as_ref())).await?;
+    run.check_quarantine(sides.as_ref())?;
     let checked = run.check(sides.as_ref(), repair).await;
     run.keep(checked);
     if let Some(sides) = sides.as_ref().filter(|_| run.wanted.concerns_sides()) {
@@ -115,6 +116,16 @@ impl<'a> Run<'a> {
         let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
         findings.seed = (wanted.sample.is_some() || wanted.keys.is_some()).then_some(seed);
         Ok(Self { context, args, wanted, seed, copy, findings })
+    }
+
+    /// Whether what the rules reject can be told document by document, where it is kept.
+    fn check_quarantine(&self, sides: Option<&Sides>) -> Result<()> {
+        match sides.filter(|_| self.wanted.concerns_sides()) {
+            Some(sides) if self.copy.as_ref().and_then(of_job).is_some() => {
+                combine::only_conditions("a copy with a quarantine", &sides.predicate.valid())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All checks but those that are calls.
@@ -181,7 +192,6 @@ impl<'a> Run<'a> {
         let Some(copy) = &self.copy else { return Ok(()) };
         self.findings.jobs.push(sides.job.clone());
         if let Some(quarantine) = of_job(copy) {
-            combine::only_conditions("a copy with a quarantine", &sides.predicate.valid())?;
             let quarantined = Quarantined { sides, quarantine: &quarantine, copy };
             let wanted = self.wanted;
             checks.extend(quarantined.checks(self.context, self.args, wanted, self.seed).await?);
@@ -251,7 +261,6 @@ impl<'a> Run<'a> {
     async fn full_quarantine(&self, sides: &Sides) -> Result<Option<full::Full>> {
         let Some(quarantine) = self.copy.as_ref().and_then(of_job) else { return Ok(None) };
         let order = order(self.args, sides);
-        combine::only_conditions("a copy with a quarantine", &order.valid)?;
         if count::exactly(&self.context.mongo, &quarantine, &Document::new()).await? == 0 {
             return Ok(None);
         }

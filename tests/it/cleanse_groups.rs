@@ -111,14 +111,14 @@ async fn verification_knows_which_of_a_group_belongs_into_the_target() {
     // As many as before, but one who lost instead of the winner.
     let target: Collection<Document> = bench.database.collection(TARGET);
     target.delete_one(doc! {"_id": "r2"}).await.expect("deleted");
-    bench.run("verify --counts").await.expect_exit(1);
-    bench.run("verify --full").await.expect_exit(1);
+    bench.run("verify --counts --settle 100ms").await.expect_exit(1);
+    bench.run("verify --full --settle 100ms").await.expect_exit(1);
     target.insert_one(player("r3", "rejected", 4)).await.expect("inserted");
     bench.run("verify --counts").await.expect_exit(0);
     let full = bench.run("verify --full --settle 100ms").await.expect_exit(1);
     let differences = full.json["checks"][0]["differences"].to_string();
     assert!(differences.contains("r2") && differences.contains("r3"), "{differences}");
-    bench.run("verify --sample 1000").await.expect_exit(1);
+    bench.run("verify --sample 1000 --settle 100ms").await.expect_exit(1);
 }
 
 #[tokio::test]

@@ -215,12 +215,12 @@ async fn what_somebody_else_writes_to_the_target_is_found() {
     bench.run("verify --full").await.expect_exit(0);
     let target: Collection<Document> = bench.database.collection(TARGET);
     target.update_one(doc! {"_id": 4}, doc! {"$set": {"n": 7}}).await.expect("a write");
-    bench.run("verify --full").await.expect_exit(1);
+    bench.run("verify --full --settle 100ms").await.expect_exit(1);
     target.update_one(doc! {"_id": 4}, doc! {"$set": {"n": 0}}).await.expect("a write");
     target.insert_one(doc! {"_id": "stranger", "valid": true}).await.expect("a write");
-    bench.run("verify --full").await.expect_exit(1);
+    bench.run("verify --full --settle 100ms").await.expect_exit(1);
     target.delete_many(doc! {"_id": {"$in": ["stranger", 6]}}).await.expect("a write");
-    bench.run("verify --full").await.expect_exit(1);
+    bench.run("verify --full --settle 100ms").await.expect_exit(1);
 }
 
 #[tokio::test]

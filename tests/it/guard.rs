@@ -61,6 +61,23 @@ async fn too_few_answers_for_a_verdict_are_flagged_with_a_warning() {
     assert_eq!(api.count(), 60, "what is flagged is not asked for again");
 }
 
+/// The guard counts answers, and there never are enough: what waits for it does not grow with the
+/// documents.
+#[tokio::test]
+async fn few_keys_of_many_documents_are_flagged_in_one_run() {
+    const DOCUMENTS: i32 = 45_000;
+    let bench = Bench::new().await;
+    bench.insert((0..DOCUMENTS).map(|id| doc! {"_id": id, "legacyKey": format!("S{}", id % 5)})).await;
+    bench.create_index().await;
+    let api = KeyApi::start(nothing_found);
+    bench.configure(&bench.config(&api));
+    let run = bench.run("backfill --tps 5000").await.expect_exit(0);
+    run.expect_documents(&[("candidates", 45_000), ("flagged", 45_000)]);
+    run.expect_calls(5);
+    assert!(run.stderr.contains("5 of 5"), "{}", run.stderr);
+    assert_eq!(bench.flagged().await, 45_000);
+}
+
 #[tokio::test]
 async fn flags_wait_for_the_hundredth_answer() {
     let bench = Bench::with_docs(300).await;

@@ -215,7 +215,7 @@ async fn a_failed_verification_takes_the_pass_away_that_a_cutover_would_go_by() 
     // An index that is missing is no document, and no pass either.
     let index = doc! {"createIndexes": SOURCE, "indexes": [{"key": {"int": 1}, "name": "int"}]};
     bench.database.run_command(index).await.expect("an index");
-    let failed = bench.run("verify --full").await.expect_exit(1);
+    let failed = bench.run("verify --full --settle 100ms").await.expect_exit(1);
     let advice = failed.json["checks"].to_string();
     assert!(advice.contains("createIndexes"), "{advice}");
     assert!(!verdict().await);

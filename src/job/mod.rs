@@ -7,6 +7,7 @@
 pub mod budget;
 pub mod control;
 pub mod crew;
+mod elsewhere;
 pub mod health;
 pub mod holder;
 pub mod lease;

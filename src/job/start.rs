@@ -6,9 +6,10 @@ use bson::{Bson, DateTime, Document, doc};
 use mongodb::Collection;
 use mongodb::options::ReturnDocument;
 
+use super::elsewhere::FAILED_ELSEWHERE;
 use super::holder::Holder;
 use super::lease::times;
-use super::store::{COLLECTION, FAILED_ELSEWHERE, Job, JobState, Role, holder_of, is_running, leaving, list};
+use super::store::{COLLECTION, Job, JobState, Role, holder_of, is_running, leaving, list};
 use crate::command_line;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;

@@ -110,15 +110,19 @@ async fn values_that_swap_places_under_a_unique_index_with_a_collation_end_right
     expect_swapped(Some(collation), |email| email.to_uppercase()).await;
 }
 
+async fn create_unique_index(source: &Collection<Document>, collation: Option<Collation>) {
+    let unique = mongodb::options::IndexOptions::builder().unique(true).collation(collation).build();
+    let index = IndexModel::builder().keys(doc! {"email": 1}).options(unique).build();
+    source.create_index(index).await.expect("an index");
+}
+
 async fn expect_swapped(collation: Option<Collation>, passed_on: fn(String) -> String) {
     let bench = bench(0).await;
     let source = source(&bench);
     let count = 400;
     let account = |id: i32| doc! {"_id": id, "valid": true, "email": format!("e{id}")};
     bench.insert_into(SOURCE, (0..count).map(account)).await;
-    let unique = mongodb::options::IndexOptions::builder().unique(true).collation(collation).build();
-    let index = IndexModel::builder().keys(doc! {"email": 1}).options(unique).build();
-    source.create_index(index).await.expect("an index");
+    create_unique_index(&source, collation).await;
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the copy", async || run.stderr().contains("follows")).await;
     for round in 0..300 {
@@ -156,9 +160,7 @@ async fn a_value_that_went_through_many_hands_ends_right() {
     let source = source(&bench);
     let account = |id: i32| doc! {"_id": id, "valid": true, "email": format!("e{id}"), "other": id >= HANDS};
     bench.insert_into(SOURCE, (0..3_000).map(account)).await;
-    let unique = mongodb::options::IndexOptions::builder().unique(true).build();
-    let index = IndexModel::builder().keys(doc! {"email": 1}).options(unique).build();
-    source.create_index(index).await.expect("an index");
+    create_unique_index(&source, None).await;
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the copy", async || run.stderr().contains("follows")).await;
     // It hears of the first of them long before it hears of the others.

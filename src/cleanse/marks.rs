@@ -170,7 +170,7 @@ impl Marks {
     }
 
     fn key(&self, id: &RawBson) -> Result<Document> {
-        Ok(doc! {"job": &self.job, "id": crate::mongo::source::to_bson(id)?})
+        Ok(doc! {"job": &self.job, "id": crate::mongo::source::askable(id)?})
     }
 
     async fn command(&self, command: Document) -> Result<()> {

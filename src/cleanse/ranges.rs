@@ -5,6 +5,8 @@ use futures_util::TryStreamExt;
 use mongodb::Collection;
 
 use crate::error::Result;
+use crate::job::Job;
+use crate::job::lease::lost;
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::range::Range;
@@ -39,12 +41,20 @@ pub enum RangeState {
 pub struct Ranges {
     collection: Collection<Document>,
     job: String,
+    /// The run that writes them: one that was replaced, and does not know yet, can't
+    /// write over what its successor has stored.
+    run: i64,
 }
 
 impl Ranges {
-    /// The ranges of a job.
+    /// The ranges of a job, to be read.
     pub fn of(mongo: &Mongo, job: &str) -> Self {
-        Self { collection: mongo.state(COLLECTION), job: job.into() }
+        Self { collection: mongo.state(COLLECTION), job: job.into(), run: 0 }
+    }
+
+    /// The ranges of a job that this process runs.
+    pub fn of_run(mongo: &Mongo, job: &Job) -> Self {
+        Self { run: job.run(), ..Self::of(mongo, job.name()) }
     }
 
     /// Stores the ranges of a new copy; those of an unfinished attempt go.
@@ -58,7 +68,7 @@ impl Ranges {
             .enumerate()
             .map(|(number, range)| {
                 let number = i32::try_from(number).unwrap_or(i32::MAX);
-                let mut document = doc! {"_id": self.id(number), "v": 1, "state": "pending"};
+                let mut document = doc! {"_id": self.id(number), "v": 1, "state": "pending", "run": self.run};
                 // An absent bound is open; a bound may itself be null.
                 for (name, bound) in [("lower", &range.lower), ("upper", &range.upper)] {
                     if let Some(bound) = bound {
@@ -107,42 +117,36 @@ impl Ranges {
     /// Stores how far a range is.
     ///
     /// # Errors
-    /// A stop where it can't be stored.
+    /// A stop where it can't be stored, or a later run has it.
     pub async fn set(&self, number: i32, state: &RangeState) -> Result<()> {
-        let now = DateTime::now();
-        let update = match state {
-            RangeState::Pending => doc! {"$set": {"state": "pending", "at": now}, "$unset": {"session": ""}},
-            RangeState::Copying(session) => {
-                doc! {"$set": {"state": "copying", "at": now, "session": session.clone()}}
-            }
-            RangeState::Done => doc! {"$set": {"state": "done", "at": now}, "$unset": {"session": ""}},
+        let (word, session) = match state {
+            RangeState::Pending => ("pending", Bson::Null),
+            RangeState::Copying(session) => ("copying", session.clone().into()),
+            RangeState::Done => ("done", Bson::Null),
         };
-        let filter = doc! {"_id": self.id(number)};
-        retrying(format!("storing the state of a range of {}", self.job), || {
-            let update = self.collection.update_one(filter.clone(), update.clone());
-            async move { update.await }
-        })
-        .await
-        .map(|_| ())
+        self.update(number, doc! {"state": word, "session": session}).await
     }
 
     /// Stores that everything of a range below this `_id` is in the target, and
     /// nothing else of it.
     ///
     /// # Errors
-    /// A stop where it can't be stored.
+    /// A stop where it can't be stored, or a later run has it.
     pub async fn advance(&self, number: i32, reached: &Bson) -> Result<()> {
-        let update = doc! {
-            "$set": {"state": "pending", "at": DateTime::now(), "reached": reached.clone()},
-            "$unset": {"session": ""},
-        };
-        let filter = doc! {"_id": self.id(number)};
-        retrying(format!("storing how far a range of {} is", self.job), || {
+        let fields = doc! {"state": "pending", "session": Bson::Null, "reached": reached.clone()};
+        self.update(number, fields).await
+    }
+
+    async fn update(&self, number: i32, mut fields: Document) -> Result<()> {
+        fields.extend(doc! {"at": DateTime::now(), "run": self.run});
+        let filter = doc! {"_id": self.id(number), "run": {"$not": {"$gt": self.run}}};
+        let update = doc! {"$set": fields};
+        let updated = retrying(format!("storing how far a range of {} is", self.job), || {
             let update = self.collection.update_one(filter.clone(), update.clone());
             async move { update.await }
         })
-        .await
-        .map(|_| ())
+        .await?;
+        if updated.matched_count == 0 { Err(lost(&self.job)) } else { Ok(()) }
     }
 
     fn id(&self, number: i32) -> Document {

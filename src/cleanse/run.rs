@@ -147,7 +147,7 @@ async fn phases(
     figures: &mut Figures,
 ) -> Result<Copied> {
     let mongo = &context.mongo;
-    let ranges = Ranges::of(mongo, job.name());
+    let ranges = Ranges::of_run(mongo, job);
     let mut phase = Phase::stored(job);
     let method = out::method(job.document(), args.method);
     let halt = context.stop.child_token();

@@ -132,7 +132,7 @@ impl Drop for Lease {
 }
 
 /// The error of a holder that is none any more.
-pub(super) fn lost(job: &str) -> Error {
+pub(crate) fn lost(job: &str) -> Error {
     Error::stopped(format!("the lease of the job {job} is lost: another process may run it now"))
         .hint("see `mongorekey status`; started again, the job goes on from its checkpoint")
 }

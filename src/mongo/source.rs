@@ -9,9 +9,11 @@ use mongodb::options::{ReadPreference, SelectionCriteria};
 use super::Mongo;
 use super::command::retrying;
 use super::index::{self, IndexState, whole_number};
+use super::sink::value_bytes;
 use crate::config::{Target, values};
 use crate::error::{Error, Result};
 use crate::legacy_key;
+use crate::report::json::extended;
 
 /// Documents that are looked up by their keys at once.
 pub const MOST_BY_KEY: i64 = 10_000;
@@ -421,6 +423,22 @@ fn read_candidate(document: &RawDocument) -> Option<Candidate> {
 pub(crate) fn to_bson(value: &RawBson) -> Result<Bson> {
     Bson::try_from(value.clone())
         .map_err(|error| Error::stopped(format!("an `_id` in the database is no valid BSON: {error}")))
+}
+
+/// An `_id` to ask for, where that is possible.
+///
+/// # Errors
+/// A stop for one in which a field stands twice: of the two only the last would be
+/// asked for, and the document would seem to be gone.
+pub(crate) fn askable(id: &RawBson) -> Result<Bson> {
+    let value = to_bson(id)?;
+    let is_same = |again: RawBson| value_bytes(again.as_raw_bson_ref()) == value_bytes(id.as_raw_bson_ref());
+    if RawBson::try_from(value.clone()).is_ok_and(is_same) {
+        return Ok(value);
+    }
+    let shown = extended(id.as_raw_bson_ref());
+    Err(Error::stopped(format!("the `_id` {shown} can't be asked for: a field stands in it twice"))
+        .hint("such a document can be copied, but what is written to it can't be followed"))
 }
 
 pub(super) fn to_bson_array<'a>(values: impl Iterator<Item = &'a RawBson>) -> Result<Vec<Bson>> {

@@ -3,6 +3,11 @@
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
+use mongorekey::cleanse::ranges::{RangeState, Ranges};
+use mongorekey::config::values::Secret;
+use mongorekey::job::Job;
+use mongorekey::mongo::Mongo;
+use mongorekey::mongo::range::Range;
 
 use crate::cleansing::{
     FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure, delicate, every_type, ids,
@@ -337,4 +342,24 @@ async fn timing_an_election_that_takes_longer_than_the_lease_is_ridden_out() {
     inserts.off(&bench).await;
     run.finish().await.expect_exit(0);
     expect_end_state(&bench).await;
+}
+
+/// It may not know yet that it was replaced: its lease counts by its own clock.
+#[tokio::test]
+async fn a_run_that_was_replaced_stores_no_range() {
+    let bench = Bench::new().await;
+    let mongo = Mongo::connect(&Secret::new(uri()), bench.state.name()).await.expect("a connection");
+    let job = Job::start(&mongo, "copy", "cleanse", &doc! {}).await.expect("the job");
+    let ranges = Ranges::of_run(&mongo, &job);
+    ranges.create(&[Range::all()]).await.expect("stored");
+    ranges.set(0, &RangeState::Copying(doc! {"id": 1})).await.expect("ours");
+    let stored: Collection<Document> = bench.state.collection("ranges");
+    let later = doc! {"$set": {"run": job.run() + 1, "session": {"id": 2}}};
+    stored.update_one(doc! {}, later).await.expect("an update");
+    let refused = ranges.set(0, &RangeState::Done).await.expect_err("it is another run's");
+    assert!(refused.message().contains("lease"), "{refused}");
+    ranges.advance(0, &Bson::Int32(5)).await.expect_err("it is another run's");
+    let range = stored.find_one(doc! {}).await.expect("a read").expect("a range");
+    assert_eq!(range.get_str("state").ok(), Some("copying"));
+    assert_eq!(range.get_document("session").ok(), Some(&doc! {"id": 2}));
 }

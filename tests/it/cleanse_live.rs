@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use bson::{Document, doc};
+use bson::{Document, cstr, doc, rawdoc};
 use mongodb::options::Collation;
 use mongodb::{Collection, IndexModel};
 
-use crate::cleansing::{SOURCE, TARGET, bytes, configure};
+use crate::cleansing::{SOURCE, TARGET, bytes, configure, insert_raw};
 use crate::harness::{Bench, wait_for};
 use crate::program::{Running, Signal};
 use crate::writers::{Journal, Options, Writers, expect_collection_equals, is_valid};
@@ -261,4 +261,22 @@ async fn large_documents_after_small_ones_do_not_fill_the_memory() {
     run.signal(Signal::Terminate);
     run.finish().await.expect_exit(143);
     assert!(peak < MOST_MEMORY, "{} MiB", peak >> 20);
+}
+
+/// What would be asked for is another `_id`, and the document would seem to be gone.
+#[tokio::test]
+async fn a_write_to_an_id_in_which_a_field_stands_twice_stops_the_follower_and_removes_nothing() {
+    let bench = bench(20).await;
+    let mut id = rawdoc! {"a": 1};
+    id.append(cstr!("a"), 2);
+    insert_raw(&bench, SOURCE, vec![rawdoc! {"_id": id, "valid": true, "odd": true}]).await;
+    let run = bench.program(&format!("{COMMAND} --follow")).spawn();
+    wait_for("the follower", async || run.stderr().contains("follows")).await;
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    let odd = doc! {"odd": true};
+    assert_eq!(target.count_documents(odd.clone()).await.expect("a count"), 1);
+    source(&bench).update_one(odd.clone(), doc! {"$set": {"v": 1}}).await.expect("a write");
+    let stopped = run.finish().await.expect_exit(4);
+    assert!(stopped.text("/error/message").contains("stands in it twice"), "{}", stopped.stdout);
+    assert_eq!(target.count_documents(odd).await.expect("a count"), 1);
 }

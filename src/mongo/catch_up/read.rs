@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::mongo::command::retrying;
 use crate::mongo::identified::{Read, not_before};
 use crate::mongo::sink::{id_bytes, value_bytes};
-use crate::mongo::source::to_bson;
+use crate::mongo::source::askable;
 use crate::mongo::valid::Valid;
 
 impl CatchUp {
@@ -47,7 +47,7 @@ impl CatchUp {
         valid: &Valid,
         after: Option<Timestamp>,
     ) -> Result<Read> {
-        let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
+        let ids = ids.iter().map(askable).collect::<Result<Vec<Bson>>>()?;
         let all_at_once = i64::try_from(ids.len() + 1).unwrap_or(i64::MAX);
         let by_id = doc! {"_id": {"$in": ids}};
         let collection = &self.source.collection;

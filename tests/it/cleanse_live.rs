@@ -159,7 +159,7 @@ async fn a_value_that_went_through_many_hands_ends_right() {
     let bench = bench(0).await;
     let source = source(&bench);
     let account = |id: i32| doc! {"_id": id, "valid": true, "email": format!("e{id}"), "other": id >= HANDS};
-    bench.insert_into(SOURCE, (0..3_000).map(account)).await;
+    bench.insert_into(SOURCE, (0..9_000).map(account)).await;
     create_unique_index(&source, None).await;
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the copy", async || run.stderr().contains("follows")).await;

@@ -96,17 +96,18 @@ async fn timing_three_workers_keep_one_ceiling_and_use_it() {
 /// Whose keys fail is chance; the job is not completed, whoever's they were.
 #[tokio::test]
 async fn a_job_in_which_a_worker_failed_is_incomplete() {
-    let (bench, api) = bench(300, 300).await;
+    let (bench, api) = bench(900, 900).await;
     api.change(|call| if call.key.ends_with('3') { Reply::html(200) } else { quick(call) });
     bench.configure(&bench.config(&api).key_api("max_attempts = 1"));
-    let run = bench.run("backfill --tps 100000 --workers 3").await.expect_exit(1);
-    assert_eq!(run.number("/documents/failed"), 30, "{}", run.stdout);
+    // Slow enough for all of them to get a share.
+    let run = bench.run("backfill --tps 300 --chunk 50 --workers 3").await.expect_exit(1);
+    assert_eq!(run.number("/documents/failed"), 90, "{}", run.stdout);
     let job = bench.job(run.text("/job")).await.expect("a job");
     assert_eq!(job.get_str("state").ok(), Some("incomplete"), "{job}");
     let documents = job.get_document("documents").expect("counts");
-    assert_eq!(documents.get_i64("failed").ok(), Some(30), "{documents}");
+    assert_eq!(documents.get_i64("failed").ok(), Some(90), "{documents}");
     let by = documents.get_document("failed_by").expect("reasons");
-    assert_eq!(by.get_i64("invalid").ok(), Some(30), "{documents}");
+    assert_eq!(by.get_i64("invalid").ok(), Some(90), "{documents}");
     api.change(quick);
     let again = bench.run("backfill --tps 1000").await.expect_exit(0);
     let job = bench.job(again.text("/job")).await.expect("a job");

@@ -123,7 +123,17 @@ async fn timing_a_runner_that_is_started_again_beside_who_joined_keeps_the_ceili
     let joined = bench.program("backfill --tps 200 --chunk 50 --workers 3 --join").spawn();
     wait_for("calls of all", async || api.count() > 500).await;
     runner.kill();
-    let again = bench.run("backfill --tps 200 --chunk 50").await.expect_exit(0);
+    let again = bench.program("backfill --tps 200 --chunk 50").spawn();
+    // What is reserved is never handed out again.
+    let name = format!("backfill-{}", bench.namespace("docs"));
+    let (mut reserved, begun) = (0.0, Instant::now());
+    while begun.elapsed() < Duration::from_secs(3) {
+        let job = bench.job(&name).await.expect("a job");
+        let next = job.get_document("budget").and_then(|budget| budget.get_f64("next")).expect("a timetable");
+        assert!(next >= reserved, "{next} after {reserved}");
+        reserved = next;
+    }
+    let again = again.finish().await.expect_exit(0);
     joined.finish().await.expect_exit(0);
     expect_all_settled(&bench, 2400, 2400).await;
     assert_eq!(again.number("/documents/candidates_left"), 0);

@@ -96,7 +96,9 @@ impl Failures {
     /// A stop where the list can't be written.
     pub async fn forget(&mut self, collection: &str) -> Result<()> {
         let is_of = |failure: &Document| failure.get_str("collection").is_ok_and(|known| known == collection);
+        let before = self.pending.len();
         self.pending.retain(|failure| !is_of(failure));
+        self.listed -= (before - self.pending.len()) as u64;
         if self.listed == 0 {
             return Ok(());
         }

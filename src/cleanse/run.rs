@@ -28,7 +28,7 @@ use crate::config::values::ExtendedJson;
 use crate::crash;
 use crate::cutover::gates::CHANGED_AT;
 use crate::cutover::record::Record;
-use crate::cutover::switch::stage::Stage;
+use crate::cutover::switch::stage::{Stage, taken_back};
 use crate::error::{Class, Error, Result};
 use crate::job::{Job, store};
 use crate::mongo::Mongo;
@@ -97,11 +97,7 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
         ));
     }
     if job.and_then(Stage::of) == Some(Stage::RolledBack) {
-        return Err(Error::refused(format!(
-            "the switch to {} was taken back: it lacks what was written to {} since",
-            plan.target, plan.source
-        ))
-        .hint("`cleanup` forgets the job; drop the former copy then, and copy anew"));
+        return Err(taken_back(&plan.source, &plan.target));
     }
     if job.and_then(Stage::of).is_some() {
         return Err(Error::refused(format!(
@@ -200,7 +196,7 @@ async fn phases(
     }
     if phase == Phase::Copy {
         let (copying, pending) = (Instant::now(), copy.pending().await?);
-        let copied = copy_and_mark(&copy, &follower, &mut position, &halt).await?;
+        let copied = while_marking(&follower, &mut position, &halt, copy.clone().run()).await?;
         if let Some(keeping) = &copy.keeping {
             dual_write::count_copied(&mut figures.dual_write, keeping);
         }
@@ -243,42 +239,22 @@ pub fn source_options(plan: &Plan, job: &Job) -> Document {
     stored.map_or_else(|| plan.description.options.clone(), |options: ExtendedJson| options.0)
 }
 
-/// Copies, and marks meanwhile what is touched; moves the position on.
-async fn copy_and_mark(
-    copy: &Arc<Copy>,
+/// Does some work, and marks meanwhile what is touched; moves the position on. Where
+/// that fails the work would be worth nothing: `halt` asks it to end.
+async fn while_marking<T>(
     follower: &Follower<'_>,
     position: &mut Position,
     halt: &CancellationToken,
-) -> Result<Copied> {
-    let copied = CancellationToken::new();
-    let copying = async {
-        let result = copy.clone().run().await;
-        copied.cancel();
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let done = CancellationToken::new();
+    let work = async {
+        let result = work.await;
+        done.cancel();
         result
     };
-    let marking = async {
-        // Without the marks the copy would be worth nothing.
-        follower.mark(position.clone(), &copied).await.inspect_err(|_| halt.cancel())
-    };
-    let (result, marked) = tokio::join!(copying, marking);
-    *position = marked?;
-    result
-}
-
-/// Builds indexes, which may take longer than the oplog reaches back, and marks
-/// meanwhile what is touched; moves the position on.
-async fn build_and_mark(
-    follower: &Follower<'_>,
-    position: &mut Position,
-    building: impl Future<Output = Result<()>>,
-) -> Result<()> {
-    let built = CancellationToken::new();
-    let building = async {
-        let result = building.await;
-        built.cancel();
-        result
-    };
-    let (result, marked) = tokio::join!(building, follower.mark(position.clone(), &built));
+    let marking = async { follower.mark(position.clone(), &done).await.inspect_err(|_| halt.cancel()) };
+    let (result, marked) = tokio::join!(work, marking);
     *position = marked?;
     result
 }
@@ -309,7 +285,8 @@ async fn catch_up(
         }
         crash::point("cleanse_fetched");
         let building = build::indexes(mongo, &plan.target, &plan.description, When::Copied, events);
-        build_and_mark(follower, position, building).await?;
+        // Building may take longer than the oplog reaches back; it can't be ended halfway.
+        while_marking(follower, position, &CancellationToken::new(), building).await?;
         crash::point("cleanse_indexed");
         follower.mark_crowded().await?;
         follower.work_off_marks(&mut catch_up, position, stop, followed).await?;

@@ -425,20 +425,28 @@ pub(crate) fn to_bson(value: &RawBson) -> Result<Bson> {
         .map_err(|error| Error::stopped(format!("an `_id` in the database is no valid BSON: {error}")))
 }
 
+/// A raw value for a query; `None` where a query can't hold it: of two fields of one
+/// name only the last would be asked for.
+pub(crate) fn exact(value: &RawBson) -> Option<Bson> {
+    let owned = Bson::try_from(value.clone()).ok()?;
+    let again = RawBson::try_from(owned.clone()).ok()?;
+    (value_bytes(again.as_raw_bson_ref()) == value_bytes(value.as_raw_bson_ref())).then_some(owned)
+}
+
 /// An `_id` to ask for, where that is possible.
 ///
 /// # Errors
-/// A stop for one in which a field stands twice: of the two only the last would be
-/// asked for, and the document would seem to be gone.
+/// A stop where it is not: the document would seem to be gone.
 pub(crate) fn askable(id: &RawBson) -> Result<Bson> {
-    let value = to_bson(id)?;
-    let is_same = |again: RawBson| value_bytes(again.as_raw_bson_ref()) == value_bytes(id.as_raw_bson_ref());
-    if RawBson::try_from(value.clone()).is_ok_and(is_same) {
-        return Ok(value);
-    }
-    let shown = extended(id.as_raw_bson_ref());
-    Err(Error::stopped(format!("the `_id` {shown} can't be asked for: a field stands in it twice"))
-        .hint("such a document can be copied, but what is written to it can't be followed"))
+    exact(id).ok_or_else(|| {
+        not_askable(extended(id.as_raw_bson_ref()))
+            .hint("such a document can be copied, but what is written to it can't be followed")
+    })
+}
+
+/// The stop for an `_id`, shown as extended JSON, that can't be asked for.
+pub(crate) fn not_askable(shown: impl std::fmt::Display) -> Error {
+    Error::stopped(format!("the `_id` {shown} can't be asked for: a field stands in it twice"))
 }
 
 pub(super) fn to_bson_array<'a>(values: impl Iterator<Item = &'a RawBson>) -> Result<Vec<Bson>> {

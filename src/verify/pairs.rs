@@ -8,8 +8,9 @@ use serde_json::json;
 
 use super::full::matching::{Digest, Id, digest_of};
 use crate::config::values::Namespace;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mongo::Mongo;
+use crate::mongo::source::not_askable;
 use crate::report::json::extended;
 
 /// Documents that are looked up at once.
@@ -123,7 +124,7 @@ pub fn check_askable(id: &Id) -> Result<()> {
         return Ok(());
     }
     let shown = id.value().map_or(json!("(invalid BSON)"), |id| extended(id.as_raw_bson_ref()));
-    Err(Error::stopped(format!("the `_id` {shown} can't be asked for: a field stands in it twice"))
+    Err(not_askable(shown)
         .hint("compare by `verify --full`, which reads all documents without asking for their `_id`"))
 }
 

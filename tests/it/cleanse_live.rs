@@ -116,6 +116,17 @@ async fn create_unique_index(source: &Collection<Document>, collation: Option<Co
     source.create_index(index).await.expect("an index");
 }
 
+/// The target becomes what the source is, byte for byte.
+async fn expect_in_step(bench: &Bench, mut run: Running) {
+    wait_for("the target in step", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        bytes(bench, SOURCE).await == bytes(bench, TARGET).await
+    })
+    .await;
+    run.signal(Signal::Interrupt);
+    run.finish().await.expect_exit(130);
+}
+
 async fn expect_swapped(collation: Option<Collation>, passed_on: fn(String) -> String) {
     let bench = bench(0).await;
     let source = source(&bench);
@@ -123,7 +134,7 @@ async fn expect_swapped(collation: Option<Collation>, passed_on: fn(String) -> S
     let account = |id: i32| doc! {"_id": id, "valid": true, "email": format!("e{id}")};
     bench.insert_into(SOURCE, (0..count).map(account)).await;
     create_unique_index(&source, collation).await;
-    let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
+    let run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the copy", async || run.stderr().contains("follows")).await;
     for round in 0..300 {
         let (one, other) = (round % count, (round * 7 + 1) % count);
@@ -143,13 +154,7 @@ async fn expect_swapped(collation: Option<Collation>, passed_on: fn(String) -> S
         set(other, passed_on(first)).await;
         set(one, passed_on(second)).await;
     }
-    wait_for("the target in step", async || {
-        assert!(run.is_running(), "{}", run.stderr());
-        bytes(&bench, SOURCE).await == bytes(&bench, TARGET).await
-    })
-    .await;
-    run.signal(Signal::Interrupt);
-    run.finish().await.expect_exit(130);
+    expect_in_step(&bench, run).await;
 }
 
 /// Each document in the way of another is in the way of a third itself, and nothing has told of it yet.
@@ -161,7 +166,7 @@ async fn a_value_that_went_through_many_hands_ends_right() {
     let account = |id: i32| doc! {"_id": id, "valid": true, "email": format!("e{id}"), "other": id >= HANDS};
     bench.insert_into(SOURCE, (0..9_000).map(account)).await;
     create_unique_index(&source, None).await;
-    let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
+    let run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the copy", async || run.stderr().contains("follows")).await;
     // It hears of the first of them long before it hears of the others.
     run.signal(Signal::Stop);
@@ -176,13 +181,7 @@ async fn a_value_that_went_through_many_hands_ends_right() {
     }
     set(0, format!("e{}", HANDS - 1)).await;
     run.signal(Signal::Continue);
-    wait_for("the target in step", async || {
-        assert!(run.is_running(), "{}", run.stderr());
-        bytes(&bench, SOURCE).await == bytes(&bench, TARGET).await
-    })
-    .await;
-    run.signal(Signal::Interrupt);
-    run.finish().await.expect_exit(130);
+    expect_in_step(&bench, run).await;
 }
 
 /// What is not there any more is not deleted: the copy may be all that is left.

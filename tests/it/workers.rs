@@ -186,12 +186,7 @@ async fn slept_through_its_lease(is_runner: bool) {
     let joined = bench.program("backfill --tps 120 --chunk 50 --join").spawn();
     wait_for("calls of both", async || api.count() > 700).await;
     let (asleep, awake, prefix) = if is_runner { (runner, joined, 'r') } else { (joined, runner, 'w') };
-    let signal = |name: &str| {
-        let pid = asleep.pid().to_string();
-        let sent = std::process::Command::new("kill").args([name, &pid]).status().expect("kill exists");
-        assert!(sent.success());
-    };
-    signal("-STOP");
+    asleep.signal(Signal::Stop);
     let name = format!("backfill-{}", bench.namespace("docs"));
     wait_for("its share with the other", async || {
         let job = bench.job(&name).await.expect("a job");
@@ -199,7 +194,7 @@ async fn slept_through_its_lease(is_runner: bool) {
         owners.values().all(|owner| owner.as_str().is_some_and(|owner| !owner.starts_with(prefix)))
     })
     .await;
-    signal("-CONT");
+    asleep.signal(Signal::Continue);
     let ended = asleep.finish().await.expect_exit(4);
     assert!(ended.text("/error/message").contains("lease"), "{}", ended.stdout);
     awake.finish().await.expect_exit(0);

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::owned::Ids;
 use super::report::Report;
-use super::stage::{FIELD, Stage};
+use super::stage::{FIELD, Stage, taken_back};
 use super::sync::Sync;
 use crate::Context;
 use crate::cleanse::follow::{Direction, Follower};
@@ -37,7 +37,7 @@ pub async fn run(context: &Context, args: &CutoverArgs) -> Result<Outcome> {
     check_plan(&plan)?;
     let stored = context.unless_interrupted(stored_job(context, &plan.job)).await?;
     match Stage::of(&stored) {
-        Some(Stage::RolledBack) => return Err(was_taken_back(&plan)),
+        Some(Stage::RolledBack) => return Err(taken_back(&plan.source, &plan.target)),
         Some(_) => {}
         None => ask(context, &plan, args.yes).await?,
     }
@@ -127,15 +127,6 @@ async fn forget_unused(steered: &Steered, plan: &Plan, job: &Job) -> Result<()> 
         .hint("`cutover --mode switch --feed-back` brings that back, then `rollback`"));
     }
     job.save(doc! {FIELD: Bson::Null}).await
-}
-
-/// What the old collection was given since is not in the new one.
-fn was_taken_back(plan: &Plan) -> Error {
-    Error::refused(format!(
-        "the switch to {} was taken back: it lacks what was written to {} since",
-        plan.target, plan.source
-    ))
-    .hint("`cleanup` forgets the job; drop the former copy then, and copy anew by `cleanse`")
 }
 
 fn new_report(command: &'static str, plan: &Plan) -> Report {

@@ -2,7 +2,8 @@
 
 use bson::{Bson, Document, doc};
 
-use crate::error::Result;
+use crate::config::values::Namespace;
+use crate::error::{Error, Result};
 use crate::job::Job;
 
 /// The field of the job document.
@@ -47,6 +48,14 @@ impl Stage {
     pub async fn save(self, job: &Job) -> Result<()> {
         job.save(doc! {format!("{FIELD}.v"): 1, format!("{FIELD}.stage"): self.as_str()}).await
     }
+}
+
+/// The refusal of whatever would use a copy whose switch was taken back.
+pub fn taken_back(source: &Namespace, target: &Namespace) -> Error {
+    Error::refused(format!(
+        "the switch to {target} was taken back: it lacks what was written to {source} since"
+    ))
+    .hint("`cleanup` forgets the job; drop the former copy then, and copy anew by `cleanse`")
 }
 
 /// The sessions of the writes of all runs so far.

@@ -8,8 +8,10 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, RawBson, RawDocument, RawDocumentBuf, cstr, doc};
+use bson::{Bson, RawBson, RawDocument, cstr};
 use sha2::{Digest as _, Sha256};
+
+use crate::mongo::source::exact;
 
 /// The first 128 bits of SHA-256 of a document's bytes.
 pub type Digest = u128;
@@ -42,9 +44,7 @@ impl Id {
     /// The value, for a query; `None` where a query can't hold it: of two fields of
     /// one name only the last would be asked for.
     pub fn bson(&self) -> Option<Bson> {
-        let value = Bson::try_from(self.value()?).ok()?;
-        let asked = RawDocumentBuf::try_from(&doc! {"": value.clone()}).ok()?;
-        (asked.as_bytes() == self.0.as_ref()).then_some(value)
+        exact(&self.value()?)
     }
 
     /// What an entry with it takes in memory, about.
@@ -237,6 +237,7 @@ fn write_id(document: &RawDocument, bytes: &mut Vec<u8>) -> Option<()> {
 mod tests {
     use super::*;
     use bson::rawdoc;
+    use bson::{RawDocumentBuf, doc};
 
     /// All documents.
     const ALL: Share = Share { index: 0, of: 1 };

@@ -84,6 +84,7 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
     let signal = signals::watch(stop.clone(), events.clone());
     match &cli.command {
         Command::Init(args) => return command::init::run(cli.global.config.as_deref(), args.force),
+        #[cfg(feature = "mock")]
         Command::MockApi(args) => return command::mock_api::run(args, &events, stop).await,
         Command::FenceWatchdog => return cutover::watchdog::serve().await,
         Command::Report(ReportArgs { check: Some(file), .. }) => return evidence::recheck(file),

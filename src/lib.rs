@@ -2,10 +2,9 @@
 //!
 //! The way of the data is the order of the modules: what was typed ([`cli`]),
 //! what was decided ([`config`]), what is said to the reader ([`error`],
-//! [`event`], [`report`]), the doors to the outside ([`mongo`], [`key_api`],
-//! [`mock_api`]), what slows down ([`throttle`]), what is remembered
-//! ([`key_map`], [`job`]) and the commands themselves ([`backfill`],
-//! [`cleanse`], [`verify`]).
+//! [`event`], [`report`]), the doors to the outside ([`mongo`], [`key_api`]),
+//! what slows down ([`throttle`]), what is remembered ([`key_map`], [`job`]) and
+//! the commands themselves ([`backfill`], [`cleanse`], [`verify`]).
 
 pub mod backfill;
 pub mod cleanse;
@@ -20,7 +19,6 @@ pub mod job;
 pub mod key_api;
 pub mod key_map;
 pub mod legacy_key;
-pub mod mock_api;
 pub mod mongo;
 pub mod report;
 pub mod throttle;

@@ -5,8 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
-
-use crate::mock_api::{Behaviour, Faults, Latency, Percent, RateLimit};
+use mongorekey_mock_api::{Behaviour, Faults, Latency, Percent, RateLimit};
 
 /// Serve a key API to rehearse against
 ///

@@ -7,6 +7,7 @@ pub mod control;
 pub mod cutover;
 pub mod index;
 pub mod key_map;
+#[cfg(feature = "mock")]
 pub mod mock_api;
 pub mod options;
 pub mod report;
@@ -186,6 +187,7 @@ pub enum Command {
     /// the key map never.
     Cleanup(cleanup::CleanupArgs),
     /// Run a rehearsal key API on this machine.
+    #[cfg(feature = "mock")]
     MockApi(mock_api::MockApiArgs),
 }
 
@@ -209,6 +211,7 @@ impl Command {
             Self::Control(_) => "control",
             Self::Report(_) => "report",
             Self::Cleanup(_) => "cleanup",
+            #[cfg(feature = "mock")]
             Self::MockApi(_) => "mock-api",
         }
     }
@@ -348,6 +351,7 @@ mod tests {
             "verify --full --report signed.html",
             "cleanse --to users_v2 --method out --documents-per-second 1000",
             "backfill --canary 100 --yes",
+            #[cfg(feature = "mock")]
             "mock-api --listen 127.0.0.1:0",
         ];
         for line in valid {

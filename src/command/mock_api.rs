@@ -1,5 +1,6 @@
 //! `mock-api`: serves the rehearsal key API until it is interrupted.
 
+use mongorekey_mock_api::{CallLog, listening_line, serve};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -7,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::mock_api::MockApiArgs;
 use crate::error::{Error, Result};
 use crate::event::Events;
-use crate::mock_api::{CallLog, listening_line, serve};
 use crate::report::outcome::Outcome;
 
 /// Runs the command.

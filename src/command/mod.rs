@@ -6,6 +6,7 @@ pub mod control;
 pub mod index;
 pub mod init;
 pub mod key_map;
+#[cfg(feature = "mock")]
 pub mod mock_api;
 pub mod plan;
 pub mod retry;

@@ -10,7 +10,7 @@ use mongorekey::config::values::{HumanDuration, Secret};
 use mongorekey::key_api::batch::{Answers, BatchOutcome, bisect};
 use mongorekey::key_api::classify::Outcome;
 use mongorekey::key_api::client::Client;
-use mongorekey::mock_api::{Behaviour, Faults, MockApi, Percent, RateLimit, new_key};
+use mongorekey_mock_api::{Behaviour, Faults, MockApi, Percent, RateLimit, new_key};
 use serde_json::{Value, json};
 
 use crate::config::Config;

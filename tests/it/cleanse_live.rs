@@ -58,19 +58,19 @@ fn source(bench: &Bench) -> Collection<Document> {
 #[tokio::test]
 async fn all_kinds_of_writes_before_during_and_after_each_phase_are_in_the_target() {
     let (bench, writers) = live(10_000).await;
-    writers.go_on_for(1_000).await;
+    writers.go_on_for(250).await;
     // Copying, indexes, catching up.
     let run = bench.run(COMMAND).await.expect_exit(0);
     assert!(run.number("/followed/changes") > 0, "{}", run.stdout);
     // Not every operation changes something, but far more than half of them do.
-    writers.go_on_for(2_000).await;
+    writers.go_on_for(500).await;
     // What was written after its end is caught up with by the same command.
     let again = bench.run(COMMAND).await.expect_exit(0);
     assert_eq!(again.text("/status"), "completed");
     assert!(again.number("/followed/changes") >= 1_000, "{}", again.stdout);
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the follower", async || run.stderr().contains("follows")).await;
-    writers.go_on_for(6_000).await;
+    writers.go_on_for(1_500).await;
     let journal = writers.stop().await;
     wait_until_in_step(&bench, &journal, &mut run).await;
     run.signal(Signal::Terminate);
@@ -90,7 +90,7 @@ async fn a_source_that_is_written_to_by_many_is_followed_from_its_copy_on() {
     let writers = Writers::on(&bench, SOURCE, options).await;
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the copy", async || run.stderr().contains("follows")).await;
-    writers.go_on_for(5_000).await;
+    writers.go_on_for(1_250).await;
     let journal = writers.stop().await;
     wait_until_in_step(&bench, &journal, &mut run).await;
     run.signal(Signal::Interrupt);

@@ -11,9 +11,10 @@ use mongodb::{Collection, IndexModel};
 
 use crate::cleanse_live::{expect_target, live, wait_until_in_step};
 use crate::cleansing::{FailPoint, SOURCE, configure, job_name};
-use crate::harness::{Bench, Random, wait_for};
+use crate::harness::{Bench, wait_for};
 use crate::own_set::ThreeNodes;
 use crate::program::Signal;
+use crate::soak::{random, rounds};
 use crate::writers::{Options, Writers};
 
 const COMMAND: &str = "cleanse --parallel 2";
@@ -99,10 +100,10 @@ async fn kills_while_following_or_beginning_anew_lose_no_write() {
 }
 
 #[tokio::test]
-async fn fifty_kills_at_any_moment_lose_no_write() {
+async fn random_kills_at_any_moment_lose_no_write() {
     let (bench, writers) = live(DOCUMENTS).await;
-    let mut random = Random::seeded(42);
-    for kill in 0..50 {
+    let mut random = random(42);
+    for kill in 0..rounds(10) {
         let command = match kill % 10 {
             // Copied anew, so that copying, marking and finishing are hit again and again.
             0 => "cleanse --restart",
@@ -179,9 +180,9 @@ async fn timing_a_step_down_in_each_phase_loses_no_write() {
         run.stderr().contains("follows")
     })
     .await;
-    writers.go_on_for(1_000).await;
+    writers.go_on_for(250).await;
     set.step_down().await;
-    writers.go_on_for(1_000).await;
+    writers.go_on_for(250).await;
     assert!(set.term().await >= term + 5, "five elections");
     let journal = writers.stop().await;
     wait_until_in_step(&bench, &journal, &mut run).await;

@@ -74,7 +74,7 @@ async fn few_documents_that_are_written_all_the_time_end_right() {
     let (bench, writers) = live(48).await;
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the follower", async || run.stderr().contains("follows")).await;
-    writers.go_on_for(4_000).await;
+    writers.go_on_for(1_000).await;
     let journal = writers.stop().await;
     wait_until_in_step(&bench, &journal, &mut run).await;
     run.signal(Signal::Terminate);
@@ -86,7 +86,7 @@ async fn changes_that_are_seen_again_do_no_harm() {
     let (bench, writers) = live(600).await;
     bench.run(COMMAND).await.expect_exit(0);
     let early = bench.job(&job_name(&bench)).await.expect("a job").get("feed").cloned();
-    writers.go_on_for(2_000).await;
+    writers.go_on_for(500).await;
     let journal = writers.stop().await;
     for _ in 0..3 {
         let run = bench.run(COMMAND).await.expect_exit(0);

@@ -15,6 +15,7 @@ use crate::cleanse_live::RULE;
 use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, bytes_where, configure, job_name};
 use crate::harness::{Bench, Random, connect, wait_for};
 use crate::program::{Finished, Running};
+use crate::soak::{random, rounds};
 use crate::writers::{Options, Writers, expect_collection_equals, is_valid};
 
 const SWITCH: &str = "cutover --mode switch --quiet-for 2s --yes";
@@ -172,7 +173,7 @@ fn count_up(
     stop: CancellationToken,
 ) -> JoinHandle<BTreeMap<i32, i64>> {
     tokio::spawn(async move {
-        let (mut random, mut last, mut number) = (Random::seeded(seed), BTreeMap::new(), 0_i64);
+        let (mut random, mut last, mut number) = (random(seed), BTreeMap::new(), 0_i64);
         while !stop.is_cancelled() {
             number += 1;
             let id = 900_000 + i32::try_from(random.below(40)).expect("small");
@@ -188,7 +189,7 @@ fn count_up(
 }
 
 #[tokio::test]
-async fn killed_at_random_while_both_sides_are_written_to_nothing_is_overwritten() {
+async fn random_kills_while_both_sides_are_written_to_overwrite_nothing() {
     let bench = Bench::new().await;
     configure(&bench, RULE);
     let options = Options { documents: 2_000, writers: 4, target_rate: 400, ..Options::default() };
@@ -201,9 +202,9 @@ async fn killed_at_random_while_both_sides_are_written_to_nothing_is_overwritten
     let on_source = count_up(source.clone(), 1, stop.clone());
     tokio::time::sleep(Duration::from_millis(300)).await;
     let on_target = count_up(target.clone(), 2, stop.clone());
-    let mut random = Random::seeded(7);
+    let mut random = random(7);
     let mut run = Some(run);
-    for _ in 0..15 {
+    for _ in 0..rounds(6) {
         tokio::time::sleep(Duration::from_millis(200 + random.below(1200) as u64)).await;
         run.take().expect("it runs").kill();
         run = Some(bench.program(SWITCH).spawn());

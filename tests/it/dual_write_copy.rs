@@ -15,6 +15,7 @@ use crate::dual_writing::{Application, RULES, bench, document, expect_equal, sid
 use crate::harness::{Bench, Random, wait_for};
 use crate::own_set::ThreeNodes;
 use crate::program::Finished;
+use crate::soak::{random, rounds};
 
 const COMMAND: &str = "cleanse --dual-write --grace 400ms";
 /// Waits in front of every batch that is inserted into a collection.
@@ -128,12 +129,12 @@ async fn dual_write_beside_an_application_loses_nothing() {
 }
 
 #[tokio::test]
-async fn dual_write_with_kills_at_any_moment_loses_nothing() {
+async fn random_kills_beside_dual_writes_lose_nothing() {
     let bench = bench(20_000).await;
     let application = Application::start(&bench, 20_000);
     application.has_written(200).await;
-    let mut random = Random::seeded(7);
-    for _ in 0..8 {
+    let mut random = random(7);
+    for _ in 0..rounds(4) {
         let run = bench.program(COMMAND).spawn();
         let moment = u64::try_from(50 + random.below(1_800)).expect("small");
         tokio::time::sleep(Duration::from_millis(moment)).await;

@@ -8,7 +8,8 @@ use mongodb::Collection;
 use tokio::task::JoinHandle;
 
 use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, bytes_where, configure};
-use crate::harness::{Bench, Random, wait_for};
+use crate::harness::{BREATH, Bench, Random, wait_for};
+use crate::soak::random;
 
 /// The rules of most tests.
 pub const RULES: &str = "keep = '{\"valid\": {\"$ne\": false}}'";
@@ -54,10 +55,11 @@ impl Application {
             .map(|part| {
                 let (sides, stop, operations) = (sides(bench), stop.clone(), operations.clone());
                 tokio::spawn(async move {
-                    let mut random = Random::seeded(u64::try_from(part).expect("small"));
+                    let mut random = random(u64::try_from(part).expect("small"));
                     while !stop.load(Ordering::Relaxed) {
                         write_both(&sides, part, documents, &mut random).await;
                         operations.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(BREATH).await;
                     }
                 })
             })

@@ -20,6 +20,8 @@ use crate::program::{Finished, Program};
 
 /// Names the replica set; `scripts/mongod run` sets it.
 const URI_VARIABLE: &str = "MONGOREKEY_TEST_MONGODB_URI";
+/// Between two writes of a writer that would else take the server from all other tests.
+pub const BREATH: Duration = Duration::from_millis(5);
 /// The collection of most tests.
 pub const DOCS: &str = "docs";
 

@@ -269,11 +269,11 @@ async fn timing_the_ceiling_of_one_and_of_ten_calls_a_second() {
 }
 
 #[tokio::test]
-async fn timing_the_ceiling_of_two_hundred_calls_a_second() {
+async fn timing_alone_the_ceiling_of_two_hundred_calls_a_second() {
     matrix(200).await;
 }
 
 #[tokio::test]
-async fn timing_the_ceiling_of_a_thousand_calls_a_second() {
+async fn timing_alone_the_ceiling_of_a_thousand_calls_a_second() {
     matrix(1000).await;
 }

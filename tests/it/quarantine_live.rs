@@ -11,9 +11,10 @@ use mongodb::Collection;
 use tokio::task::JoinHandle;
 
 use crate::cleansing::{FailPoint, SOURCE, configure};
-use crate::harness::{Bench, Random, wait_for};
+use crate::harness::{BREATH, Bench, Random, wait_for};
 use crate::program::Signal;
 use crate::quarantine::{COMMAND, QUARANTINE, expect_split};
+use crate::soak::{random, rounds};
 
 const RULES: &str = r#"keep = '{"valid": true}'
 reject = [{ name = "a", when = '{"kind": 1}' }, { name = "b", when = '{"kind": 2}' }]"#;
@@ -52,7 +53,7 @@ struct Writers {
 
 impl Writers {
     fn start(bench: &Bench, documents: i32) -> Self {
-        Self::start_with_pauses(bench, documents, Duration::ZERO)
+        Self::start_with_pauses(bench, documents, BREATH)
     }
 
     fn start_with_pauses(bench: &Bench, documents: i32, pause: Duration) -> Self {
@@ -62,7 +63,7 @@ impl Writers {
             .map(|part| {
                 let (source, stop, operations) = (source.clone(), stop.clone(), operations.clone());
                 tokio::spawn(async move {
-                    let mut random = Random::seeded(u64::try_from(part).expect("small"));
+                    let mut random = random(u64::try_from(part).expect("small"));
                     while !stop.load(Ordering::Relaxed) {
                         write(&source, part, documents, &mut random).await;
                         operations.fetch_add(1, Ordering::Relaxed);
@@ -165,12 +166,12 @@ async fn a_quarantine_is_verified_beside_its_follower_under_live_writes() {
 }
 
 #[tokio::test]
-async fn kills_at_any_moment_leave_every_document_on_one_side() {
+async fn random_kills_leave_every_document_on_one_side() {
     let bench = bench(10_000).await;
     let writers = Writers::start(&bench, 10_000);
-    let mut random = Random::seeded(4711);
-    for kill in 0..12 {
-        let follow = if kill < 7 { "" } else { " --follow" };
+    let (mut random, kills) = (random(4711), rounds(6));
+    for kill in 0..kills {
+        let follow = if 12 * kill < 7 * kills { "" } else { " --follow" };
         let run = bench.program(&format!("{COMMAND}{follow}")).spawn();
         let moment = u64::try_from(50 + random.below(1_800)).expect("small");
         tokio::time::sleep(Duration::from_millis(moment)).await;

@@ -1,4 +1,4 @@
-//! A hundred kills at random moments, from the first millisecond of a start to the middle of the
+//! Kills at random moments, from the first millisecond of a start to the middle of the
 //! calls: what is left at the end is what an undisturbed run leaves.
 
 use std::collections::{BTreeMap, HashSet};
@@ -9,10 +9,12 @@ use futures_util::TryStreamExt;
 use mongodb::Collection;
 
 use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, bytes_where, configure, every_type, ids};
-use crate::harness::{Bench, DOCS, Random, wait_for};
+use crate::harness::{Bench, DOCS, wait_for};
 use crate::key_api::{Call, KeyApi, Reply};
+use crate::soak::{random, rounds};
 
-const KILLS: usize = 34;
+/// How many that are in a usual run.
+const KILLS: usize = 10;
 /// Kills in mid-run are rarer than those of a start: each costs the second that a takeover waits.
 const KILLS_BY_CALLS_IN_TEN: usize = 4;
 const JOB: &str = "killed";
@@ -22,7 +24,8 @@ struct Shape {
     seed: u64,
     concurrency: usize,
     chunk: usize,
-    keys: usize,
+    /// So many for each kill that the run is not done before the last one.
+    keys_per_kill: usize,
     /// A kill by calls comes after so many at most.
     calls: usize,
 }
@@ -80,13 +83,15 @@ async fn expect_honest_counts(bench: &Bench) {
 }
 
 async fn killed_at_random(shape: Shape) {
-    let (wanted, distinct) = undisturbed(shape.keys).await;
-    let (bench, api) = bench(shape.keys).await;
+    let kills = rounds(KILLS);
+    let keys = shape.keys_per_kill * kills;
+    let (wanted, distinct) = undisturbed(keys).await;
+    let (bench, api) = bench(keys).await;
     let command =
         format!("backfill --tps 400 --chunk {} --concurrency {} --job {JOB}", shape.chunk, shape.concurrency);
-    let mut random = Random::seeded(shape.seed);
+    let mut random = random(shape.seed);
     let (mut cut_off, mut in_mid_run, mut moments) = (0, 0, Vec::new());
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         let before = api.count();
         let mut run = bench.program(&command).spawn();
         if random.below(10) < KILLS_BY_CALLS_IN_TEN {
@@ -113,7 +118,7 @@ async fn killed_at_random(shape: Shape) {
         moments.push((api.count() - before, lost));
         expect_honest_counts(&bench).await;
     }
-    assert!(in_mid_run >= KILLS / 5, "{in_mid_run} kills in mid-run only");
+    assert!(in_mid_run >= kills / 5, "{in_mid_run} kills in mid-run only");
     assert!(bench.filled().await > 0, "the kills came too early");
     bench.run(&command).await.expect_exit(0);
 
@@ -128,32 +133,32 @@ async fn killed_at_random(shape: Shape) {
 }
 
 #[tokio::test]
-async fn kills_of_a_run_that_asks_for_one_key_at_a_time() {
-    killed_at_random(Shape { seed: 1, concurrency: 1, chunk: 3, keys: 160, calls: 6 }).await;
+async fn random_kills_of_a_run_that_asks_for_one_key_at_a_time() {
+    killed_at_random(Shape { seed: 1, concurrency: 1, chunk: 3, keys_per_kill: 6, calls: 6 }).await;
 }
 
 #[tokio::test]
-async fn kills_of_a_run_with_small_chunks() {
-    killed_at_random(Shape { seed: 2, concurrency: 8, chunk: 20, keys: 600, calls: 40 }).await;
+async fn random_kills_of_a_run_with_small_chunks() {
+    killed_at_random(Shape { seed: 2, concurrency: 8, chunk: 20, keys_per_kill: 24, calls: 40 }).await;
 }
 
 #[tokio::test]
-async fn kills_of_a_run_with_many_calls_at_once() {
-    killed_at_random(Shape { seed: 3, concurrency: 64, chunk: 1000, keys: 1200, calls: 90 }).await;
+async fn random_kills_of_a_run_with_many_calls_at_once() {
+    killed_at_random(Shape { seed: 3, concurrency: 64, chunk: 1000, keys_per_kill: 48, calls: 90 }).await;
 }
 
 /// From before the target exists to after its last range; every second kill comes when a run has
 /// begun to copy.
 #[tokio::test]
-async fn kills_of_a_cleanse() {
+async fn random_kills_of_a_cleanse() {
     const KEEP: &str = "keep = '{\"bool\": true}'";
     let bench = Bench::new().await;
     let source = (0..).zip(ids(16_000)).map(|(number, id)| every_type(id, number));
     bench.insert_into(SOURCE, source).await;
     configure(&bench, KEEP);
     let target: Collection<Document> = bench.database.collection(TARGET);
-    let mut random = Random::seeded(4);
-    for kill in 0..20 {
+    let mut random = random(4);
+    for kill in 0..rounds(6) {
         let parallel = 1 + kill % 4;
         let before = target.estimated_document_count().await.expect("a count");
         let mut run = bench.program(&format!("cleanse --parallel {parallel}")).spawn();

@@ -66,7 +66,7 @@ async fn wait_until_fed_back(run: &mut Running) {
 async fn a_rollback_after_a_keep_loses_no_write() {
     let (bench, writers) = copied(8_000).await;
     run_when_near(&bench, KEEP, None).await.expect_exit(0);
-    writers.go_on_for(1_000).await;
+    writers.go_on_for(250).await;
     let done = run_when_near(&bench, ROLLBACK, None).await;
     writers.go_on_for(500).await;
     expect_nothing_lost(&bench, writers, &done).await;
@@ -176,7 +176,7 @@ async fn what_is_fed_back_is_in_the_old_collection_and_a_rollback_takes_over() {
     let (bench, writers) = copied(6_000).await;
     let mut run = bench.program(FEED_BACK).spawn();
     wait_until_fed_back(&mut run).await;
-    writers.go_on_for(1_000).await;
+    writers.go_on_for(250).await;
     // One that is stopped goes on where it was, and a killed one too.
     run.signal(Signal::Terminate);
     let stopped = run.finish().await.expect_exit(143);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use sha2::{Digest, Sha256};
 
-use super::limit::RateLimit;
+use crate::limit::RateLimit;
 
 /// Everything that can be told to the rehearsal API. The default finds every key, at once.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -8,9 +8,9 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::behaviour::Behaviour;
-use super::log::{Call, CallLog, Summary};
-use super::server::serve;
+use crate::behaviour::Behaviour;
+use crate::log::{Call, CallLog, Summary};
+use crate::server::serve;
 
 /// A running rehearsal API. Dropping it stops it too, without waiting.
 pub struct MockApi {

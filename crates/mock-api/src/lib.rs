@@ -1,5 +1,6 @@
 //! A key API to rehearse against, because nobody wants the first run of a migration to be the one
-//! against the real API: `mongorekey mock-api` for people, [`MockApi`] for tests.
+//! against the real API: `mongorekey mock-api` for people, [`MockApi`] for tests. Nothing in here
+//! knows the rest of mongorekey.
 //!
 //! - [`Behaviour`] decides, without I/O or a clock, what a call gets;
 //! - [`RateLimit`] is what the API lets through per second;

@@ -55,13 +55,13 @@ fn rounded_up(tps: f64) -> NonZeroU32 {
 }
 
 /// A [`RateLimit`] at work: remembers what it let through.
-pub(super) struct Limiter<C: Clock = DefaultClock> {
+pub(crate) struct Limiter<C: Clock = DefaultClock> {
     calls: RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>,
     clock: C,
 }
 
 impl Limiter {
-    pub(super) fn new(limit: RateLimit) -> Self {
+    pub(crate) fn new(limit: RateLimit) -> Self {
         Self::with_clock(limit, DefaultClock::default())
     }
 }
@@ -72,7 +72,7 @@ impl<C: Clock + Clone> Limiter<C> {
     }
 
     /// Lets a call through, or says after how many whole seconds one may come again.
-    pub(super) fn admit(&self) -> Result<(), u64> {
+    pub(crate) fn admit(&self) -> Result<(), u64> {
         self.calls.check().map_err(|refusal| whole_seconds(refusal.wait_time_from(self.clock.now())))
     }
 }

@@ -170,7 +170,7 @@ impl CallLog {
     }
 
     /// Opens the entry of a call that has just arrived.
-    pub(super) fn arrival(&self, method: &str) -> OpenCall<'_> {
+    pub(crate) fn arrival(&self, method: &str) -> OpenCall<'_> {
         OpenCall {
             log: self,
             arrived: Instant::now(),
@@ -235,16 +235,16 @@ impl OutcomeCounts {
 
 /// A call between its arrival and its end. Recorded when dropped: hyper drops the work on a call
 /// when its client goes away, and such a call was made too.
-pub(super) struct OpenCall<'log> {
+pub(crate) struct OpenCall<'log> {
     log: &'log CallLog,
     arrived: Instant,
     method: String,
-    pub(super) key: Option<String>,
-    pub(super) keys: Option<Vec<String>>,
-    pub(super) outcome: Outcome,
-    pub(super) status: Option<u16>,
-    pub(super) keys_found: u64,
-    pub(super) keys_not_found: u64,
+    pub(crate) key: Option<String>,
+    pub(crate) keys: Option<Vec<String>>,
+    pub(crate) outcome: Outcome,
+    pub(crate) status: Option<u16>,
+    pub(crate) keys_found: u64,
+    pub(crate) keys_not_found: u64,
 }
 
 impl Drop for OpenCall<'_> {

@@ -25,9 +25,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::behaviour::{Behaviour, Fault};
-use super::limit::Limiter;
-use super::log::{CallLog, OpenCall, Outcome, Summary};
+use crate::behaviour::{Behaviour, Fault};
+use crate::limit::Limiter;
+use crate::log::{CallLog, OpenCall, Outcome, Summary};
 
 /// Path of batches and of keys in a body; a single key follows after a slash.
 const PATH: &str = "/v1/keys";

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::*;
+use crate::*;
 
 /// Only reached by a test that fails.
 const PATIENCE: Duration = Duration::from_secs(30);

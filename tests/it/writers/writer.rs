@@ -15,6 +15,7 @@ use super::operation::{Answer, Change, Kind, document, identity};
 use super::reply::{count, error_at, is_certain, is_duplicate_id, is_open, is_upserted};
 use super::{Figures, Options};
 use crate::harness::Random;
+use crate::soak::random;
 
 /// Where a writer makes sure that its earlier commands come no more.
 pub(super) const FENCES: &str = "writers_fences";
@@ -73,7 +74,7 @@ impl Writer {
             session,
             transaction: 0,
             transactions,
-            random: Random::seeded(options.seed + u64::try_from(number).expect("small")),
+            random: random(options.seed + u64::try_from(number).expect("small")),
             next_slot: 0,
             next_fresh: 2 * options.documents,
             open: BTreeSet::new(),

@@ -25,6 +25,7 @@ pub mod throttle;
 
 pub mod verify;
 
+mod clock;
 mod command_line;
 mod crash;
 mod dispatch;

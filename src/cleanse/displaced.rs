@@ -117,7 +117,8 @@ impl Follower<'_> {
             })
             .await
         };
-        let (old, new) = (find(self.target).await?, find(self.source).await?);
+        // During an exchange the old collection has the name of the attempt.
+        let (old, new) = (find(lanes.target().unwrap_or(self.target)).await?, find(self.source).await?);
         let live: Vec<Vec<u8>> = new.iter().filter_map(|document| id_bytes(document)).collect();
         let displaced = Displaced::of(self.mongo, self.job.name());
         let mut gone = Vec::new();

@@ -412,7 +412,7 @@ impl Follower<'_> {
         let Some(expected) = &self.options else { return Ok(false) };
         let found = self.mongo.describe(self.source).await?;
         Ok(found.is_some_and(|found| {
-            Validation::of(&found.options) == Validation::refusing() || same_options(expected, &found.options)
+            Validation::of(&found.options).is_refusing() || same_options(expected, &found.options)
         }))
     }
 

@@ -7,31 +7,33 @@
 use std::time::Duration;
 
 use bson::{Bson, Document, Timestamp, doc};
-use tokio::time::Instant;
 
 use super::fence::{self, Raised};
 use super::gap;
 use super::in_step::InStep;
 use super::order::{Joint, Method, Renames};
-use super::record::{self, Fence, Record, State};
-use super::recover::{Found, go_back, look, recover, unknown};
+use super::record::{self, Claim, Fence, Record, State};
+use super::recover::{Found, forbid, go_back, look, recover, unknown};
 use super::residual::{Residue, bring_along, complete};
 use super::watchdog::Watchdog;
+use super::working_name;
 use crate::Context;
 use crate::cli::cutover::Mode;
+use crate::clock::Moment;
 use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Class, Context as _, Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::exchange::{Obstacle, Validation};
 use crate::mongo::operation::Operation;
+use crate::mongo::ticket::Ticket;
 
 /// Attempts to hold writes off, before it is given up.
 const ATTEMPTS: u32 = 5;
 /// Between attempts, so that those who were held up can go on.
 const BREATH: Duration = Duration::from_secs(1);
-/// A rename waits for those who hold the collections: this long at least.
-const SHORTEST_RENAME: Duration = Duration::from_millis(100);
+/// A rename that has less time than this is not sent.
+const SHORTEST_RENAME: Duration = Duration::from_millis(2);
 /// Names that were taken in the gap are freed so often.
 const GAPS: u32 = 20;
 /// What may take long, because the application does not wait for it.
@@ -121,6 +123,7 @@ impl Exchange<'_> {
         job.save(doc! {record::FIELD: stored}).await?;
         crash::point("cutover_recorded");
         let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation, &mut watchdog).await;
+        in_step.retarget(&self.renames.incoming);
         match &attempt {
             // It goes on trying to let writes through, and finds nothing to do where that was done.
             Err(_) => watchdog.leave(),
@@ -137,22 +140,54 @@ impl Exchange<'_> {
         operation: &mut Operation,
         watchdog: &mut Watchdog,
     ) -> Result<Attempt<Swapped>> {
-        fence::prepare(&self.context.mongo, fence, &self.renames).await?;
-        // As close as it gets before anybody has to wait.
-        in_step.draw_level(&self.context.stop).await?;
-        watchdog.begin(self.method.max_pause)?;
-        let begun = Instant::now();
-        let attempt = self.fenced(in_step, record, fence, operation, begun).await;
+        let prepared = self.prepare(in_step, record, fence, watchdog).await;
+        let begun = Moment::now();
+        let attempt = match prepared {
+            Ok(ticket) => self.fenced(in_step, record, fence, operation, &ticket, begun).await,
+            Err(error) => Err(error),
+        };
         self.settle(in_step, record, fence, begun, attempt).await
     }
 
+    /// What nobody has to wait for.
+    async fn prepare(
+        &self,
+        in_step: &mut InStep<'_>,
+        record: &Record,
+        fence: &Fence,
+        watchdog: &mut Watchdog,
+    ) -> Result<Ticket> {
+        let mongo = &self.context.mongo;
+        self.expect_right(in_step, record).await?;
+        working_name::take(mongo, &record.renames).await?;
+        in_step.retarget(record.renames.incoming_now());
+        let ticket = mongo.ticket(&record.id).await?;
+        fence::prepare(mongo, fence, &record.renames, &record.id).await?;
+        // As close as it gets before anybody has to wait.
+        in_step.draw_level(&self.context.stop).await?;
+        watchdog.begin(self.method.max_pause)?;
+        self.expect_right(in_step, record).await?;
+        Ok(ticket)
+    }
+
+    /// Makes sure that nobody has begun to recover, who would let writes through again.
+    async fn expect_right(&self, in_step: &InStep<'_>, record: &Record) -> Result<()> {
+        let job = in_step.follower.job;
+        if job.save_where(Claim::BEGINNER.condition(&record.id), Document::new()).await? {
+            Ok(())
+        } else {
+            Err(self.overtaken())
+        }
+    }
+
     fn record(&self, fence: &Fence, operation: &Operation) -> Record {
+        let id = format!("{:016x}", rand::random::<u64>());
         Record {
-            id: format!("{:016x}", rand::random::<u64>()),
+            renames: self.renames.in_attempt(&id),
+            id,
             mode: self.mode,
             is_rollback: self.is_rollback,
             state: State::Fenced,
-            renames: self.renames.clone(),
             fence: Some(fence.clone()),
             session: Some(operation.id()),
             fenced_at: None,
@@ -167,13 +202,15 @@ impl Exchange<'_> {
         record: &Record,
         fence: &Fence,
         operation: &mut Operation,
-        begun: Instant,
+        ticket: &Ticket,
+        begun: Moment,
     ) -> Result<Attempt<Timestamp>> {
         let mongo = &self.context.mongo;
         if self.context.stop.is_cancelled() {
             return Ok(Attempt::GivenUp("interrupted before writes were held off".into()));
         }
-        let fenced_at = match fence::raise(mongo, fence, &self.renames, self.method.max_pause).await? {
+        let raised = fence::raise(mongo, fence, &record.renames, &record.id, self.method.max_pause).await?;
+        let fenced_at = match raised {
             Raised::Up(moment) => moment,
             Raised::NotInTime => {
                 return Ok(Attempt::Again(format!(
@@ -186,7 +223,7 @@ impl Exchange<'_> {
         if self.method.is_blocking_all {
             crate::mongo::feed::nudge(mongo).await?;
         }
-        let deadline = begun + self.method.max_pause;
+        let deadline = begun.deadline(self.method.max_pause);
         // A signal waits: this is over in a moment, one way or the other.
         if !in_step.reach(fenced_at, Some(deadline), &tokio_util::sync::CancellationToken::new()).await? {
             return Ok(Attempt::Again(format!(
@@ -195,67 +232,85 @@ impl Exchange<'_> {
             )));
         }
         let follower = in_step.follower;
-        follower
-            .job
-            .save(doc! {
-                follower.direction.position(): in_step.position().to_document(),
-                format!("{}.state", record::FIELD): State::Renaming.as_str(),
-                format!("{}.fenced_at", record::FIELD): fenced_at,
-            })
-            .await?;
+        let fields = doc! {
+            follower.direction.position(): in_step.position().to_document(),
+            format!("{}.state", record::FIELD): State::Renaming.as_str(),
+            format!("{}.fenced_at", record::FIELD): fenced_at,
+        };
+        // Whoever has begun to recover lets writes through: nothing may be renamed after that.
+        if !follower.job.save_where(Claim::BEGINNER.condition(&record.id), fields).await? {
+            return Err(self.overtaken());
+        }
         crash::point("cutover_renaming");
-        let limit = deadline.saturating_duration_since(Instant::now()).max(SHORTEST_RENAME);
-        let renamed = self.rename(operation, limit).await;
+        // Looked at after the last await before the rename: this process may have stood still.
+        let limit = deadline.remaining();
+        if limit < SHORTEST_RENAME {
+            return Ok(Attempt::Again(format!(
+                "the names could not be exchanged within --max-pause ({:?})",
+                self.method.max_pause
+            )));
+        }
+        crash::point("cutover_deadline_seen");
+        let renamed = self.rename(&record.renames, operation, ticket, limit).await;
         crash::point("cutover_renamed");
         match renamed {
             Ok(()) => {}
             Err(error) => tracing::warn!(%error, "looking what became of the rename"),
         }
-        match self.outcome(operation).await? {
+        match self.outcome(record, operation).await? {
             Found::Exchanged => Ok(Attempt::Exchanged(fenced_at)),
             Found::AsBefore => Ok(Attempt::Again("the rename was not done in time".into())),
             Found::Between => {
                 go_back(&self.context.mongo, self.job, record).await?;
                 // Acknowledged is what was written into the gap, too; a failure ends in `recover`.
-                gap::merge_back(&self.context.mongo, self.job, &self.renames.live).await?;
+                gap::merge_back(&self.context.mongo, self.job, &record.renames.live).await?;
                 Ok(Attempt::GivenUp("the second rename was not done".into()))
             }
-            Found::Unknown => Err(unknown(&self.renames)),
+            Found::Unknown => Err(unknown(&record.renames)),
         }
     }
 
-    async fn rename(&self, operation: &mut Operation, limit: Duration) -> Result<()> {
+    async fn rename(
+        &self,
+        renames: &Renames,
+        operation: &mut Operation,
+        ticket: &Ticket,
+        limit: Duration,
+    ) -> Result<()> {
         let mongo = &self.context.mongo;
-        let Renames { live, live_uuid, incoming, incoming_uuid, retired } = &self.renames;
+        let Renames { live, live_uuid, incoming_uuid, retired, .. } = renames;
+        let incoming = renames.incoming_now();
         let during = |what: &str| format!("renaming {what}");
         match (self.method.joint, retired) {
             (Joint::Replacing, _) | (_, None) => mongo
-                .rename(operation, incoming, incoming_uuid, live, true, limit)
+                .rename(operation, incoming, incoming_uuid, live, Some(live_uuid), limit)
                 .await
                 .during(during(&format!("{incoming} to {live}"))),
             (Joint::Together, Some(retired)) => mongo
-                .rename_together(operation, &[(live, retired), (incoming, live)], limit)
+                .rename_together(operation, &[(live, retired), (incoming, live)], ticket, limit)
                 .await
                 .during(during(&format!("{live} to {retired} and {incoming} to {live}"))),
             (Joint::Blocked | Joint::Gap, Some(retired)) => {
                 mongo
-                    .rename(operation, live, live_uuid, retired, false, limit)
+                    .rename(operation, live, live_uuid, retired, None, limit)
                     .await
                     .during(during(&format!("{live} to {retired}")))?;
                 crash::point("cutover_gap");
-                take_name(mongo, self.job, &self.renames, incoming, incoming_uuid).await
+                take_name(mongo, self.job, renames, incoming, incoming_uuid).await
             }
         }
     }
 
     /// What the identities tell, once nothing is under way any more.
-    async fn outcome(&self, operation: &Operation) -> Result<Found> {
-        let mongo = &self.context.mongo;
-        match look(mongo, &self.renames).await? {
+    async fn outcome(&self, record: &Record, operation: &Operation) -> Result<Found> {
+        let (mongo, renames) = (&self.context.mongo, &record.renames);
+        match look(mongo, renames).await? {
             Found::Exchanged => Ok(Found::Exchanged),
             _ => {
                 mongo.end_operations(&[operation.id()]).await?;
-                look(mongo, &self.renames).await
+                // What is still on its way can't happen after this, so that the second look tells.
+                forbid(mongo, record).await?;
+                look(mongo, renames).await
             }
         }
     }
@@ -266,7 +321,7 @@ impl Exchange<'_> {
         in_step: &mut InStep<'_>,
         record: &Record,
         fence: &Fence,
-        begun: Instant,
+        begun: Moment,
         attempt: Result<Attempt<Timestamp>>,
     ) -> Result<Attempt<Swapped>> {
         match attempt {
@@ -277,7 +332,9 @@ impl Exchange<'_> {
             Ok(Attempt::GivenUp(why)) => self.undo(record, fence).await.map(|()| Attempt::GivenUp(why)),
             // The names stay as they are for a person to look at; the application goes on.
             Err(error) if error.class() == Class::Unknown => {
-                if let Err(lifting) = fence::lift(&self.context.mongo, fence, &self.renames).await {
+                if let Err(lifting) =
+                    fence::lift(&self.context.mongo, fence, &record.renames, &record.id).await
+                {
                     tracing::warn!(error = %lifting, "the watchdog goes on letting writes through");
                 }
                 Err(error)
@@ -285,7 +342,9 @@ impl Exchange<'_> {
             Err(error) => {
                 // Names may have been exchanged all the same: whoever looks knows, and
                 // brings the last moment along before anybody writes upon it.
-                recover(&self.context.mongo, self.job, record).await?;
+                if recover(&self.context.mongo, self.job, record).await?.is_none() {
+                    self.withdraw(record, fence).await?;
+                }
                 Err(error)
             }
         }
@@ -297,33 +356,65 @@ impl Exchange<'_> {
         in_step: &mut InStep<'_>,
         record: &Record,
         fence: &Fence,
-        begun: Instant,
+        begun: Moment,
         fenced_at: Timestamp,
     ) -> Result<Swapped> {
         let mongo = &self.context.mongo;
         let may_have_gap = matches!(self.method.joint, Joint::Gap | Joint::Blocked);
         let brought = match in_step.last_moment().await {
-            Ok(last) => bring_along(mongo, self.job, &self.renames, fenced_at, last, may_have_gap).await,
+            Ok(last) => bring_along(mongo, self.job, &record.renames, fenced_at, last, may_have_gap).await,
             Err(error) => Err(error),
         };
         // Whoever comes next does what could not be done, by the record.
-        fence::lift(mongo, fence, &self.renames).await?;
+        fence::lift(mongo, fence, &record.renames, &record.id).await?;
         let pause = begun.elapsed();
         crash::point("cutover_lifted");
         let brought = brought?;
         let fields = complete(mongo, self.job, record, fenced_at, &brought).await?;
-        record::close(mongo, self.job, &record.id, record.end(), fields).await?;
+        self.close(record, record.end(), fields).await?;
         Ok(Swapped { pause, residue: brought.residue })
+    }
+
+    /// Undoes what this attempt has done after somebody else had recovered it: it stood still and
+    /// did not know.
+    async fn withdraw(&self, record: &Record, fence: &Fence) -> Result<()> {
+        let (mongo, renames) = (&self.context.mongo, &record.renames);
+        forbid(mongo, record).await?;
+        if look(mongo, renames).await? == Found::AsBefore {
+            fence::lift(mongo, fence, renames, &record.id).await?;
+        }
+        Ok(())
     }
 
     /// Lets writes through to the collection that is live as before.
     async fn undo(&self, record: &Record, fence: &Fence) -> Result<()> {
-        let mongo = &self.context.mongo;
-        fence::lift(mongo, fence, &self.renames).await?;
-        if look(mongo, &self.renames).await? != Found::AsBefore {
-            return Err(unknown(&self.renames));
+        let (mongo, renames) = (&self.context.mongo, &record.renames);
+        forbid(mongo, record).await?;
+        if look(mongo, renames).await? != Found::AsBefore {
+            recover(mongo, self.job, record).await?;
+            return Err(unknown(renames));
         }
-        record::close(mongo, self.job, &record.id, State::GivenUp, Document::new()).await
+        fence::lift(mongo, fence, renames, &record.id).await?;
+        self.close(record, State::GivenUp, Document::new()).await
+    }
+
+    /// Stores what the exchange came to.
+    async fn close(&self, record: &Record, state: State, fields: Document) -> Result<()> {
+        let mongo = &self.context.mongo;
+        if record::close(mongo, self.job, &record.id, Claim::BEGINNER, state, fields).await? {
+            Ok(())
+        } else {
+            Err(self.overtaken())
+        }
+    }
+
+    /// The error where another process has begun to recover: this one did not go on for too long.
+    fn overtaken(&self) -> Error {
+        Error::stopped(format!(
+            "this process stood still for too long: another one lets writes to {} through again",
+            self.renames.live
+        ))
+        .hint("look at it with `mongorekey status`; start the same command again")
     }
 }
 
@@ -342,16 +433,16 @@ pub async fn take_name(
     let to = &renames.live;
     for _ in 0..GAPS {
         let mut operation = mongo.operation().await?;
-        match mongo.rename(&mut operation, from, uuid, to, false, PATIENT).await {
+        match mongo.rename(&mut operation, from, uuid, to, None, PATIENT).await {
             Ok(()) => return Ok(()),
             Err(error) if Obstacle::of(&error) == Obstacle::NameTaken => {
                 if mongo.bearer(to).await?.as_ref() == Some(uuid) {
                     return Ok(());
                 }
-                if put_aside(mongo, job, renames).await? {
+                if let Some(aside) = put_aside(mongo, job, renames).await? {
                     let mut operation = mongo.operation().await?;
                     return mongo
-                        .rename(&mut operation, from, uuid, to, true, PATIENT)
+                        .rename(&mut operation, from, uuid, to, Some(&aside), PATIENT)
                         .await
                         .during(format!("renaming {from} to {to}"));
                 }
@@ -369,22 +460,22 @@ pub async fn take_name(
     Err(Error::stopped(format!("{from} can't be renamed to {to}: the name is taken again and again")))
 }
 
-/// Holds off writes to what stands in the way, and keeps its documents; false
-/// where it is gone again.
+/// Holds off writes to what stands in the way, and keeps its documents; returns its
+/// identity, or nothing where it is gone again.
 ///
 /// # Errors
 /// A stop where it is one of those that are exchanged: somebody else was at it.
-async fn put_aside(mongo: &Mongo, job: &str, renames: &Renames) -> Result<bool> {
+async fn put_aside(mongo: &Mongo, job: &str, renames: &Renames) -> Result<Option<Bson>> {
     let namespace = &renames.live;
-    let Some(uuid) = mongo.bearer(namespace).await? else { return Ok(false) };
+    let Some(uuid) = mongo.bearer(namespace).await? else { return Ok(None) };
     if uuid == renames.live_uuid || uuid == renames.incoming_uuid {
         return Err(Error::stopped(format!("{namespace} was renamed meanwhile by another process"))
             .hint("start the same command again: it looks what has become of the names"));
     }
-    let fenced = mongo.set_validation(namespace, &uuid, &Validation::refusing(), PATIENT).await;
+    let fenced = mongo.set_validation(namespace, &uuid, &Validation::refusing(job), PATIENT).await;
     if fenced.is_err() {
-        return Ok(false);
+        return Ok(None);
     }
     gap::keep(mongo, job, namespace).await?;
-    Ok(true)
+    Ok(Some(uuid))
 }

@@ -50,7 +50,7 @@ async fn original(mongo: &Mongo, namespace: &Namespace, uuid: &Bson) -> Result<V
         Error::stopped(format!("{namespace} is no longer the collection that this job knows"))
     })?;
     let original = Validation::of(&found.options);
-    if original == Validation::refusing() {
+    if original.is_refusing() {
         return Err(Error::refused(format!("{namespace} refuses all writes already"))
             .hint("remove its validator {$expr: false} first, if nobody needs it"));
     }
@@ -62,22 +62,29 @@ async fn original(mongo: &Mongo, namespace: &Namespace, uuid: &Bson) -> Result<V
 ///
 /// # Errors
 /// A stop where the server refuses.
-pub async fn prepare(mongo: &Mongo, fence: &Fence, renames: &Renames) -> Result<()> {
+pub async fn prepare(mongo: &Mongo, fence: &Fence, renames: &Renames, attempt: &str) -> Result<()> {
     if *fence == Fence::WriteBlock {
         return Ok(());
     }
-    restore(mongo, &renames.incoming, &renames.incoming_uuid, &Validation::refusing()).await
+    let refusing = Validation::refusing(attempt);
+    set(mongo, renames.incoming_now(), &renames.incoming_uuid, &refusing).await
 }
 
 /// Raises a fence that is in the record already.
 ///
 /// # Errors
 /// A stop where the server refuses, or it is not known whether it is up.
-pub async fn raise(mongo: &Mongo, fence: &Fence, renames: &Renames, max_pause: Duration) -> Result<Raised> {
+pub async fn raise(
+    mongo: &Mongo,
+    fence: &Fence,
+    renames: &Renames,
+    attempt: &str,
+    max_pause: Duration,
+) -> Result<Raised> {
     let limit = (max_pause / 2).min(LONGEST_WAIT).max(Duration::from_millis(20));
     let raised = match fence {
         Fence::Validator { .. } => {
-            let refusing = Validation::refusing();
+            let refusing = Validation::refusing(attempt);
             mongo.set_validation(&renames.live, &renames.live_uuid, &refusing, limit).await
         }
         Fence::WriteBlock => mongo.block_writes(true).await,
@@ -92,41 +99,47 @@ pub async fn raise(mongo: &Mongo, fence: &Fence, renames: &Renames, max_pause: D
     }
 }
 
-/// Lets writes through again, wherever the collection is now. Repeatable.
+/// Lets writes through again that this attempt holds off, wherever the collection is
+/// now. The fence of another attempt stays. Repeatable.
 ///
 /// # Errors
 /// A stop where the server refuses.
-pub async fn lift(mongo: &Mongo, fence: &Fence, renames: &Renames) -> Result<()> {
+pub async fn lift(mongo: &Mongo, fence: &Fence, renames: &Renames, attempt: &str) -> Result<()> {
     match fence {
         Fence::WriteBlock => {
             retrying("letting all writes through again", || mongo.block_writes(false)).await.map(|_| ())
         }
         Fence::Validator { live, incoming } => {
             // First the one that the application waits for.
-            lift_from(mongo, renames, &renames.incoming_uuid, incoming).await?;
-            lift_from(mongo, renames, &renames.live_uuid, live).await
+            lift_from(mongo, renames, &renames.incoming_uuid, incoming, attempt).await?;
+            lift_from(mongo, renames, &renames.live_uuid, live, attempt).await
         }
     }
 }
 
 /// Restores the validator of a collection, whichever name it bears. One that was
 /// dropped took its fence with it.
-async fn lift_from(mongo: &Mongo, renames: &Renames, uuid: &Bson, original: &Validation) -> Result<()> {
-    for namespace in [&renames.live, &renames.incoming].into_iter().chain(&renames.retired) {
-        let found = mongo.describe(namespace).await?;
-        if let Some(found) = found.filter(|found| found.uuid.as_ref() == Some(uuid)) {
-            if Validation::of(&found.options) != Validation::refusing() {
-                return Ok(());
-            }
-            return restore(mongo, namespace, uuid, original).await;
+async fn lift_from(
+    mongo: &Mongo,
+    renames: &Renames,
+    uuid: &Bson,
+    original: &Validation,
+    attempt: &str,
+) -> Result<()> {
+    // Whatever its name is: that of the copy may be somebody else's by now.
+    let Some(namespace) = mongo.name_of(&renames.live.database, uuid).await? else { return Ok(()) };
+    let found = mongo.describe(&namespace).await?.filter(|found| found.uuid.as_ref() == Some(uuid));
+    match found {
+        Some(found) if Validation::of(&found.options).is_fence_of(attempt) => {
+            set(mongo, &namespace, uuid, original).await
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-async fn restore(mongo: &Mongo, namespace: &Namespace, uuid: &Bson, original: &Validation) -> Result<()> {
+async fn set(mongo: &Mongo, namespace: &Namespace, uuid: &Bson, validation: &Validation) -> Result<()> {
     retrying(format!("changing which writes {namespace} refuses"), || {
-        mongo.set_validation(namespace, uuid, original, LIFTING)
+        mongo.set_validation(namespace, uuid, validation, LIFTING)
     })
     .await
     .map(|_| ())

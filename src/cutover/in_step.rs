@@ -8,6 +8,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cleanse::follow::{Followed, Follower};
+use crate::clock::Deadline;
+use crate::config::values::Namespace;
 use crate::error::{Class, Error, Result};
 use crate::mongo::feed::{Ended, Feed, Position};
 use crate::mongo::lanes::Lanes;
@@ -63,14 +65,14 @@ impl<'a> InStep<'a> {
     /// # Errors
     /// A stop where a document can't be brought up to date or the source is no
     /// longer what it was.
-    pub async fn reach(
+    pub(crate) async fn reach(
         &mut self,
         goal: Timestamp,
-        deadline: Option<Instant>,
+        deadline: Option<Deadline>,
         stop: &CancellationToken,
     ) -> Result<bool> {
         while !self.feed.has_reached(goal) {
-            if stop.is_cancelled() || deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            if stop.is_cancelled() || deadline.is_some_and(Deadline::has_passed) {
                 return Ok(false);
             }
             self.step().await?;
@@ -123,6 +125,11 @@ impl<'a> InStep<'a> {
             self.saved = Instant::now();
         }
         Ok(())
+    }
+
+    /// Goes on writing to the target, which has another name by now.
+    pub fn retarget(&mut self, name: &Namespace) {
+        self.catch_up.retarget(name);
     }
 
     /// From where one has to go on.

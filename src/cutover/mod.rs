@@ -25,3 +25,4 @@ pub mod rollback;
 pub mod run;
 pub mod switch;
 pub mod watchdog;
+pub mod working_name;

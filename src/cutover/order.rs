@@ -27,6 +27,40 @@ pub struct Renames {
     pub incoming_uuid: Bson,
     /// The name that the former one gets; `None` where it is dropped.
     pub retired: Option<Namespace>,
+    /// The name of the incoming collection during one attempt; `None` outside of it. Whoever
+    /// recovers takes it away, and a rename that arrives after that finds nothing.
+    pub working: Option<Namespace>,
+}
+
+impl Renames {
+    /// The same for an attempt of that id.
+    #[must_use]
+    pub fn in_attempt(&self, id: &str) -> Self {
+        Self { working: Some(working_name(&self.incoming, id)), ..self.clone() }
+    }
+
+    /// The name of the incoming collection at the time of the exchange.
+    pub fn incoming_now(&self) -> &Namespace {
+        self.working.as_ref().unwrap_or(&self.incoming)
+    }
+}
+
+/// Before the id of the attempt, where the name of the collection leaves no room for it.
+const SHORT_NAME: &str = "mongorekey.";
+
+/// The name of a collection during the attempt of that id. Pure.
+pub fn working_name(incoming: &Namespace, id: &str) -> Namespace {
+    let name = |collection| Namespace { database: incoming.database.clone(), collection };
+    let working = name(format!("{}.{id}", incoming.collection));
+    if working.to_string().len() <= LONGEST_NAME { working } else { name(format!("{SHORT_NAME}{id}")) }
+}
+
+/// Whether a collection has the name of some attempt. Pure.
+pub fn is_working_name(incoming: &Namespace, name: &Namespace) -> bool {
+    let before = format!("{}.", incoming.collection);
+    let id = name.collection.strip_prefix(&before).or_else(|| name.collection.strip_prefix(SHORT_NAME));
+    let is_id = |id: &str| id.len() == 16 && id.chars().all(|letter| letter.is_ascii_hexdigit());
+    name.database == incoming.database && id.is_some_and(is_id)
 }
 
 /// How the two renames become one.
@@ -146,6 +180,27 @@ pub fn retired_name(live: &Namespace, job: &str) -> Result<Namespace> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_attempt_has_a_name_of_its_own_that_is_not_too_long() {
+        let renames = |incoming: String| Renames {
+            live: "app.users".parse().expect("valid"),
+            live_uuid: 1.into(),
+            incoming: Namespace { database: "app".into(), collection: incoming },
+            incoming_uuid: 2.into(),
+            retired: None,
+            working: None,
+        };
+        let working = |incoming: String| renames(incoming).in_attempt("a1b2").working.expect("a name");
+        assert_eq!(working("users_v2".into()).to_string(), "app.users_v2.a1b2");
+        assert_eq!(working("x".repeat(250)).to_string(), "app.mongorekey.a1b2");
+        let incoming: Namespace = "app.users_v2".parse().expect("valid");
+        let id = "0123456789abcdef";
+        assert!(is_working_name(&incoming, &working_name(&incoming, id)));
+        for other in ["app.users_v2", "app.users_v2.old", "b.users_v2.0123456789abcdef"] {
+            assert!(!is_working_name(&incoming, &other.parse().expect("valid")), "{other}");
+        }
+    }
 
     #[test]
     fn what_gives_way_is_named_after_its_job() {

@@ -3,7 +3,7 @@
 
 use bson::{Bson, Document, Timestamp, doc};
 use mongodb::Collection;
-use mongodb::options::UpdateModifications;
+use mongodb::options::{ReturnDocument, UpdateModifications};
 
 use super::order::Renames;
 use crate::cleanse::follow::Direction;
@@ -12,6 +12,7 @@ use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 use crate::job::store;
 use crate::mongo::Mongo;
+use crate::mongo::command::retrying;
 use crate::mongo::exchange::Validation;
 
 /// The field of the job document.
@@ -131,6 +132,7 @@ impl Record {
             "incoming": renames.incoming.to_string(),
             "incoming_uuid": renames.incoming_uuid.clone(),
             "retired": renames.retired.as_ref().map(ToString::to_string),
+            "working": renames.working.as_ref().map(ToString::to_string),
             "fence": self.fence.as_ref().map(Fence::to_document),
             "session": self.session.clone(),
             "fenced_at": self.fenced_at,
@@ -169,6 +171,7 @@ impl Record {
                 incoming: namespace("incoming")?,
                 incoming_uuid: stored.get("incoming_uuid")?.clone(),
                 retired: namespace("retired"),
+                working: namespace("working"),
             },
             fence: match stored.get("fence") {
                 Some(Bson::Document(fence)) => Some(Fence::from_document(fence)?),
@@ -222,55 +225,84 @@ pub async fn before(mongo: &Mongo, job: &str) -> Result<Document> {
     Ok(doc! {BEFORE: before.clone()})
 }
 
-/// Claims the lifting of a fence; false where somebody else is at it.
+/// The right to say what became of an exchange: of the process that began it, or of one that recovers.
+///
+/// A claim takes the right from whoever had it, for good: its number only rises, what the holder of the
+/// job stores about the exchange asks for no claim at all, and what a recovery stores asks for its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim(Option<i64>);
+
+impl Claim {
+    /// The right of the process that began the exchange, as long as nobody has claimed it.
+    pub const BEGINNER: Self = Self(None);
+
+    /// Finds the job as long as this right is not lost.
+    pub fn condition(self, id: &str) -> Document {
+        let number = self.0.map_or(Bson::Null, Bson::Int64);
+        doc! {format!("{FIELD}.id"): id, format!("{FIELD}.claim"): number}
+    }
+}
+
+/// Claims the recovery of an exchange; `None` where somebody else has just done that.
 ///
 /// # Errors
 /// A stop where the job can't be written.
-pub async fn claim(mongo: &Mongo, job: &str, id: &str) -> Result<bool> {
+pub async fn claim(mongo: &Mongo, job: &str, id: &str) -> Result<Option<Claim>> {
     let jobs: Collection<Document> = mongo.state("jobs");
-    // Who claimed it long ago is gone.
+    let field = |name: &str| format!("{FIELD}.{name}");
+    let token = format!("{:016x}", rand::random::<u64>());
+    // Others wait for whoever claimed it a moment ago; a claim whose answer was lost is our own.
+    let is_old = doc! {"$lt": [
+        {"$ifNull": [format!("${FIELD}.claimed_at"), 0]},
+        {"$subtract": ["$$NOW", CLAIM_MILLISECONDS]},
+    ]};
+    let is_ours = doc! {"$eq": [format!("${FIELD}.claimant"), &token]};
     let filter = doc! {
         "_id": job,
-        format!("{FIELD}.id"): id,
-        format!("{FIELD}.fence"): {"$type": "object"},
-        "$expr": {"$lt": [{"$ifNull": [format!("${FIELD}.claimed_at"), 0]}, {"$subtract": ["$$NOW", CLAIM_MILLISECONDS]}]},
+        field("id"): id,
+        field("fence"): {"$type": "object"},
+        "$expr": {"$or": [is_old, is_ours]},
     };
-    let update = vec![doc! {"$set": {format!("{FIELD}.claimed_at"): "$$NOW"}}];
-    let claimed = crate::mongo::command::retrying(format!("claiming the fence of {job}"), || {
-        let update = jobs.update_one(filter.clone(), update.clone());
-        async move { update.await }
+    let next = doc! {"$add": [{"$ifNull": [format!("${FIELD}.claim"), 0_i64]}, 1_i64]};
+    let update = vec![doc! {"$set": {
+        field("claimed_at"): "$$NOW",
+        field("claimant"): &token,
+        field("claim"): next,
+    }}];
+    let claimed = retrying(format!("claiming the fence of {job}"), || {
+        let claim = jobs.find_one_and_update(filter.clone(), update.clone());
+        async move { claim.return_document(ReturnDocument::After).await }
     })
     .await?;
-    Ok(claimed.matched_count > 0)
+    let number = claimed.as_ref().and_then(|job| job.get_document(FIELD).ok()?.get_i64("claim").ok());
+    Ok(number.map(|number| Claim(Some(number))))
 }
 
-/// Gives a claim back: others may look at once.
+/// Lets others look at once: this one could not do it.
 ///
 /// # Errors
 /// A stop where the job can't be written.
-pub async fn release(mongo: &Mongo, job: &str, id: &str) -> Result<()> {
-    let jobs: Collection<Document> = mongo.state("jobs");
-    let filter = doc! {"_id": job, format!("{FIELD}.id"): id};
+pub async fn release(mongo: &Mongo, job: &str, id: &str, claim: Claim) -> Result<()> {
     let update = doc! {"$set": {format!("{FIELD}.claimed_at"): Bson::Null}};
-    crate::mongo::command::retrying(format!("giving back the fence of {job}"), || {
-        let update = jobs.update_one(filter.clone(), update.clone());
-        async move { update.await }
-    })
-    .await
-    .map(|_| ())
+    update_where(mongo, job, claim.condition(id), update, "giving back the fence of").await.map(|_| ())
 }
 
-/// How long lifting a fence may take.
+/// How long others leave a recovery to whoever has claimed it.
 const CLAIM_MILLISECONDS: i64 = 20_000;
 
-/// Stores what an exchange of names came to, and what belongs to that; the fence
-/// is down.
+/// Stores what an exchange of names came to, and what belongs to that; the fence is down. False where
+/// somebody else has the right to do so by now and has not done it yet.
 ///
 /// # Errors
 /// A stop where the job can't be written.
-pub async fn close(mongo: &Mongo, job: &str, id: &str, state: State, mut fields: Document) -> Result<()> {
-    let jobs: Collection<Document> = mongo.state("jobs");
-    let filter = doc! {"_id": job, format!("{FIELD}.id"): id};
+pub async fn close(
+    mongo: &Mongo,
+    job: &str,
+    id: &str,
+    claim: Claim,
+    state: State,
+    mut fields: Document,
+) -> Result<bool> {
     let is_all = fields.is_empty();
     fields.extend(doc! {
         format!("{FIELD}.state"): state.as_str(),
@@ -284,12 +316,31 @@ pub async fn close(mongo: &Mongo, job: &str, id: &str, state: State, mut fields:
     } else {
         doc! {"$set": fields}.into()
     };
-    crate::mongo::command::retrying(format!("storing what became of the cutover of {job}"), || {
-        let update = jobs.update_one(filter.clone(), update.clone());
+    if update_where(mongo, job, claim.condition(id), update, "storing what became of the cutover of").await? {
+        return Ok(true);
+    }
+    // Somebody else may have closed it, or we did and the answer was lost.
+    let open = doc! {format!("{FIELD}.id"): id, format!("{FIELD}.fence"): {"$type": "object"}};
+    Ok(!store::exists(mongo, job, open).await?)
+}
+
+/// Writes to the job where it meets the condition; returns whether it did.
+async fn update_where(
+    mongo: &Mongo,
+    job: &str,
+    mut condition: Document,
+    update: impl Into<UpdateModifications>,
+    doing: &str,
+) -> Result<bool> {
+    let jobs: Collection<Document> = mongo.state("jobs");
+    condition.insert("_id", job);
+    let update = update.into();
+    let updated = retrying(format!("{doing} {job}"), || {
+        let update = jobs.update_one(condition.clone(), update.clone());
         async move { update.await }
     })
-    .await
-    .map(|_| ())
+    .await?;
+    Ok(updated.matched_count > 0)
 }
 
 #[cfg(test)]
@@ -310,6 +361,7 @@ mod tests {
                 incoming: "app.users_v2".parse().expect("valid"),
                 incoming_uuid: 2.into(),
                 retired: Some("app.users_before_j".parse().expect("valid")),
+                working: Some("app.users_v2.x1".parse().expect("valid")),
             },
             fence: Some(Fence::Validator {
                 live: Box::new(validation),

@@ -11,8 +11,9 @@ use super::fence::{self, LONGEST_WAIT};
 use super::gap::merge_back;
 use super::in_step::last_moment;
 use super::order::Renames;
-use super::record::{self, Record, State};
+use super::record::{self, Claim, Record, State};
 use super::residual::{Brought, after, bring_along, complete};
+use super::working_name;
 use crate::cleanse::follow::Direction;
 use crate::cleanse::marks::Marks;
 use crate::error::{Class, Error, Result};
@@ -52,7 +53,9 @@ pub enum Found {
 /// A stop where the server can't be asked.
 pub async fn look(mongo: &Mongo, renames: &Renames) -> Result<Found> {
     let live = mongo.bearer(&renames.live).await?;
-    let incoming = mongo.bearer(&renames.incoming).await?;
+    // Whatever its name is: during an attempt it has another one.
+    let incoming = mongo.name_of(&renames.incoming.database, &renames.incoming_uuid).await?;
+    let incoming = incoming.map(|_| renames.incoming_uuid.clone());
     let retired = match &renames.retired {
         Some(retired) => mongo.bearer(retired).await?,
         None => None,
@@ -96,23 +99,24 @@ pub fn unknown(renames: &Renames) -> Error {
 /// # Errors
 /// An unknown outcome, or a stop where the server does not do as asked.
 pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option<State>> {
-    if !record::claim(mongo, job, &record.id).await? {
-        return Ok(None);
-    }
-    let recovered = recover_claimed(mongo, job, record).await;
+    let Some(claim) = record::claim(mongo, job, &record.id).await? else { return Ok(None) };
+    let recovered = recover_claimed(mongo, job, record, claim).await;
     if recovered.is_err() {
         // It stays on record for the person who looks, and for whoever asks again.
-        record::release(mongo, job, &record.id).await?;
+        record::release(mongo, job, &record.id, claim).await?;
     }
-    recovered.map(Some)
+    recovered
 }
 
-async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record) -> Result<State> {
+/// Returns `None` where somebody else has claimed it since.
+async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record, claim: Claim) -> Result<Option<State>> {
     tokio::time::sleep(ON_THE_WAY).await;
     if let Some(session) = &record.session {
         mongo.end_operations(std::slice::from_ref(session)).await?;
     }
     let renames = &record.renames;
+    // First of all: from here on nothing can be exchanged any more, whatever is still on its way.
+    forbid(mongo, record).await?;
     let found = match look(mongo, renames).await? {
         Found::Between => {
             // Back: nothing is lost either way, and this way nothing is new.
@@ -125,7 +129,7 @@ async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record) -> Result<St
         if found == Found::Exchanged { brought_along(mongo, job, record).await.map(Some) } else { Ok(None) };
     // Writes go on, whatever could not be done.
     if let Some(fence) = &record.fence {
-        fence::lift(mongo, fence, renames).await?;
+        fence::lift(mongo, fence, renames, &record.id).await?;
     }
     let state = match found {
         Found::Exchanged => record.end(),
@@ -139,8 +143,21 @@ async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record) -> Result<St
     if found == Found::AsBefore {
         merge_back(mongo, job, &renames.live).await?;
     }
-    record::close(mongo, job, &record.id, state, fields).await?;
-    Ok(state)
+    let is_closed = record::close(mongo, job, &record.id, claim, state, fields).await?;
+    Ok(is_closed.then_some(state))
+}
+
+/// Makes every rename of an exchange impossible that has not happened yet, whatever is still on its
+/// way to the server.
+///
+/// # Errors
+/// A stop where the server does not do as asked.
+pub async fn forbid(mongo: &Mongo, record: &Record) -> Result<()> {
+    if record.renames.retired.is_some() {
+        // First: an `applyOps` between the two would take the live name away and give it to nobody.
+        mongo.take_ticket(&record.id).await?;
+    }
+    working_name::take_away(mongo, &record.renames).await
 }
 
 /// Makes sure that nothing is left of an exchange that was cut short: by
@@ -155,7 +172,14 @@ pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<Option<State>> {
         let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
         let record = match Record::of(&stored)? {
             Some(record) if record.fence.is_some() => record,
-            record => return Ok(record.map(|record| record.state)),
+            Some(record) => {
+                if !record.is_done() {
+                    // The first rename of an attempt may have arrived after it was given up.
+                    working_name::give_back(mongo, &record.renames).await?;
+                }
+                return Ok(Some(record.state));
+            }
+            None => return Ok(None),
         };
         if let Some(state) = recover(mongo, job, &record).await? {
             return Ok(Some(state));
@@ -254,7 +278,7 @@ async fn lift_orphan(mongo: &Mongo, events: &Events, name: &str) -> Result<()> {
     if store::is_running(&job) || record.fence.is_none() {
         return Ok(());
     }
-    if let Some(state) = recover(mongo, name, &record).await? {
+    if let Some(state) = finish_earlier(mongo, name).await? {
         events.warn(format!(
             "a cutover of {} was cut short and had left its writes held off: they are let through again; {}",
             record.renames.live,
@@ -279,6 +303,7 @@ mod tests {
             incoming: "app.users_v2".parse().expect("valid"),
             incoming_uuid: 2.into(),
             retired: Some("app.users_old".parse().expect("valid")),
+            working: None,
         };
         let (old, new, other) = (Bson::from(1), Bson::from(2), Bson::from(3));
         let judge = |live: Option<&Bson>, incoming, retired| judge(&renames, live, incoming, retired);

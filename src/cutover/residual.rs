@@ -98,7 +98,7 @@ pub async fn bring_along(
     if last.touched.is_empty() && !may_have_gap {
         return Ok(Brought::default());
     }
-    let renamed_at = moment_of_rename(mongo, &renames.incoming, fenced_at).await?;
+    let renamed_at = moment_of_rename(mongo, renames.incoming_now(), fenced_at).await?;
     let mut live = GivingWay::new(mongo, &renames.live, renamed_at)?;
     let mut residue = Residue::default();
     let written: HashSet<Vec<u8>> = last.written.iter().map(|id| value_bytes(id.as_raw_bson_ref())).collect();
@@ -129,7 +129,7 @@ pub async fn complete(
     leave_quarantine(mongo, job, &brought.deleted).await?;
     let renamed_at = match brought.renamed_at {
         Some(moment) => moment,
-        None => moment_of_rename(mongo, &record.renames.incoming, fenced_at).await?,
+        None => moment_of_rename(mongo, record.renames.incoming_now(), fenced_at).await?,
     };
     Ok(fields(record, &brought.residue, renamed_at))
 }

@@ -133,7 +133,7 @@ pub fn renames(job: &Job, stored: &Document, record: &Record) -> Result<Renames>
     let unknown = || Error::refused(format!("the job {} does not tell what was cut over", job.name()));
     if record.is_rollback {
         // One that was begun before and given up knows already.
-        return Ok(record.renames.clone());
+        return Ok(Renames { working: None, ..record.renames.clone() });
     }
     let target: Namespace = stored
         .get_document("identity")
@@ -148,6 +148,7 @@ pub fn renames(job: &Job, stored: &Document, record: &Record) -> Result<Renames>
         incoming: retired.ok_or_else(unknown)?,
         incoming_uuid: live_uuid,
         retired: Some(target),
+        working: None,
     })
 }
 

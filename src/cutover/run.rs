@@ -274,6 +274,7 @@ async fn renames(context: &Context, plan: &Plan, job: &Job, mode: Mode) -> Resul
         incoming: plan.target.clone(),
         incoming_uuid: uuid("target_uuid"),
         retired: if mode == Mode::Keep { Some(retired_name(&plan.source, &plan.job)?) } else { None },
+        working: None,
     };
     gates::check_known(&context.mongo, &renames.live, Some(&renames.live_uuid)).await?;
     gates::check_known(&context.mongo, &renames.incoming, Some(&renames.incoming_uuid)).await?;

@@ -7,6 +7,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use bson::Document;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::record::Record;
@@ -30,6 +33,8 @@ const HOLDING: &str = "holding";
 const GRACE: Duration = Duration::from_secs(30);
 /// Between attempts to recover, while the database can't be reached.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long it waits for the end of a parent that it has killed.
+const ENDING: Duration = Duration::from_secs(2);
 /// How long it tries.
 const PATIENCE: Duration = Duration::from_secs(900);
 
@@ -124,9 +129,11 @@ pub async fn serve() -> Result<Outcome> {
     let not_for_people = || Error::usage(format!("`{COMMAND}` is started by `cutover`, not by people"));
     let line = joined(tokio::task::spawn_blocking(read_line).await)?;
     let duty: Duty = serde_json::from_str(&line).map_err(|_| not_for_people())?;
+    // Before it can be gone and its number another process's.
+    let parent = handle_of(duty.parent);
     let mongo = Mongo::connect(&Secret::new(&duty.uri), &duty.state_database).await?;
     crate::report::terminal::answer(READY);
-    if watch(duty.parent).await? == End::Done {
+    if watch(parent).await? == End::Done {
         return Ok(quietly());
     }
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -153,7 +160,7 @@ enum End {
 
 /// Watches the parent. Before writes are held off it may take its time; then it
 /// may not, and is ended.
-async fn watch(parent: u32) -> Result<End> {
+async fn watch(parent: Option<OwnedFd>) -> Result<End> {
     let mut longest = None;
     loop {
         let line = tokio::task::spawn_blocking(read_line);
@@ -161,7 +168,7 @@ async fn watch(parent: u32) -> Result<End> {
             None => joined(line.await)?,
             Some(longest) => {
                 let Ok(line) = tokio::time::timeout(longest, line).await else {
-                    end(parent);
+                    end(parent.as_ref()).await;
                     return Ok(End::Gone);
                 };
                 joined(line)?
@@ -191,10 +198,30 @@ fn read_line() -> String {
     line
 }
 
-/// Ends a parent that hangs: should it wake up after the fence was lifted, it
-/// would exchange names without what was written since.
-fn end(parent: u32) {
-    let _sent = Command::new("kill").args(["-9", &parent.to_string()]).status();
+/// A handle of the parent, by which no other process can be meant; `None` where it
+/// is gone already.
+fn handle_of(parent: u32) -> Option<OwnedFd> {
+    let parent = Pid::from_raw(i32::try_from(parent).ok()?)?;
+    pidfd_open(parent, PidfdFlags::empty()).ok()
+}
+
+/// Ends a parent that hangs, and waits until it is gone. That it can't exchange
+/// names any more does not depend on this: recovering makes it impossible. It is
+/// for the operator, who would see a command that never ends.
+async fn end(parent: Option<&OwnedFd>) {
+    let Some(parent) = parent else { return };
+    let _gone = pidfd_send_signal(parent, Signal::KILL);
+    let given_up = tokio::time::Instant::now() + ENDING;
+    while !is_gone(parent) && tokio::time::Instant::now() < given_up {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether a process is gone.
+fn is_gone(process: &OwnedFd) -> bool {
+    let mut handles = [PollFd::new(process, PollFlags::IN)];
+    // The handle is readable once its process has ended.
+    poll(&mut handles, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }
 
 async fn lift(mongo: &Mongo, duty: &Duty) -> Result<()> {

@@ -1,8 +1,8 @@
 //! The lease: one process per job, proven by renewing in time.
 //!
-//! Renewal uses the server's clock; the holder judges by its own monotonic
-//! clock, counted from before the last renewal was sent, so it always stops
-//! before the server lets another one in.
+//! Renewal uses the server's clock; the holder judges by its own clocks, counted
+//! from before the last renewal was sent, so it always stops before the server
+//! lets another one in. One of them goes on while the machine is suspended.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::{Deadline, Moment};
 use crate::error::{Error, Result, describe_mongo};
 
 /// How long a lease lasts without renewal.
@@ -44,7 +45,7 @@ pub struct LeaseWatch {
     /// Cancelled when somebody else has the lease; never before.
     lost: CancellationToken,
     /// Until when the holder may write; the renewing task moves it on.
-    valid_until: watch::Receiver<Instant>,
+    valid_until: watch::Receiver<Deadline>,
     /// The job document as the last renewal saw it.
     document: watch::Receiver<Document>,
 }
@@ -62,7 +63,7 @@ pub(super) struct Renewal {
 impl Lease {
     /// Starts renewing a lease that was just taken, with the job as it was then.
     pub(super) fn keep(renewal: Renewal, job: String, document: Document) -> Self {
-        let (renewed, valid_until) = watch::channel(Instant::now() + holding_time());
+        let (renewed, valid_until) = watch::channel(Moment::now().deadline(holding_time()));
         let (seen, document) = watch::channel(document);
         let watch = LeaseWatch { job, lost: CancellationToken::new(), valid_until, document };
         let released = CancellationToken::new();
@@ -93,7 +94,7 @@ impl LeaseWatch {
 
     /// Whether the lease is known to be ours right now.
     pub fn is_valid(&self) -> bool {
-        !self.lost.is_cancelled() && Instant::now() < *self.valid_until.borrow()
+        !self.lost.is_cancelled() && !self.valid_until.borrow().has_passed()
     }
 
     /// Waits until the lease is known to be ours, which it is at once unless the
@@ -108,7 +109,7 @@ impl LeaseWatch {
             if self.lost.is_cancelled() {
                 return Err(lost(&self.job));
             }
-            if Instant::now() < *valid_until.borrow_and_update() {
+            if !valid_until.borrow_and_update().has_passed() {
                 return Ok(());
             }
             tokio::select! {
@@ -145,7 +146,7 @@ fn holding_time() -> Duration {
 /// deadline too: the fence tells whether somebody else was faster.
 async fn renew(
     renewal: Renewal,
-    renewed: watch::Sender<Instant>,
+    renewed: watch::Sender<Deadline>,
     seen: watch::Sender<Document>,
     lost: CancellationToken,
     released: CancellationToken,
@@ -158,13 +159,13 @@ async fn renew(
             () = released.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
-        let sent = Instant::now();
+        let sent = Moment::now();
         let update = collection
             .find_one_and_update(filter.clone(), update.clone())
             .return_document(ReturnDocument::After);
         match update.await {
             Ok(Some(document)) => {
-                renewed.send_replace(sent + holding_time());
+                renewed.send_replace(sent.deadline(holding_time()));
                 seen.send_replace(document);
                 pause = RENEWAL;
             }

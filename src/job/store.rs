@@ -4,6 +4,7 @@ use bson::{Bson, DateTime, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 use mongodb::options::UpdateModifications;
+use mongodb::results::UpdateResult;
 
 use super::elsewhere::failing;
 use super::holder::Holder;
@@ -102,6 +103,21 @@ pub async fn amend(mongo: &Mongo, name: &str, mut condition: Document, fields: D
     })
     .await
     .map(|_| ())
+}
+
+/// Whether a job of that name meets a condition.
+///
+/// # Errors
+/// A stop where the jobs can't be read.
+pub async fn exists(mongo: &Mongo, name: &str, mut condition: Document) -> Result<bool> {
+    let collection: Collection<Document> = mongo.state(COLLECTION);
+    condition.insert("_id", name);
+    let found = retrying(format!("reading the job {name}"), || {
+        let find = collection.find_one(condition.clone());
+        async move { find.await }
+    })
+    .await?;
+    Ok(found.is_some())
 }
 
 impl Job {
@@ -208,6 +224,19 @@ impl Job {
         self.update(doc! {"$set": fields}.into()).await
     }
 
+    /// Stores fields where the job also meets a condition; returns whether it did.
+    ///
+    /// # Errors
+    /// A stop where the lease is lost or the document can't be written.
+    pub async fn save_where(&self, condition: Document, mut fields: Document) -> Result<bool> {
+        self.lease.watch().valid().await?;
+        fields.insert("updated_at", DateTime::now());
+        let mut filter = filter(&self.name, self.fence, &self.role);
+        filter.extend(condition);
+        let result = self.update_one(filter, doc! {"$set": fields}.into()).await?;
+        Ok(result.matched_count > 0)
+    }
+
     /// Removes the job itself.
     ///
     /// # Errors
@@ -285,16 +314,19 @@ impl Job {
     }
 
     async fn update(&self, update: UpdateModifications) -> Result<()> {
-        let filter = filter(&self.name, self.fence, &self.role);
-        let result = retrying(format!("saving the job {}", self.name), || {
-            let update = self.collection.update_one(filter.clone(), update.clone());
-            async move { update.await }
-        })
-        .await?;
+        let result = self.update_one(filter(&self.name, self.fence, &self.role), update).await?;
         if result.matched_count == 0 {
             return Err(super::lease::lost(&self.name));
         }
         Ok(())
+    }
+
+    async fn update_one(&self, filter: Document, update: UpdateModifications) -> Result<UpdateResult> {
+        retrying(format!("saving the job {}", self.name), || {
+            let update = self.collection.update_one(filter.clone(), update.clone());
+            async move { update.await }
+        })
+        .await
     }
 }
 

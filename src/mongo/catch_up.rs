@@ -148,6 +148,16 @@ impl CatchUp {
         self.writing.id().clone()
     }
 
+    /// The target, by the name that it has now.
+    pub fn target(&self) -> &Namespace {
+        &self.target
+    }
+
+    /// Goes on writing to the target, which has another name by now.
+    pub fn retarget(&mut self, name: &Namespace) {
+        self.target = name.clone();
+    }
+
     /// Lets reads and writes fail where a name is borne by another collection.
     #[must_use]
     pub fn only_between(self, identities: Identities) -> Self {

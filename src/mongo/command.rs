@@ -16,9 +16,11 @@ use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use crate::error::{Context, Result, describe_mongo};
 
 /// Server errors that pass: elections, shutdowns, interrupted or conflicting
-/// operations, time limits.
-const TRANSIENT_CODES: [i32; 20] =
-    [6, 7, 24, 50, 64, 89, 91, 112, 134, 189, 262, 9001, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 43];
+/// operations, plans that were killed, time limits.
+const TRANSIENT_CODES: [i32; 21] = [
+    6, 7, 24, 50, 64, 89, 91, 112, 134, 175, 189, 262, 9001, 10107, 11600, 11601, 11602, 13388, 13435, 13436,
+    43,
+];
 
 /// Attempts after the first; with their waits they cover about a minute.
 const RETRIES: usize = 16;

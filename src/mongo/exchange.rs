@@ -4,18 +4,22 @@
 //! Nothing here is sent again by itself: whoever asks must know whether the
 //! first attempt counts, and finds out by the identities of the collections.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::by_id::deletion;
+use super::command::{is_transient, retrying};
 use super::operation::Operation;
-use super::past::Past;
-use super::sink::{check_write_concern, is_not_on_majority};
+use super::past::{Past, is_given_up};
+use super::sink::{check_write_concern, id_bytes, is_not_on_majority, value_bytes};
+use super::ticket::Ticket;
 use super::{Mongo, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
+use futures_util::TryStreamExt;
 
 /// The server's code where a lock could not be had, or was not had in time.
 const NOT_IN_TIME: [i32; 3] = [24, 46, 50];
@@ -38,10 +42,15 @@ const NO_SNAPSHOT: [i32; 2] = [239, 246];
 const SHORTEST_HISTORY: Duration = Duration::from_secs(60);
 /// Between attempts.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Before a commit is sent again whose answer was lost.
+const RECONNECTING: Duration = Duration::from_millis(20);
 /// Deletes per transaction.
 const DELETES: usize = 500;
 /// What the server reports where writes of users are blocked.
 const BLOCKED: i64 = 2;
+
+/// Before the name of the attempt, in the validator that is a fence.
+const FENCED_BY: &str = "mongorekey holds writes off for attempt ";
 
 /// What decides which writes to a collection are refused.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,9 +61,23 @@ pub struct Validation {
 }
 
 impl Validation {
-    /// Refuses every insert and update.
-    pub fn refusing() -> Self {
-        Self { validator: doc! {"$expr": false}, level: "strict".into(), action: "error".into() }
+    /// Refuses every insert and update, for that attempt at an exchange: whoever looks at
+    /// the collection sees whose fence it is.
+    pub fn refusing(attempt: &str) -> Self {
+        let validator = doc! {"$expr": false, "$comment": format!("{FENCED_BY}{attempt}")};
+        Self { validator, level: "strict".into(), action: "error".into() }
+    }
+
+    /// Whether it refuses every insert and update.
+    pub fn is_refusing(&self) -> bool {
+        self.validator.get("$expr") == Some(&Bson::Boolean(false))
+            && (self.level.as_str(), self.action.as_str()) == ("strict", "error")
+    }
+
+    /// Whether it is the fence of that attempt, or one that does not say whose it is.
+    pub fn is_fence_of(&self, attempt: &str) -> bool {
+        let whose = self.validator.get_str("$comment").ok().and_then(|text| text.strip_prefix(FENCED_BY));
+        self.is_refusing() && whose.is_none_or(|whose| whose == attempt)
     }
 
     /// As a collection with these options has it.
@@ -200,8 +223,8 @@ impl Mongo {
         Ok(may("setUserWriteBlockMode") && may("bypassWriteBlockingMode"))
     }
 
-    /// Gives the collection with that identity another name, in the place of
-    /// whatever bears it where `replacing`.
+    /// Gives the collection with that identity another name, in the place of the
+    /// collection with the identity `replacing`, which is dropped.
     ///
     /// # Errors
     /// The driver's error, for the caller to decide.
@@ -211,13 +234,13 @@ impl Mongo {
         from: &Namespace,
         uuid: &Bson,
         to: &Namespace,
-        replacing: bool,
+        replacing: Option<&Bson>,
         limit: Duration,
     ) -> mongodb::error::Result<()> {
         let command = doc! {
             "renameCollection": from.to_string(),
             "to": to.to_string(),
-            "dropTarget": replacing,
+            "dropTarget": replacing.cloned().unwrap_or(Bson::Boolean(false)),
             "collectionUUID": uuid.clone(),
             "maxTimeMS": milliseconds(limit),
             "writeConcern": majority_document(),
@@ -226,7 +249,8 @@ impl Mongo {
         check_write_concern(&reply)
     }
 
-    /// Gives several collections other names, one after the other under one lock.
+    /// Gives several collections other names, one after the other under one lock, unless
+    /// the ticket was taken.
     ///
     /// # Errors
     /// The driver's error, for the caller to decide.
@@ -234,27 +258,19 @@ impl Mongo {
         &self,
         operation: &mut Operation,
         renames: &[(&Namespace, &Namespace)],
+        ticket: &Ticket,
         limit: Duration,
     ) -> mongodb::error::Result<()> {
-        check_write_concern(&self.apply_renames(operation, renames, limit).await?)
+        let entries = ticket.around(rename_entries(renames));
+        check_write_concern(&self.apply_ops(operation, entries, limit).await?)
     }
 
-    async fn apply_renames(
+    async fn apply_ops(
         &self,
         operation: &mut Operation,
-        renames: &[(&Namespace, &Namespace)],
+        entries: Vec<Document>,
         limit: Duration,
     ) -> mongodb::error::Result<Document> {
-        let entries: Vec<Document> = renames
-            .iter()
-            .map(|(from, to)| {
-                doc! {
-                    "op": "c",
-                    "ns": format!("{}.$cmd", from.database),
-                    "o": {"renameCollection": from.to_string(), "to": to.to_string()},
-                }
-            })
-            .collect();
         let command = doc! {
             "applyOps": entries,
             "maxTimeMS": milliseconds(limit),
@@ -274,7 +290,7 @@ impl Mongo {
             collection: format!("mongorekey_absent_{number}"),
         };
         let mut operation = self.operation().await?;
-        match self.apply_renames(&mut operation, &[(&absent(1), &absent(2))], SHORT).await {
+        match self.apply_ops(&mut operation, rename_entries(&[(&absent(1), &absent(2))]), SHORT).await {
             // Nothing was written, so no majority has to have it.
             Ok(_) => Ok(true),
             // It was permitted, and waited for the lock.
@@ -289,6 +305,25 @@ impl Mongo {
         }
     }
 
+    /// The name of the collection with that identity; `None` where there is none.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn name_of(&self, database: &str, uuid: &Bson) -> Result<Option<Namespace>> {
+        let filter = doc! {"info.uuid": uuid.clone()};
+        let collections = self.database(database);
+        let found: Vec<_> = retrying(format!("looking for a collection of {database}"), || {
+            let list = collections.list_collections().filter(filter.clone());
+            async move { list.await?.try_collect().await }
+        })
+        .await?;
+        let name = |found: &mongodb::results::CollectionSpecification| Namespace {
+            database: database.to_owned(),
+            collection: found.name.clone(),
+        };
+        Ok(found.first().map(name))
+    }
+
     /// The identity of whatever bears a name.
     ///
     /// # Errors
@@ -296,6 +331,17 @@ impl Mongo {
     pub async fn bearer(&self, namespace: &Namespace) -> Result<Option<Bson>> {
         Ok(self.describe(namespace).await?.and_then(|description| description.uuid))
     }
+}
+
+fn rename_entries(renames: &[(&Namespace, &Namespace)]) -> Vec<Document> {
+    let entry = |(from, to): &(&Namespace, &Namespace)| {
+        doc! {
+            "op": "c",
+            "ns": format!("{}.$cmd", from.database),
+            "o": {"renameCollection": from.to_string(), "to": to.to_string()},
+        }
+    };
+    renames.iter().map(entry).collect()
 }
 
 /// Writes of the moment right after a rename: where anything was written to the
@@ -334,7 +380,8 @@ impl GivingWay {
                 Guarded::Done => {}
                 Guarded::TooLate => left.extend_from_slice(part),
                 Guarded::GaveWay => {
-                    for id in part {
+                    // What is gone already needs no attempts that the application waits for.
+                    for id in &self.still_there(part).await? {
                         let one = deletion(&self.namespace.collection, std::slice::from_ref(id));
                         if self.attempt(one, ATTEMPTS).await? == Guarded::TooLate {
                             left.push(id.clone());
@@ -344,6 +391,13 @@ impl GivingWay {
             }
         }
         Ok(left)
+    }
+
+    async fn still_there(&self, ids: &[RawBson]) -> Result<Vec<RawBson>> {
+        let found = self.mongo.existing_ids(&self.namespace, ids, id_bytes).await?;
+        let found: HashSet<Vec<u8>> = found.into_iter().flatten().collect();
+        let is_there = |id: &&RawBson| found.contains(&value_bytes(id.as_raw_bson_ref()));
+        Ok(ids.iter().filter(is_there).cloned().collect())
     }
 
     /// Writes a document as it is.
@@ -373,7 +427,7 @@ impl GivingWay {
             };
             if is_conflict(&error) {
                 conflicts += 1;
-            } else if super::command::is_transient(&error) && failures < ATTEMPTS {
+            } else if is_transient(&error) && failures < ATTEMPTS {
                 failures += 1;
             } else if is_too_old(&error, self.moment) {
                 return Ok(Guarded::TooLate);
@@ -393,7 +447,7 @@ impl GivingWay {
         let mut past = Past::of(&self.mongo, &self.namespace.database).await?;
         past.begin(self.moment);
         let result = match past.send(command).await.map(|reply| first_error(&reply)) {
-            Ok(None) => past.commit_once().await.map(|_| None),
+            Ok(None) => commit(&mut past).await.map(|()| None),
             refused => {
                 past.abort().await;
                 refused
@@ -401,6 +455,23 @@ impl GivingWay {
         };
         self.sessions.push(past);
         result
+    }
+}
+
+/// Commits, and again under the same number where the answer was lost: a new transaction
+/// would conflict with what this one has done.
+async fn commit(past: &mut Past) -> mongodb::error::Result<()> {
+    let mut failures = 0;
+    loop {
+        match past.commit_once().await {
+            // It was done; what comes next waits for a majority anyway.
+            Err(error) if is_not_on_majority(&error) => return Ok(()),
+            Err(error) if is_transient(&error) && !is_given_up(&error) && failures < ATTEMPTS => {
+                failures += 1;
+                tokio::time::sleep(RECONNECTING).await;
+            }
+            result => return result.map(drop),
+        }
     }
 }
 
@@ -428,7 +499,8 @@ fn is_conflict(error: &DriverError) -> bool {
 }
 
 fn milliseconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+    // The server takes 0 for no limit.
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -445,6 +517,16 @@ mod tests {
             none.fields(),
             doc! {"validator": {}, "validationLevel": "strict", "validationAction": "error"}
         );
-        assert_ne!(none, Validation::refusing());
+        assert!(!none.is_refusing());
+    }
+
+    #[test]
+    fn a_fence_says_whose_it_is() {
+        let fence = Validation::refusing("a1");
+        assert!(fence.is_refusing() && fence.is_fence_of("a1") && !fence.is_fence_of("a2"));
+        let nameless = Validation::of(&doc! {"validator": {"$expr": false}});
+        assert!(nameless.is_fence_of("a1"), "as earlier versions made it");
+        let warning = Validation::of(&doc! {"validator": {"$expr": false}, "validationAction": "warn"});
+        assert!(!warning.is_refusing());
     }
 }

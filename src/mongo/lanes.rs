@@ -74,6 +74,16 @@ impl Lanes {
         Self { lanes, ..self }
     }
 
+    /// The target, by the name that it has now.
+    pub fn target(&self) -> Option<&Namespace> {
+        self.lanes.first().map(CatchUp::target)
+    }
+
+    /// Goes on writing to the target, which has another name by now.
+    pub fn retarget(&mut self, name: &Namespace) {
+        self.lanes.iter_mut().for_each(|lane| lane.retarget(name));
+    }
+
     /// The sessions of the writes, to be recorded before the first: whoever comes
     /// next ends what still runs on them.
     pub fn sessions(&self) -> Vec<Document> {

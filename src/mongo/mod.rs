@@ -33,6 +33,7 @@ pub mod restore;
 pub mod scan;
 pub mod sink;
 pub mod source;
+pub mod ticket;
 pub mod valid;
 pub mod watched;
 pub mod yielding;

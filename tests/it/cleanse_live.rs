@@ -67,7 +67,7 @@ async fn all_kinds_of_writes_before_during_and_after_each_phase_are_in_the_targe
     // What was written after its end is caught up with by the same command.
     let again = bench.run(COMMAND).await.expect_exit(0);
     assert_eq!(again.text("/status"), "completed");
-    assert!(again.number("/followed/changes") >= 1_000, "{}", again.stdout);
+    assert!(again.number("/followed/changes") >= 250, "{}", again.stdout);
     let mut run = bench.program(&format!("{COMMAND} --follow")).spawn();
     wait_for("the follower", async || run.stderr().contains("follows")).await;
     writers.go_on_for(1_500).await;
@@ -75,7 +75,7 @@ async fn all_kinds_of_writes_before_during_and_after_each_phase_are_in_the_targe
     wait_until_in_step(&bench, &journal, &mut run).await;
     run.signal(Signal::Terminate);
     let ended = run.finish().await.expect_exit(143);
-    assert!(ended.number("/followed/changes") >= 3_000, "{}", ended.stdout);
+    assert!(ended.number("/followed/changes") >= 750, "{}", ended.stdout);
     // And nothing is left to be done.
     let last = bench.run(COMMAND).await.expect_exit(0);
     assert_eq!(last.number("/followed/changes"), 0);

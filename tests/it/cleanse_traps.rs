@@ -90,7 +90,7 @@ async fn changes_that_are_seen_again_do_no_harm() {
     let journal = writers.stop().await;
     for _ in 0..3 {
         let run = bench.run(COMMAND).await.expect_exit(0);
-        assert!(run.number("/followed/changes") >= 1_500, "{}", run.stdout);
+        assert!(run.number("/followed/changes") >= 400, "{}", run.stdout);
         expect_target(&bench, &journal).await;
         jobs(&bench, doc! {"$set": {"feed": early.clone()}}).await;
     }

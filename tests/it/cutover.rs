@@ -61,7 +61,7 @@ async fn expect_live(bench: &Bench, journal: &Journal, ended: Instant) {
 
 /// Writes go on for a while; then the live collection is compared with the journal.
 async fn expect_nothing_lost(bench: &Bench, writers: Writers, ended: Instant) {
-    writers.go_on_for(1_000).await;
+    writers.go_on_for(250).await;
     let journal = writers.stop().await;
     expect_live(bench, &journal, ended).await;
 }
@@ -122,7 +122,8 @@ async fn a_second_rename_that_fails_loses_no_insert_into_the_gap() {
         let set = doc! {"configureFailPoint": "failCommand", "mode": mode, "data": data};
         bench.admin().run_command(set).await.expect("the fail point");
     };
-    fail_point(doc! {"skip": 1}.into()).await;
+    // The copy gets the name of the attempt, and the old collection its new one.
+    fail_point(doc! {"skip": 2}.into()).await;
     let stop = CancellationToken::new();
     let live = bench.database.collection::<Document>(SOURCE);
     let inserting = insert_until(live.clone(), stop.clone());
@@ -197,7 +198,7 @@ async fn a_majority_that_is_late_costs_an_attempt_and_no_more() {
 async fn a_cutover_that_takes_long_before_it_holds_writes_off_is_not_ended() {
     let set = OwnSet::start(&[]);
     let bench = small_on(&set).await;
-    hold_up(&bench, "collMod", TARGET, 33_000).await;
+    hold_up(&bench, "renameCollection", TARGET, 33_000).await;
     let begun = Instant::now();
     let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
     assert!(begun.elapsed().as_secs() >= 33, "it was held up");
@@ -209,8 +210,9 @@ async fn what_was_written_past_validation_is_reported_after_a_crash_too() {
     let set = OwnSet::start(&[]);
     let bench = small_on(&set).await;
     let data = doc! {"failCommands": ["renameCollection"], "blockConnection": true, "blockTimeMS": 2_000};
-    let once = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data};
-    bench.admin().run_command(once).await.expect("the fail point");
+    // Not the one that gives the copy the name of the attempt.
+    let second = doc! {"configureFailPoint": "failCommand", "mode": {"skip": 1}, "data": data};
+    bench.admin().run_command(second).await.expect("the fail point");
     let command = format!("cutover --mode swap {PATIENT}");
     let run = bench.program(&command).env("MONGOREKEY_CRASH_AT", "cutover_renamed:1").spawn();
     let entered = doc! {"waitForFailPoint": "failCommand", "timesEntered": 1_i64, "maxTimeMS": 50_000};

@@ -46,6 +46,7 @@ mod evidence;
 mod evidence_page;
 mod fail_points;
 mod failed_list;
+mod fencing;
 mod fields;
 mod from_key_map;
 mod from_key_map_kill;

@@ -127,15 +127,8 @@ impl Running {
         }
     }
 
-    pub fn signal(&self, signal: Signal) {
-        let name = match signal {
-            Signal::Interrupt => "-INT",
-            Signal::Terminate => "-TERM",
-            Signal::Stop => "-STOP",
-            Signal::Continue => "-CONT",
-        };
-        let sent = Command::new("kill").args([name, &self.pid().to_string()]).status().expect("kill exists");
-        assert!(sent.success(), "the signal was not sent");
+    pub fn signal(&self, kind: Signal) {
+        signal(self.pid(), kind);
     }
 
     /// `kill -9`, and waits until it is gone.
@@ -154,6 +147,37 @@ impl Running {
         };
         Finished { exit: status.code(), json, stderr: self.stderr(), stdout }
     }
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, kind: Signal) {
+    let name = match kind {
+        Signal::Interrupt => "-INT",
+        Signal::Terminate => "-TERM",
+        Signal::Stop => "-STOP",
+        Signal::Continue => "-CONT",
+    };
+    let sent = Command::new("kill").args([name, &pid.to_string()]).status().expect("kill exists");
+    assert!(sent.success(), "the signal was not sent");
+}
+
+/// The processes that a process has started.
+pub fn children(pid: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").expect("the processes").flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    numbers.filter(|number| stat(*number).get(1).is_some_and(|parent| *parent == pid.to_string())).collect()
+}
+
+/// The state of a process, the number of its parent, and what follows; nothing where it is gone.
+fn stat(pid: u32) -> Vec<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    fields.split(' ').map(str::to_owned).collect()
+}
+
+/// Whether a process is stopped (SIGSTOP).
+pub fn is_stopped(pid: u32) -> bool {
+    stat(pid).first().is_some_and(|state| state == "T")
 }
 
 impl Drop for Running {

@@ -112,13 +112,17 @@ pub fn options_in(cell: &str) -> Vec<(String, String)> {
 }
 
 fn commands_of(span: &str) -> Vec<String> {
-    let words: Vec<&str> = span.split_whitespace().collect();
-    let Some(first) = words.first().filter(|word| !word.starts_with('-')) else { return Vec::new() };
+    let mut words = span.split_whitespace();
+    let Some(first) = words.next().filter(|word| !word.starts_with('-')) else { return Vec::new() };
     let cli = Cli::command();
-    let has_below = cli.find_subcommand(first).is_some_and(|found| found.get_subcommands().next().is_some());
-    match words.get(1) {
-        Some(second) if has_below => second.split('|').map(|second| format!("{first} {second}")).collect(),
-        _ => vec![(*first).to_owned()],
+    let found = cli.find_subcommand(first);
+    // What it works on may stand before the subcommand: `control JOB pause`.
+    let is_below = |word: &&str| {
+        word.split('|').any(|name| found.is_some_and(|found| found.find_subcommand(name).is_some()))
+    };
+    match words.find(is_below) {
+        Some(second) => second.split('|').map(|second| format!("{first} {second}")).collect(),
+        None => vec![first.to_owned()],
     }
 }
 

@@ -1,0 +1,141 @@
+//! A cutover that stood still while somebody else ended its right: what it was about to do is not
+//! done any more, and what the application was told is written stays where the application reads it.
+//!
+//! Processes are stopped at a point of the flow (SIGSTOP), as the pause of a virtual machine or the
+//! freezer of a cgroup does, and go on when writes have been let through again.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, doc};
+use mongodb::Collection;
+
+use crate::cleansing::{SOURCE, TARGET, configure, job_name};
+use crate::harness::{Bench, wait_for};
+use crate::program::{Finished, Running, Signal, children, is_stopped, signal};
+
+/// A stopped holder loses its lease within ten seconds.
+const LEASE: Duration = Duration::from_secs(11);
+/// Written by the application after its writes were let through again.
+const ACKNOWLEDGED: i32 = 150;
+
+async fn copied() -> Bench {
+    let bench = Bench::new().await;
+    configure(&bench, "keep = '{\"valid\": true}'");
+    bench.insert_into(SOURCE, (0..300).map(|id| doc! {"_id": id, "valid": id % 3 != 0})).await;
+    bench.run("cleanse").await.expect_exit(0);
+    bench
+}
+
+fn source(bench: &Bench) -> Collection<Document> {
+    bench.database.collection(SOURCE)
+}
+
+async fn record(bench: &Bench) -> Document {
+    let job = bench.job(&job_name(bench)).await.expect("the job");
+    job.get_document("cutover").cloned().unwrap_or_default()
+}
+
+/// Starts a command that stops at a point, and its watchdog with it.
+async fn stopped_at(bench: &Bench, command: &str, point: &str) -> (Running, Vec<u32>) {
+    let mut run = bench.program(command).env("MONGOREKEY_STOP_AT", &format!("{point}:1")).spawn();
+    wait_for("the stop", async || {
+        assert!(run.is_running(), "{}", run.stderr());
+        is_stopped(run.pid())
+    })
+    .await;
+    let watchdogs = children(run.pid());
+    assert_eq!(watchdogs.len(), 1, "a cutover that holds writes off has a watchdog");
+    watchdogs.iter().for_each(|watchdog| signal(*watchdog, Signal::Stop));
+    (run, watchdogs)
+}
+
+/// What an operator types who sees that the application is refused; then the application goes on.
+async fn let_through_and_write(bench: &Bench) {
+    tokio::time::sleep(LEASE).await;
+    bench.run("status").await.expect_exit(0);
+    let written = (0..ACKNOWLEDGED).map(|number| doc! {"_id": 1_000 + number, "valid": true});
+    source(bench).insert_many(written).await.expect("writes go on");
+}
+
+async fn goes_on(run: Running, watchdogs: &[u32]) -> Finished {
+    watchdogs.iter().for_each(|watchdog| signal(*watchdog, Signal::Continue));
+    run.signal(Signal::Continue);
+    run.finish().await
+}
+
+/// All that was acknowledged is in the live collection, and nothing holds writes off.
+async fn expect_nothing_lost(bench: &Bench, output: &str) {
+    let acknowledged = doc! {"_id": {"$gte": 1_000}};
+    let found = source(bench).count_documents(acknowledged).await.expect("a count");
+    assert_eq!(found, u64::try_from(ACKNOWLEDGED).expect("small"), "acknowledged writes are lost\n{output}");
+    source(bench).insert_one(doc! {"_id": "probe", "valid": true}).await.expect("no fence");
+    source(bench).delete_one(doc! {"_id": "probe"}).await.expect("no fence");
+    assert_eq!(record(bench).await.get("fence"), Some(&Bson::Null), "{output}");
+}
+
+async fn stopped_cutover_changes_nothing(mode: &str, point: &str) {
+    let bench = copied().await;
+    let command = format!("cutover --mode {mode} --yes");
+    let (run, watchdogs) = stopped_at(&bench, &command, point).await;
+    let_through_and_write(&bench).await;
+    let names = bench.database.list_collection_names().await.expect("names");
+    assert!(names.iter().any(|name| name == TARGET), "the copy has its name back: {names:?}");
+    let late = goes_on(run, &watchdogs).await;
+    expect_nothing_lost(&bench, &late.output()).await;
+    // It may have begun anew by itself; else nothing is in the way of the next one.
+    if late.exit != Some(0) {
+        late.expect_exit(4);
+        bench.run(&command).await.expect_exit(0);
+    }
+    assert_eq!(record(&bench).await.get_str("state").ok(), Some("finished"));
+    expect_nothing_lost(&bench, "").await;
+}
+
+#[tokio::test]
+async fn a_swap_that_stood_still_under_its_fence_exchanges_nothing() {
+    stopped_cutover_changes_nothing("swap", "cutover_fenced").await;
+}
+
+#[tokio::test]
+async fn a_swap_that_stood_still_before_its_rename_exchanges_nothing() {
+    stopped_cutover_changes_nothing("swap", "cutover_renaming").await;
+}
+
+#[tokio::test]
+async fn a_swap_that_stood_still_after_its_last_look_at_the_clock_exchanges_nothing() {
+    stopped_cutover_changes_nothing("swap", "cutover_deadline_seen").await;
+}
+
+#[tokio::test]
+async fn a_keep_that_stood_still_before_its_rename_exchanges_nothing() {
+    stopped_cutover_changes_nothing("keep", "cutover_renaming").await;
+}
+
+#[tokio::test]
+async fn a_keep_that_stood_still_after_its_last_look_at_the_clock_exchanges_nothing() {
+    stopped_cutover_changes_nothing("keep", "cutover_deadline_seen").await;
+}
+
+/// What it does after it stood still it does without the right to: nobody else knows of it.
+#[tokio::test]
+async fn a_swap_that_stood_still_before_its_fence_leaves_none() {
+    stopped_cutover_changes_nothing("swap", "cutover_recorded").await;
+}
+
+/// The name of the copy is taken by somebody else meanwhile: writes are let through all the same.
+#[tokio::test]
+async fn a_fence_is_lifted_although_the_name_of_the_copy_is_taken() {
+    let bench = copied().await;
+    let (run, watchdogs) = stopped_at(&bench, "cutover --mode swap --yes", "cutover_fenced").await;
+    bench.insert_into(TARGET, [doc! {"_id": "somebody else's"}]).await;
+    let_through_and_write(&bench).await;
+    let late = goes_on(run, &watchdogs).await;
+    expect_nothing_lost(&bench, &late.output()).await;
+    // It stays where it is until a person has looked.
+    let next = bench.run("cutover --mode swap --yes").await;
+    assert!(matches!(next.exit, Some(3 | 4)), "{}", next.output());
+    expect_nothing_lost(&bench, &next.output()).await;
+    bench.database.collection::<Document>(TARGET).drop().await.expect("a drop");
+    bench.run("cutover --mode swap --yes").await.expect_exit(0);
+    expect_nothing_lost(&bench, "").await;
+}

@@ -208,7 +208,9 @@ pub struct FailPoint {
 impl FailPoint {
     /// Waits for the fail point of that name; nothing fails yet.
     pub fn reserve(name: &'static str) -> Self {
-        let path = std::env::temp_dir().join(format!("mongorekey-it-{name}.lock"));
+        // Of this server: others have fail points of their own.
+        let server: String = uri().chars().filter(char::is_ascii_digit).collect();
+        let path = std::env::temp_dir().join(format!("mongorekey-it-{name}-{server}.lock"));
         let lock = File::create(path).expect("a lock file");
         lock.lock().expect("the lock");
         Self { name, _lock: lock }

@@ -18,8 +18,10 @@ use crate::config::Config;
 use crate::key_api::KeyApi;
 use crate::program::{Finished, Program};
 
-/// Names the replica set; `scripts/mongod run` sets it.
+/// Names the replica sets, separated by spaces; `scripts/mongod run` sets it.
 const URI_VARIABLE: &str = "MONGOREKEY_TEST_MONGODB_URI";
+/// The number of the place that nextest runs a test in: as many as run at once.
+const SLOT_VARIABLE: &str = "NEXTEST_TEST_GLOBAL_SLOT";
 /// Between two writes of a writer that would else take the server from all other tests.
 pub const BREATH: Duration = Duration::from_millis(5);
 /// The collection of most tests.
@@ -231,11 +233,15 @@ pub async fn connect(uri: &str) -> Client {
     Client::with_uri_str(uri).await.expect("the replica set answers")
 }
 
-/// The replica set of the tests.
+/// The replica set of this test. Tests that run at the same time are spread over several: each has
+/// fail points and an oplog of its own.
 pub fn uri() -> String {
-    std::env::var(URI_VARIABLE).unwrap_or_else(|_| {
+    let uris = std::env::var(URI_VARIABLE).unwrap_or_else(|_| {
         panic!("{URI_VARIABLE} is not set; run the tests as `scripts/mongod run -- cargo nextest run`")
-    })
+    });
+    let slot = std::env::var(SLOT_VARIABLE).ok().and_then(|slot| slot.parse().ok()).unwrap_or(0_usize);
+    let uris: Vec<&str> = uris.split(' ').collect();
+    uris[slot % uris.len()].to_owned()
 }
 
 /// The same with a further option.

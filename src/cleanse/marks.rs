@@ -1,8 +1,8 @@
 //! Documents of the source that were touched while the copy runs, remembered
 //! until the copy is done and they can be looked at again.
 //!
-//! A mark has a generation, so that one that is set anew while its document is
-//! being re-read is not removed by accident.
+//! A mark has a generation, another one each time it is set, so that a removal that
+//! was meant for an earlier one does nothing, however late it arrives.
 
 use bson::{Bson, Document, RawBson, doc};
 use futures_util::TryStreamExt;
@@ -50,7 +50,7 @@ impl Marks {
             .iter()
             .map(|id| {
                 let key = self.key(id)?;
-                Ok(doc! {"q": {"_id": key}, "u": {"$inc": {"generation": 1_i64}}, "upsert": true})
+                Ok(doc! {"q": {"_id": key}, "u": {"$set": {"generation": notes::generation()}}, "upsert": true})
             })
             .collect::<Result<Vec<Document>>>()?;
         self.command(doc! {"update": COLLECTION, "updates": updates}).await

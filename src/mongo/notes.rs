@@ -46,7 +46,8 @@ impl Notes {
         let updates: Vec<Document> = contents
             .iter()
             .map(|content| {
-                doc! {"q": {"_id": self.key(content)}, "u": {"$inc": {"generation": 1_i64}}, "upsert": true}
+                let update = doc! {"$set": {"generation": generation()}};
+                doc! {"q": {"_id": self.key(content)}, "u": update, "upsert": true}
             })
             .collect();
         self.command("update", "updates", updates).await
@@ -167,6 +168,13 @@ impl Notes {
         };
         write(&self.mongo, &self.collection, command, "a note").await
     }
+}
+
+/// A number that tells one setting of a note from every other. It is drawn, because a note that was
+/// removed and made again must not count from the beginning: a removal that arrives twice would take
+/// the new one.
+pub fn generation() -> i64 {
+    rand::random()
 }
 
 /// Sends a command that makes or removes what must not be forgotten, until it is

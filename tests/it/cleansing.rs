@@ -234,7 +234,12 @@ impl FailPoint {
 
 async fn set(admin: &Database, name: &str, mode: Bson, data: Document) -> i64 {
     let command = doc! {"configureFailPoint": name, "mode": mode, "data": data};
-    let reply = admin.run_command(command).await.expect("the fail point is set");
+    let mut reply = admin.run_command(command.clone()).await;
+    if reply.is_err() {
+        // Who has waited for its turn has not answered the driver's questions meanwhile.
+        reply = admin.run_command(command).await;
+    }
+    let reply = reply.expect("the fail point is set");
     let count = reply.get("count").expect("a count");
     count.as_i64().or_else(|| count.as_i32().map(Into::into)).expect("a number")
 }

@@ -484,6 +484,8 @@ fn insert_until(live: Collection<Document>, stop: CancellationToken) -> JoinHand
                 acknowledged.push(id);
             }
             id += 1;
+            // What was written into the gap is merged one by one while the application waits.
+            tokio::time::sleep(std::time::Duration::from_millis(4)).await;
         }
         acknowledged
     })

@@ -6,8 +6,11 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, Document, RawBson, doc};
 use mongodb::Collection;
+use mongorekey::cleanse::marks::Marks;
+use mongorekey::config::values::Secret;
+use mongorekey::mongo::Mongo;
 
 use crate::cleansing::{SOURCE, TARGET, configure, job_name};
 use crate::harness::{Bench, wait_for};
@@ -138,4 +141,23 @@ async fn a_fence_is_lifted_although_the_name_of_the_copy_is_taken() {
     bench.database.collection::<Document>(TARGET).drop().await.expect("a drop");
     bench.run("cutover --mode swap --yes").await.expect_exit(0);
     expect_nothing_lost(&bench, "").await;
+}
+
+/// The removal of a mark is sent again when its connection breaks: the second one must not take a mark
+/// that was set meanwhile, or a change of the source is forgotten.
+#[tokio::test]
+async fn a_removal_of_a_mark_that_arrives_twice_takes_no_later_mark() {
+    let bench = Bench::new().await;
+    let mongo = Mongo::connect(&Secret::new(&bench.uri), bench.state.name()).await.expect("connected");
+    let marks = Marks::of(&mongo, "job");
+    let touched = [RawBson::Int32(1)];
+    marks.set(&touched).await.expect("a mark");
+    let first = marks.some(10).await.expect("the marks");
+    marks.remove(&first).await.expect("removed");
+    marks.set(&touched).await.expect("a mark");
+    marks.remove(&first).await.expect("nothing to remove");
+    assert_eq!(marks.count().await.expect("a count"), 1);
+    let second = marks.some(10).await.expect("the marks");
+    marks.remove(&second).await.expect("removed");
+    assert_eq!(marks.count().await.expect("a count"), 0);
 }

@@ -98,7 +98,7 @@ async fn whatever_is_in_flight_at_once_a_new_key_is_given_once() {
 }
 
 #[tokio::test]
-async fn several_workers_give_a_new_key_once() {
+async fn timing_several_workers_give_a_new_key_once() {
     is_given_once("--tps 100000 --concurrency 8 --chunk 50 --workers 3").await;
 }
 

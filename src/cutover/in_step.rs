@@ -84,7 +84,7 @@ impl<'a> InStep<'a> {
     /// long that took, or nothing where `stop` came first.
     ///
     /// # Errors
-    /// As [`InStep::reach`].
+    /// A stop where a document can't be brought up to date or the source is no longer what it was.
     pub async fn draw_level(&mut self, stop: &CancellationToken) -> Result<Option<Duration>> {
         let begun = Instant::now();
         let goal = self.follower.mongo.last_write_time().await?;
@@ -96,7 +96,7 @@ impl<'a> InStep<'a> {
     /// Keeps step until `halt`.
     ///
     /// # Errors
-    /// As [`InStep::reach`].
+    /// A stop where a document can't be brought up to date or the source is no longer what it was.
     pub async fn keep(&mut self, halt: &CancellationToken) -> Result<()> {
         while !halt.is_cancelled() {
             self.step().await?;

@@ -158,7 +158,7 @@ impl Exchange<'_> {
         watchdog: &mut Watchdog,
     ) -> Result<Ticket> {
         let mongo = &self.context.mongo;
-        self.expect_right(in_step, record).await?;
+        self.save_by_right(in_step, record, Document::new()).await?;
         working_name::take(mongo, &record.renames).await?;
         in_step.retarget(record.renames.incoming_now());
         let ticket = mongo.ticket(&record.id).await?;
@@ -166,14 +166,15 @@ impl Exchange<'_> {
         // As close as it gets before anybody has to wait.
         in_step.draw_level(&self.context.stop).await?;
         watchdog.begin(self.method.max_pause)?;
-        self.expect_right(in_step, record).await?;
+        self.save_by_right(in_step, record, Document::new()).await?;
         Ok(ticket)
     }
 
-    /// Makes sure that nobody has begun to recover, who would let writes through again.
-    async fn expect_right(&self, in_step: &InStep<'_>, record: &Record) -> Result<()> {
+    /// Stores fields, unless somebody has begun to recover: who does lets writes through, and
+    /// nothing may be done about the names after that.
+    async fn save_by_right(&self, in_step: &InStep<'_>, record: &Record, fields: Document) -> Result<()> {
         let job = in_step.follower.job;
-        if job.save_where(Claim::BEGINNER.condition(&record.id), Document::new()).await? {
+        if job.save_where(Claim::BEGINNER.condition(&record.id), fields).await? {
             Ok(())
         } else {
             Err(self.overtaken())
@@ -231,16 +232,12 @@ impl Exchange<'_> {
                 self.method.max_pause
             )));
         }
-        let follower = in_step.follower;
         let fields = doc! {
-            follower.direction.position(): in_step.position().to_document(),
+            in_step.follower.direction.position(): in_step.position().to_document(),
             format!("{}.state", record::FIELD): State::Renaming.as_str(),
             format!("{}.fenced_at", record::FIELD): fenced_at,
         };
-        // Whoever has begun to recover lets writes through: nothing may be renamed after that.
-        if !follower.job.save_where(Claim::BEGINNER.condition(&record.id), fields).await? {
-            return Err(self.overtaken());
-        }
+        self.save_by_right(in_step, record, fields).await?;
         crash::point("cutover_renaming");
         // Looked at after the last await before the rename: this process may have stood still.
         let limit = deadline.remaining();

@@ -31,7 +31,7 @@ pub struct Markdown {
     headings: Vec<(Place, HeadingLevel, String)>,
     blocks: Vec<CodeBlock>,
     tables: Vec<Range<usize>>,
-    /// The text of paragraphs and list items without code; `Bold` marks where strong text begins.
+    /// Paragraphs and list items, in pieces.
     prose: Vec<(Place, Vec<Piece>)>,
 }
 

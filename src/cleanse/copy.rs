@@ -17,10 +17,12 @@ use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Context, Error, Result, describe_mongo, joined};
 use crate::event::{Events, Progress};
+use crate::job::lanes::Pool;
 use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
 use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::command::is_transient;
+use crate::mongo::lane::Lane;
 use crate::mongo::operation::Operation;
 use crate::mongo::range::Range;
 use crate::mongo::valid::Valid;
@@ -30,6 +32,8 @@ use crate::throttle::pace::Pace;
 const ATTEMPTS: u32 = 8;
 /// How long a range may go on after the first signal before it is interrupted.
 const GRACE: Duration = Duration::from_secs(5);
+/// Documents that are deleted at once where a range is emptied.
+const EMPTIED_AT_ONCE: u64 = 20_000;
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -71,6 +75,8 @@ pub struct Copy {
     /// Set where the application writes to the target too: nothing that exists
     /// there is replaced or removed.
     pub keeping: Option<Arc<Keeping>>,
+    /// What writes of its own go by, emptying included.
+    pub lanes: Pool,
 }
 
 /// How copying ended.
@@ -312,24 +318,30 @@ impl Copy {
         self.ranges.set(range.number, &RangeState::Pending).await
     }
 
-    /// Emptying runs on a recorded session too: one that outlives its client
-    /// would delete what the next one copies.
+    /// Piece by piece, because a transaction is to be short; late, a piece would delete
+    /// what the next one has copied, which its lane prevents.
     async fn empty_in(&self, namespace: &Namespace, range: &JobRange) -> Result<()> {
-        for attempt in 1.. {
-            self.lease.valid().await?;
-            let mut operation = self.mongo.operation().await?;
-            let session = operation.id();
-            self.ranges.set(range.number, &RangeState::Copying(session.clone())).await?;
-            match self.mongo.delete(&mut operation, namespace, range.range.filter()).await {
-                Ok(()) => break,
-                Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    self.mongo.end_operations(&[session]).await?;
-                }
-                Err(error) => return Err(error).during(format!("emptying a range of {namespace}")),
+        let mut lane = self.lanes.take().await?;
+        let emptied = self.empty_by(&mut lane, namespace, &range.range).await;
+        self.lanes.put_back(lane).await;
+        emptied
+    }
+
+    async fn empty_by(&self, lane: &mut Lane, namespace: &Namespace, range: &Range) -> Result<()> {
+        let operation = format!("emptying a range of {namespace}");
+        let mut left = range.clone();
+        loop {
+            let (_, end) = self.mongo.cut(namespace, &left, EMPTIED_AT_ONCE, self.hint()).await?;
+            let piece = Range { lower: left.lower.take(), upper: end.clone().or(left.upper.clone()) };
+            let refused = lane.delete_all(&operation, namespace, &piece.filter()).await?;
+            if let Some(refused) = refused {
+                return Err(Error::stopped(format!("{operation} failed: {}", refused.message())));
             }
+            if end.is_none() {
+                return Ok(());
+            }
+            left.lower = end;
         }
-        Ok(())
     }
 
     async fn show(&self, ranges: usize, done: usize) {

@@ -11,7 +11,7 @@ use bson::{Bson, DateTime, Document, RawBson, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 
-use super::follow::{Direction, Follower, stored_sessions};
+use super::follow::{Direction, Follower};
 use crate::crash;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
@@ -24,8 +24,6 @@ use crate::mongo::source::{collect, to_bson};
 /// In the state database: `{_id: {job, id}, at, document}`. Documents of the
 /// application, so that they are never cleared away.
 pub const COLLECTION: &str = "displaced";
-/// The field of the job with the session of the writes.
-const SESSION: &str = "displaced_session";
 
 /// The displaced documents of a job.
 #[derive(Debug)]
@@ -138,13 +136,11 @@ impl Follower<'_> {
     /// A stop where the old collection can't be written.
     pub async fn put_displaced_back(&self) -> Result<()> {
         let displaced = Displaced::of(self.mongo, self.job.name());
-        self.mongo.end_operations(&stored_sessions(self.job.stored(SESSION))).await?;
         let documents = displaced.all().await?;
         if documents.is_empty() {
             return Ok(());
         }
-        let mut insertion = Insertion::new(self.mongo, self.target).await?;
-        self.job.save(doc! {SESSION: insertion.session()}).await?;
+        let mut insertion = Insertion::new(self.job.right(self.mongo).lane("displaced").await?, self.target);
         for document in documents {
             let one = std::slice::from_ref(&document);
             let is_there = !insertion.present(one).await?.is_empty();

@@ -55,11 +55,11 @@ impl Direction {
         }
     }
 
-    /// The field with the sessions of the writes.
-    pub fn sessions(self) -> &'static str {
+    /// What the lanes of the writes are called.
+    fn lane(self) -> &'static str {
         match self {
-            Self::Forward => "catch_up_session",
-            Self::Back => "feed_back_session",
+            Self::Forward => "catch_up",
+            Self::Back => "feed_back",
         }
     }
 }
@@ -340,31 +340,25 @@ impl Follower<'_> {
         }
     }
 
-    /// Sessions for the writes, stored before the first one, after what still
-    /// runs on those of an earlier holder was ended.
+    /// The lanes of the writes.
     ///
     /// # Errors
-    /// A stop where that can't be made sure.
+    /// A stop where they can't be opened.
     pub async fn catch_up(&self) -> Result<Lanes> {
-        self.mongo.end_operations(&stored_sessions(self.job.stored(self.direction.sessions()))).await?;
+        let right = self.job.right(self.mongo);
+        let mut lanes = Vec::new();
+        for number in 0..Lanes::count(&self.valid, LANES) {
+            lanes.push(right.lane(&format!("{}_{number}", self.direction.lane())).await?);
+        }
         let source = self.mongo.describe(self.source).await?;
         let has_collation = source.is_some_and(|source| source.collation().is_some());
-        let lanes = Lanes::new(
-            self.mongo,
-            self.source,
-            self.target,
-            &self.valid,
-            LANES,
-            has_collation,
-            self.job.name(),
-        );
+        let lanes = Lanes::new(lanes, self.source, self.target, &self.valid, has_collation, self.job.name());
         let identities = self.mongo.identities(self.source, self.target).await?;
-        let mut lanes = lanes.await?.only_between(&identities).while_held(self.job.lease());
+        let mut lanes = lanes.only_between(&identities);
         if let Some(rejected) = &self.rejected {
             lanes = lanes.with_quarantine(rejected).await?;
         }
-        self.job.save(doc! {self.direction.sessions(): lanes.sessions()}).await?;
-        crash::point("session_stored");
+        crash::point("lanes_opened");
         Ok(lanes)
     }
 

@@ -18,9 +18,8 @@ use super::marks::Marks;
 use super::predicate::all_of;
 use super::ranges::{JobRange, RangeState};
 use crate::error::{Context, Error, Result, describe_mongo};
-use crate::mongo::Mongo;
 use crate::mongo::command::is_transient;
-use crate::mongo::numbered::NumberedWrites;
+use crate::mongo::lane::Lane;
 
 /// Documents that are written at once.
 const BATCH: usize = 1_000;
@@ -32,22 +31,16 @@ const ATTEMPTS: u32 = 8;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// What a copy that keeps existing documents needs besides.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Keeping {
-    /// A connection whose sessions nobody else uses.
-    apart: Mongo,
     inserted: AtomicU64,
     existing: AtomicU64,
 }
 
 impl Keeping {
-    /// Connects.
-    ///
-    /// # Errors
-    /// A stop where that fails.
-    pub fn new(mongo: &Mongo) -> Result<Arc<Self>> {
-        let (inserted, existing) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Arc::new(Self { apart: mongo.apart()?, inserted, existing }))
+    /// Nothing was done yet.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
     }
 
     /// Documents that were inserted, and that were left as they are.
@@ -76,9 +69,11 @@ impl Copy {
     pub(super) async fn range_keeping(&self, range: &JobRange, keeping: &Keeping) -> Result<Copied> {
         for attempt in 1.. {
             self.lease.valid().await?;
-            let mut writes = NumberedWrites::on(&keeping.apart).await?;
-            self.ranges.set(range.number, &RangeState::Copying(writes.session())).await?;
-            match self.pour(range, keeping, &mut writes).await {
+            let mut lane = self.lanes.take().await?;
+            self.ranges.set(range.number, &RangeState::Copying(lane.session())).await?;
+            let poured = self.pour(range, keeping, &mut lane).await;
+            self.lanes.put_back(lane).await;
+            match poured {
                 Ok(Copied::All) => {
                     self.ranges.set(range.number, &RangeState::Done).await?;
                     return Ok(Copied::All);
@@ -101,12 +96,7 @@ impl Copy {
         Err(Error::stopped(format!("a range of {} could not be copied", self.source)))
     }
 
-    async fn pour(
-        &self,
-        range: &JobRange,
-        keeping: &Keeping,
-        writes: &mut NumberedWrites,
-    ) -> Result<Copied, Failure> {
+    async fn pour(&self, range: &JobRange, keeping: &Keeping, lane: &mut Lane) -> Result<Copied, Failure> {
         let condition =
             all_of(vec![range.range.filter().into(), Bson::Document(self.valid.condition.clone())]);
         let collection = self.mongo.collection(&self.source);
@@ -130,7 +120,7 @@ impl Copy {
                 if !self.may_put(batch.len()).await {
                     return Ok(Copied::Interrupted);
                 }
-                self.put(std::mem::take(&mut batch), keeping, writes).await?;
+                self.put(std::mem::take(&mut batch), keeping, lane).await?;
                 bytes = 0;
             }
             bytes += document.as_bytes().len();
@@ -139,7 +129,7 @@ impl Copy {
         if !batch.is_empty() && !self.may_put(batch.len()).await {
             return Ok(Copied::Interrupted);
         }
-        self.put(batch, keeping, writes).await?;
+        self.put(batch, keeping, lane).await?;
         Ok(Copied::All)
     }
 
@@ -162,17 +152,11 @@ impl Copy {
         false
     }
 
-    async fn put(
-        &self,
-        batch: Vec<RawDocumentBuf>,
-        keeping: &Keeping,
-        writes: &mut NumberedWrites,
-    ) -> Result<()> {
+    async fn put(&self, batch: Vec<RawDocumentBuf>, keeping: &Keeping, lane: &mut Lane) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.lease.valid().await?;
-        let put = writes.insert_absent(&self.target, batch).await?;
+        let put = lane.insert_absent(&self.target, batch).await?;
         // One that the target does not take now is looked at again after the copy.
         Marks::of(&self.mongo, &self.job).set(&put.refused).await?;
         keeping.inserted.fetch_add(put.inserted, Ordering::Relaxed);

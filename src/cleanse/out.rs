@@ -31,7 +31,7 @@ use crate::mongo::valid::Valid;
 /// The field of the job document with the method of the copy.
 pub const METHOD: &str = "method";
 /// The field with the session of the operation.
-const SESSION: &str = "out_session";
+pub const SESSION: &str = "out_session";
 /// The field with the name of the index that shows whose the target is.
 const MARK: &str = "out_mark";
 /// How often progress is looked at.

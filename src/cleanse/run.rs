@@ -30,6 +30,7 @@ use crate::cutover::gates::CHANGED_AT;
 use crate::cutover::record::Record;
 use crate::cutover::switch::stage::{Stage, taken_back};
 use crate::error::{Class, Error, Result};
+use crate::job::lanes::Pool;
 use crate::job::{Job, store};
 use crate::mongo::Mongo;
 use crate::mongo::feed::Position;
@@ -374,7 +375,8 @@ async fn copy_of(
         average_bytes: average_size(context, plan).await,
         documents_per_range: source_count / range_count(&context.mongo, plan).await.max(1) as u64,
         source_count,
-        keeping: plan.dual_write.then(|| Keeping::new(&context.mongo)).transpose()?,
+        keeping: plan.dual_write.then(Keeping::new),
+        lanes: Pool::new(job.right(&context.mongo), "copy"),
     })
 }
 

@@ -11,12 +11,11 @@ use mongodb::Collection;
 use serde_json::json;
 
 use crate::Context;
-use crate::cleanse::follow::{self, Direction};
-use crate::cleanse::{affected, displaced, dual_write, quarantine};
+use crate::cleanse::{affected, displaced, out, quarantine};
 use crate::cli::cleanup::CleanupArgs;
 use crate::config::values::Namespace;
 use crate::cutover::switch::owned;
-use crate::cutover::switch::stage::{self, Stage};
+use crate::cutover::switch::stage::Stage;
 use crate::error::{Context as _, Error, Result};
 use crate::job::{Job, JobState, store};
 use crate::mongo::command::retrying;
@@ -205,13 +204,7 @@ async fn end_operations(mongo: &Mongo, name: &str, job: &Document) -> Result<()>
     .await?;
     let mut sessions: Vec<Document> =
         copying.iter().filter_map(|range| range.get_document("session").ok().cloned()).collect();
-    for field in
-        ["out_session", Direction::Forward.sessions(), Direction::Back.sessions(), dual_write::SESSION]
-    {
-        sessions.extend(follow::stored_sessions(job.get(field)));
-    }
-    sessions.extend(stage::sessions(job));
-    sessions.retain(|session| session.contains_key("id"));
+    sessions.extend(job.get_document(out::SESSION).ok().cloned());
     mongo.end_operations(&sessions).await
 }
 

@@ -14,7 +14,7 @@ use super::recover::finish_earlier;
 use super::rollback::{cut_over, position_since};
 use super::run::{give_back, stored_job};
 use crate::Context;
-use crate::cleanse::follow::{Direction, stored_sessions};
+use crate::cleanse::follow::Direction;
 use crate::cleanse::marks::Marks;
 use crate::cleanse::plan::Plan;
 use crate::cleanse::quarantine::{self, of_job};
@@ -37,8 +37,6 @@ use crate::report::terminal::confirm;
 const VERIFIED: &str = "quarantine_verified";
 /// The field with what was put back so far.
 const RESTORED: &str = "restored";
-/// The field with the session of the writes.
-const SESSION: &str = "restore_session";
 
 /// What is reported.
 #[derive(Debug, Default)]
@@ -184,9 +182,7 @@ async fn put_back(
     let context = &steered.context;
     let mongo = &context.mongo;
     let live = &record.renames.live;
-    mongo.end_operations(&stored_sessions(job.stored(SESSION))).await?;
-    let mut restore = Restore::new(mongo, quarantine, live).await?;
-    job.save(doc! {SESSION: restore.insertion.session()}).await?;
+    let mut restore = Restore::new(job.right(mongo).lane("restore").await?, quarantine, live).await?;
     let mut since = since(context, job.name(), live, quarantine, report).await?;
     let is_blind = report.is_blind;
     let total = mongo.collection(quarantine).estimated_document_count().await.unwrap_or(0);

@@ -18,6 +18,7 @@ use crate::cleanse::follow::Direction;
 use crate::cleanse::marks::Marks;
 use crate::error::{Class, Error, Result};
 use crate::event::Events;
+use crate::job::lanes;
 use crate::job::store;
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
@@ -114,6 +115,7 @@ async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record, claim: Claim
     if let Some(session) = &record.session {
         mongo.end_operations(std::slice::from_ref(session)).await?;
     }
+    lanes::end_transactions(mongo, job).await?;
     let renames = &record.renames;
     // First of all: from here on nothing can be exchanged any more, whatever is still on its way.
     forbid(mongo, record).await?;

@@ -82,6 +82,11 @@ impl Lease {
 }
 
 impl LeaseWatch {
+    /// Name of the job.
+    pub(crate) fn job(&self) -> &str {
+        &self.job
+    }
+
     /// Cancelled when the lease is lost.
     pub fn lost(&self) -> &CancellationToken {
         &self.lost

@@ -10,6 +10,7 @@ pub mod crew;
 mod elsewhere;
 pub mod health;
 pub mod holder;
+pub mod lanes;
 pub mod lease;
 pub mod ownership;
 pub mod running;

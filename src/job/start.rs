@@ -8,6 +8,7 @@ use mongodb::options::ReturnDocument;
 
 use super::elsewhere::FAILED_ELSEWHERE;
 use super::holder::Holder;
+use super::lanes;
 use super::lease::times;
 use super::store::{COLLECTION, Job, JobState, Role, holder_of, is_running, leaving, list};
 use crate::command_line;
@@ -103,7 +104,7 @@ impl Job {
             if lease.and_then(holder_of).as_ref() == Some(&holder) {
                 // We took it and did not hear of it: the answer was lost or late.
                 let job = Self::held(stored, name, collection, Role::Runner, taken_over);
-                return Ok(job.borrowed(purpose == For::Others));
+                return job.alone(mongo, purpose).await;
             }
             if let Some(lease) = lease
                 && !may_take(name, lease, &stored, &holder, &mut first_seen_renewal)?
@@ -116,9 +117,15 @@ impl Job {
             count_the_dead(&collection, &stored).await?;
             if let Some(document) = take(&collection, name, fence, &holder, purpose).await? {
                 let job = Self::held(document, name, collection, Role::Runner, taken_over);
-                return Ok(job.borrowed(purpose == For::Others));
+                return job.alone(mongo, purpose).await;
             }
         }
+    }
+
+    /// Once nothing that a former holder sends can be carried out any more.
+    async fn alone(self, mongo: &Mongo, purpose: For) -> Result<Self> {
+        lanes::raise(mongo, self.document(), self.lease()).await?;
+        Ok(self.borrowed(purpose == For::Others))
     }
 
     /// Joins those who run the job; `None` where nobody does.

@@ -8,6 +8,7 @@ use mongodb::results::UpdateResult;
 
 use super::elsewhere::failing;
 use super::holder::Holder;
+use super::lanes::Right;
 use super::lease::{Lease, LeaseWatch, Renewal};
 use crate::error::Result;
 use crate::mongo::Mongo;
@@ -170,6 +171,11 @@ impl Job {
     /// A stop where the document can't be written.
     pub async fn stop_everybody(&self) -> Result<()> {
         self.update(vec![doc! {"$set": {"control.stop": "$fence"}}].into()).await
+    }
+
+    /// What lets others write on the strength of this job, to be shown to the server.
+    pub fn right(&self, mongo: &Mongo) -> Right {
+        Right::of(mongo, &self.document, self.lease())
     }
 
     /// The collection of jobs.

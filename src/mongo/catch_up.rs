@@ -4,34 +4,32 @@
 //! What is applied is not a change but the present state of a document, so
 //! neither the order of changes nor their number matters, and doing it twice
 //! does no harm. What would do harm is a command that arrives late, after a
-//! newer state was written: all writes run on one session with rising
-//! transaction numbers, and the server refuses a number that is lower than one
-//! it has seen.
+//! newer state was written: all writes go by a [`Lane`], in transactions that the
+//! server refuses to whoever is not its holder any more.
 
 pub mod quarantine;
 mod read;
 
 use std::collections::{HashMap, HashSet};
 
-use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
-use mongodb::ClientSession;
-use mongodb::error::Error as DriverError;
+use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc};
 
+use self::quarantine::Sorted;
 use self::read::part_read;
-use super::by_id::{by_id, deletion};
-use super::command::{is_transient_code, retrying, retrying_in};
+use super::Mongo;
+use super::by_id::deletion;
+use super::command::retrying;
 use super::groups::Groups;
 use super::identified::Identities;
-use super::index::whole_number;
-use super::sink::{check_write_concern, id_bytes, value_bytes};
+use super::lane::{Lane, Parts, Refused};
+use super::sink::{id_bytes, value_bytes};
 use super::source::to_bson;
+use super::state::write_states;
 use super::valid::Valid;
 use super::watched::values_at;
-use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::config::values::Namespace;
 use crate::crash;
-use crate::error::{Context, Error, Result};
-use crate::job::lease::LeaseWatch;
+use crate::error::{Error, Result};
 
 /// Bytes of documents per command, and about as many are read at once.
 pub(super) const MOST_BYTES: usize = 2 * 1024 * 1024;
@@ -46,8 +44,8 @@ const FIRST_STATEMENTS: usize = 100;
 const DUPLICATE_KEY: u64 = 11000;
 /// The server's code for a document that a validator refuses.
 const INVALID: u64 = 121;
-/// Rounds in which documents are written again that failed for a passing reason.
-pub(super) const ROUNDS: usize = 10;
+/// The server's code for an `_id` that is equal to the one that is there and not the same.
+const OTHER_ID: u64 = 66;
 
 /// What was done to the target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -94,58 +92,32 @@ pub struct CatchUp {
     pub(super) valid: Valid,
     pub(super) groups: Groups,
     quarantine: Option<quarantine::Kept>,
-    writing: ClientSession,
-    transaction: i64,
+    lane: Lane,
     /// Documents to read at once, by the size of those before.
     at_once: usize,
     /// Whether the target has refused what stands in the source.
     bypasses: bool,
     /// What the collections must be.
     pub(super) identities: Identities,
-    /// On whose strength it writes, where that may end.
-    lease: Option<LeaseWatch>,
 }
 
 impl CatchUp {
     /// Brings documents from one collection to another where they are valid; `owner`
     /// is whose notes are kept.
-    ///
-    /// # Errors
-    /// A stop where no session can be had.
-    pub async fn new(
-        mongo: &Mongo,
-        source: &Namespace,
-        target: &Namespace,
-        valid: Valid,
-        owner: &str,
-    ) -> Result<Self> {
-        // The driver hands sessions on, and whoever got one of ours would be
-        // refused for its numbers.
-        let mongo = mongo.apart()?;
-        let groups = Groups::of(&mongo, owner);
-        let writing = mongo.client().start_session().await.during("starting a session")?;
-        let (source, target) = (source.clone(), target.clone());
-        let (quarantine, at_once) = (None, FIRST_STATEMENTS);
-        Ok(Self {
+    pub fn new(lane: Lane, source: &Namespace, target: &Namespace, valid: Valid, owner: &str) -> Self {
+        let mongo = lane.mongo().clone();
+        Self {
+            groups: Groups::of(&mongo, owner),
+            mongo,
+            source: source.clone(),
+            target: target.clone(),
+            valid,
+            quarantine: None,
+            lane,
+            at_once: FIRST_STATEMENTS,
             bypasses: false,
             identities: Identities::default(),
-            lease: None,
-            mongo,
-            source,
-            target,
-            valid,
-            groups,
-            quarantine,
-            writing,
-            transaction: 0,
-            at_once,
-        })
-    }
-
-    /// The session of the writes, to be recorded before the first: whoever comes
-    /// next ends what still runs on it.
-    pub fn session(&self) -> Document {
-        self.writing.id().clone()
+        }
     }
 
     /// The target, by the name that it has now.
@@ -162,12 +134,6 @@ impl CatchUp {
     #[must_use]
     pub fn only_between(self, identities: Identities) -> Self {
         Self { identities, ..self }
-    }
-
-    /// Writes nothing, and repeats no write, unless the lease is held.
-    #[must_use]
-    pub fn while_held(self, lease: LeaseWatch) -> Self {
-        Self { lease: Some(lease), ..self }
     }
 
     /// Adds the identity to a command that writes to the target.
@@ -198,35 +164,19 @@ impl CatchUp {
         }
         let mut attempt = Attempt::default();
         let mut open = distinct(ids);
-        for _ in 0..ROUNDS {
-            let (mut again, mut rest) = (Vec::new(), open);
-            while !rest.is_empty() {
-                let part: Vec<RawBson> = rest.drain(..self.at_once.min(rest.len())).collect();
-                let read = self.read_within(READ_BYTES, &part, after).await?;
-                let part = part_read(part, &read, &mut rest);
-                let documents = read.documents;
-                attempt
-                    .applied
-                    .add(self.apply_once(&part, &documents, &mut again, &mut attempt.parties).await?);
-            }
-            if again.is_empty() {
-                return Ok(attempt);
-            }
-            open = distinct(&again);
+        while !open.is_empty() {
+            let part: Vec<RawBson> = open.drain(..self.at_once.min(open.len())).collect();
+            let read = self.read_within(READ_BYTES, &part, after).await?;
+            let part = part_read(part, &read, &mut open);
+            attempt.applied.add(self.apply_once(&part, &read.documents, &mut attempt.parties).await?);
         }
-        Err(Error::stopped(format!(
-            "{} documents could not be brought up to date in {}",
-            open.len(),
-            self.target
-        ))
-        .hint("the server was interrupted again and again; start the same command again"))
+        Ok(attempt)
     }
 
     async fn apply_once(
         &mut self,
         ids: &[RawBson],
         documents: &[RawDocumentBuf],
-        again: &mut Vec<RawBson>,
         parties: &mut Vec<RawBson>,
     ) -> Result<Applied> {
         let mut gone: HashMap<Vec<u8>, RawBson> =
@@ -240,14 +190,12 @@ impl CatchUp {
             }
         }
         let sorted = self.sort(documents, &mut gone).await?;
-        // Removed first: an `_id` may have come back as an equal number of another type.
         let removed: Vec<RawBson> = gone.into_values().collect();
-        self.remove(&removed).await?;
-        crash::point("catch_up_removed");
-        self.leave(&sorted).await?;
+        let leaving = self.leaving(&removed, &sorted)?;
+        let written = self.write_after(leaving, documents, parties).await?;
         crash::point("left_a_side");
-        let written = self.write_all(documents, again, parties).await?;
-        self.write_rejected(sorted, again).await?;
+        self.leave_parts(&sorted).await?;
+        self.write_rejected(sorted).await?;
         Ok(Applied { written, removed: u64::try_from(removed.len()).unwrap_or(0) })
     }
 
@@ -263,103 +211,127 @@ impl CatchUp {
         if ids.is_empty() {
             return Ok(());
         }
-        let mut command = deletion(&namespace.collection, ids);
-        command.append(bson::cstr!("ordered"), false);
-        self.guard(&mut command, namespace)?;
-        let reply = self.send(command).await?;
-        match first_error(&reply) {
-            Some(error) => Err(self.refused(&error)),
+        let commands = [self.removal(namespace, ids)?];
+        match self.send(namespace, &commands).await? {
+            Some(refused) => Err(self.refused(&refused)),
             None => Ok(()),
         }
+    }
+
+    fn removal(&self, namespace: &Namespace, ids: &[RawBson]) -> Result<RawDocumentBuf> {
+        let mut command = deletion(&namespace.collection, ids);
+        self.guard(&mut command, namespace)?;
+        Ok(command)
+    }
+
+    /// The commands that remove what is gone from the target, and from the quarantine what is
+    /// valid or gone: an `_id` may have come back as an equal number of another type.
+    fn leaving(&self, removed: &[RawBson], sorted: &Sorted) -> Result<Vec<RawDocumentBuf>> {
+        let mut commands = Vec::new();
+        if !removed.is_empty() {
+            commands.push(self.removal(&self.target, removed)?);
+        }
+        if let Some(namespace) = self.left(sorted) {
+            commands.push(self.removal(namespace, &sorted.leaving)?);
+        }
+        Ok(commands)
     }
 
     pub(super) async fn write_all(
         &mut self,
         documents: &[RawDocumentBuf],
-        again: &mut Vec<RawBson>,
+        parties: &mut Vec<RawBson>,
+    ) -> Result<u64> {
+        self.write_after(Vec::new(), documents, parties).await
+    }
+
+    /// Writes documents after these commands, the first of them in the same transaction.
+    async fn write_after(
+        &mut self,
+        mut before: Vec<RawDocumentBuf>,
+        documents: &[RawDocumentBuf],
         parties: &mut Vec<RawBson>,
     ) -> Result<u64> {
         let (mut start, mut bytes, mut written) = (0, 0, 0);
         for (position, document) in documents.iter().enumerate() {
             let size = document.as_bytes().len();
             if position > start && bytes + size > MOST_BYTES {
-                written += self.write(&documents[start..position], again, parties).await?;
+                written += self.write(&mut before, &documents[start..position], parties).await?;
                 (start, bytes) = (position, 0);
             }
             bytes += size;
         }
-        if start < documents.len() {
-            written += self.write(&documents[start..], again, parties).await?;
-        }
+        written += self.write(&mut before, &documents[start..], parties).await?;
         Ok(written)
     }
 
+    /// One refused document brings a transaction to nothing: the others are written without it.
     async fn write(
         &mut self,
+        before: &mut Vec<RawDocumentBuf>,
         documents: &[RawDocumentBuf],
-        again: &mut Vec<RawBson>,
         parties: &mut Vec<RawBson>,
     ) -> Result<u64> {
-        let mut updates = RawArrayBuf::new();
-        for document in documents {
-            updates.push(statement(document)?);
+        let (mut parts, mut written) = (Parts::of(documents.len()), 0);
+        // Those that an equal `_id` is in the way of.
+        let mut anew = HashSet::new();
+        loop {
+            let part = parts.next();
+            if part.is_none() && before.is_empty() {
+                return Ok(written);
+            }
+            let part = part.unwrap_or_default();
+            let these = documents.get(part.clone()).unwrap_or_default();
+            let bypasses = self.bypasses;
+            let mut commands = before.clone();
+            commands.extend(self.writes(these, |index| anew.contains(&(part.start + index)))?);
+            let refused = self.send(&self.target.clone(), &commands).await?;
+            let Some(refused) = refused else {
+                before.clear();
+                written += u64::try_from(part.len()).unwrap_or(u64::MAX);
+                parts.done();
+                continue;
+            };
+            let is_about_a_document = refused.command + 1 == commands.len() && !these.is_empty();
+            let document = these.get(refused.statement).filter(|_| is_about_a_document);
+            let Some(document) = document else { return Err(self.refused(&refused)) };
+            match refused.code() {
+                // What the source holds is right, whatever the validator says; only where it
+                // must be, because that takes a privilege.
+                INVALID if !bypasses => self.bypasses = true,
+                OTHER_ID if anew.insert(part.start + refused.statement) => {}
+                DUPLICATE_KEY => {
+                    parties.extend(document.get("_id").ok().flatten().map(RawBson::from));
+                    parties.extend(self.rivals(document, &refused.error).await?);
+                    parts.refused(refused.statement);
+                }
+                _ => return Err(self.refused(&refused)),
+            }
         }
-        let mut command = rawdoc! {"update": self.target.collection.as_str(), "ordered": false};
-        command.append(bson::cstr!("updates"), updates);
-        self.guard(&mut command, &self.target)?;
-        let bypasses = self.bypasses;
-        if bypasses {
-            command.append(bson::cstr!("bypassDocumentValidation"), true);
-        }
-        let reply = self.send(command).await?;
-        let errors = errors(&reply);
-        let failed = u64::try_from(errors.len()).unwrap_or(u64::MAX);
-        for error in errors {
-            self.resolve(documents, &error, bypasses, again, parties).await?;
-        }
-        Ok(u64::try_from(documents.len()).unwrap_or(u64::MAX).saturating_sub(failed))
     }
 
-    /// A document that could not be written: it is tried again, or it is told who
-    /// stands in whose way.
-    async fn resolve(
-        &mut self,
+    /// The commands that write documents of the target; the last one has a statement for each.
+    fn writes(
+        &self,
         documents: &[RawDocumentBuf],
-        error: &Document,
-        did_bypass: bool,
-        again: &mut Vec<RawBson>,
-        parties: &mut Vec<RawBson>,
-    ) -> Result<()> {
-        let code = error.get("code").and_then(whole_number).unwrap_or(0);
-        let index = error.get("index").and_then(whole_number).and_then(|index| usize::try_from(index).ok());
-        let document = index.and_then(|index| documents.get(index));
-        let id = document.and_then(|document| document.get("_id").ok().flatten()).map(RawBson::from);
-        let Some(id) = id else { return Err(self.refused(error)) };
-        if i32::try_from(code).is_ok_and(is_transient_code) {
-            again.push(id);
-            return Ok(());
+        is_written_anew: impl Fn(usize) -> bool,
+    ) -> Result<Vec<RawDocumentBuf>> {
+        let mut commands = write_states(&self.target.collection, documents, is_written_anew)?;
+        for command in &mut commands {
+            self.guard(command, &self.target)?;
         }
-        if code == INVALID && !did_bypass {
-            // What the source holds is right, whatever the validator says; only where it
-            // must be, because that takes a privilege.
-            self.bypasses = true;
-            again.push(id);
-            return Ok(());
+        if let Some(command) = commands.last_mut().filter(|_| self.bypasses) {
+            command.append(bson::cstr!("bypassDocumentValidation"), true);
         }
-        if code != DUPLICATE_KEY {
-            return Err(self.refused(error));
-        }
-        parties.push(id);
-        parties.extend(self.rivals(document, error).await?);
-        Ok(())
+        Ok(commands)
     }
 
     /// The documents of the target that hold what a document was refused for.
-    async fn rivals(&self, document: Option<&RawDocumentBuf>, error: &Document) -> Result<Vec<RawBson>> {
+    async fn rivals(&self, document: &RawDocumentBuf, error: &Document) -> Result<Vec<RawBson>> {
         let pattern = error.get_document("keyPattern").ok().filter(|pattern| !pattern.contains_key("_id"));
-        match (error.get_document("collation"), pattern, document) {
+        match (error.get_document("collation"), pattern) {
             // The server tells the key of the index, by which no document is found.
-            (Ok(collation), Some(pattern), Some(document)) => {
+            (Ok(collation), Some(pattern)) => {
                 self.holding(equal_values(document, pattern)?, Some(collation)).await
             }
             _ => match error.get_document("keyValue").ok().filter(|values| !values.contains_key("_id")) {
@@ -392,45 +364,16 @@ impl CatchUp {
         Ok(found.iter().filter_map(|holder| holder.get("_id").ok().flatten().map(RawBson::from)).collect())
     }
 
-    /// Sends a write, again and again under the same number: the server executes
-    /// it once.
-    async fn send(&mut self, mut command: RawDocumentBuf) -> Result<Document> {
-        self.transaction += 1;
-        command.append(bson::cstr!("txnNumber"), self.transaction);
-        command
-            .append(bson::cstr!("maxTimeMS"), i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
-        let concern = RawDocumentBuf::try_from(&majority_document())
-            .map_err(|error| Error::stopped(format!("a command could not be encoded: {error}")))?;
-        command.append(bson::cstr!("writeConcern"), concern);
-        let database = self.mongo.database(&self.target.database);
-        let operation = format!("bringing {} up to date", self.target);
-        let lease = self.lease.as_ref();
-        retrying_in(operation, &mut self.writing, async |session| {
-            if let Some(lease) = lease {
-                // Whoever has it by now may have written a newer state.
-                lease.valid().await.map_err(|error| DriverError::custom(error.to_string()))?;
-            }
-            let reply = database.run_raw_command(command.clone()).session(&mut *session).await?;
-            check_write_concern(&reply)?;
-            Ok(reply)
-        })
-        .await
+    async fn send(&mut self, namespace: &Namespace, commands: &[RawDocumentBuf]) -> Result<Option<Refused>> {
+        let operation = format!("bringing {namespace} up to date");
+        self.lane.write(&operation, &namespace.database, commands).await
     }
 
-    fn refused(&self, error: &Document) -> Error {
-        let message = error.get_str("errmsg").unwrap_or("no reason given");
+    fn refused(&self, refused: &Refused) -> Error {
+        let message = refused.message();
         Error::stopped(format!("a document can't be brought up to date in {}: {message}", self.target))
             .hint("mend the cause and start the same command again")
     }
-}
-
-/// The whole document as it is, whatever its field names and values: neither a
-/// replacement nor an insert keeps them all.
-pub(super) fn statement(document: &RawDocument) -> Result<RawDocumentBuf> {
-    let id = document.get("_id").ok().flatten().ok_or_else(|| Error::stopped("a document has no `_id`"))?;
-    let mut pipeline = RawArrayBuf::new();
-    pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});
-    Ok(rawdoc! {"q": by_id(id.into()), "u": pipeline, "upsert": true})
 }
 
 /// The condition for documents with the values that this one has in the fields of
@@ -461,13 +404,4 @@ fn statements_at_once(documents: &[RawDocumentBuf]) -> usize {
 pub(crate) fn distinct(ids: &[RawBson]) -> Vec<RawBson> {
     let mut seen = HashSet::new();
     ids.iter().filter(|id| seen.insert(value_bytes(id.as_raw_bson_ref()))).cloned().collect()
-}
-
-fn errors(reply: &Document) -> Vec<Document> {
-    let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
-    errors.iter().filter_map(Bson::as_document).cloned().collect()
-}
-
-fn first_error(reply: &Document) -> Option<Document> {
-    errors(reply).into_iter().next()
 }

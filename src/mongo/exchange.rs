@@ -7,15 +7,16 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, Timestamp, doc, rawdoc};
+use bson::{Bson, Document, RawBson, RawDocumentBuf, Timestamp, doc};
 use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::by_id::deletion;
 use super::command::{is_transient, retrying};
 use super::operation::Operation;
-use super::past::{Past, is_given_up};
 use super::sink::{check_write_concern, id_bytes, is_not_on_majority, value_bytes};
+use super::state::write_states;
 use super::ticket::Ticket;
+use super::transaction::{Transactions, is_given_up};
 use super::{Mongo, majority_document};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
@@ -353,7 +354,7 @@ pub struct GivingWay {
     moment: Timestamp,
     /// A transaction of the past conflicts with what its session has done since, so
     /// each has a session of its own; kept, or the driver would hand it out again.
-    sessions: Vec<Past>,
+    sessions: Vec<Transactions>,
 }
 
 impl GivingWay {
@@ -376,14 +377,14 @@ impl GivingWay {
     pub async fn delete(&mut self, ids: &[RawBson]) -> Result<Vec<RawBson>> {
         let mut left = Vec::new();
         for part in ids.chunks(DELETES) {
-            match self.attempt(deletion(&self.namespace.collection, part), 1).await? {
+            match self.attempt(&[deletion(&self.namespace.collection, part)], 1).await? {
                 Guarded::Done => {}
                 Guarded::TooLate => left.extend_from_slice(part),
                 Guarded::GaveWay => {
                     // What is gone already needs no attempts that the application waits for.
                     for id in &self.still_there(part).await? {
                         let one = deletion(&self.namespace.collection, std::slice::from_ref(id));
-                        if self.attempt(one, ATTEMPTS).await? == Guarded::TooLate {
+                        if self.attempt(&[one], ATTEMPTS).await? == Guarded::TooLate {
                             left.push(id.clone());
                         }
                     }
@@ -405,21 +406,20 @@ impl GivingWay {
     /// # Errors
     /// A stop where the server refuses for another reason than something newer.
     pub async fn write(&mut self, document: &bson::RawDocument) -> Result<Guarded> {
-        let mut updates = RawArrayBuf::new();
-        updates.push(super::catch_up::statement(document)?);
-        let mut command = rawdoc! {
-            "update": self.namespace.collection.as_str(),
-            "bypassDocumentValidation": true,
-        };
-        command.append(bson::cstr!("updates"), updates);
-        self.attempt(command, ATTEMPTS).await
+        // Removed first: an `_id` may be equal to another one without being the same.
+        let document = [document.to_owned()];
+        let mut commands = write_states(&self.namespace.collection, &document, |_| true)?;
+        if let Some(command) = commands.last_mut() {
+            command.append(bson::cstr!("bypassDocumentValidation"), true);
+        }
+        self.attempt(&commands, ATTEMPTS).await
     }
 
-    async fn attempt(&mut self, command: RawDocumentBuf, most: u32) -> Result<Guarded> {
+    async fn attempt(&mut self, commands: &[RawDocumentBuf], most: u32) -> Result<Guarded> {
         let operation = format!("writing to {} what came during the cutover", self.namespace);
         let (mut conflicts, mut failures) = (0, 0);
         loop {
-            let error = match self.try_once(command.clone()).await {
+            let error = match self.try_once(commands).await {
                 Ok(None) => return Ok(Guarded::Done),
                 Ok(Some(refusal)) if is_duplicate(&refusal) => return Ok(Guarded::GaveWay),
                 Ok(Some(refusal)) => return Err(Error::stopped(format!("{operation} failed: {refusal}"))),
@@ -443,27 +443,35 @@ impl GivingWay {
     }
 
     /// Returns what the server has against the statement, if anything.
-    async fn try_once(&mut self, command: RawDocumentBuf) -> mongodb::error::Result<Option<Bson>> {
-        let mut past = Past::of(&self.mongo, &self.namespace.database).await?;
-        past.begin(self.moment);
-        let result = match past.send(command).await.map(|reply| first_error(&reply)) {
-            Ok(None) => commit(&mut past).await.map(|()| None),
+    async fn try_once(&mut self, commands: &[RawDocumentBuf]) -> mongodb::error::Result<Option<Bson>> {
+        let mut transaction = Transactions::on(&self.mongo).await?;
+        transaction.begin_at(self.moment);
+        let mut result = Ok(None);
+        for command in commands {
+            let reply = transaction.send(&self.namespace.database, command.clone()).await;
+            result = reply.map(|reply| first_error(&reply));
+            if !matches!(result, Ok(None)) {
+                break;
+            }
+        }
+        let result = match result {
+            Ok(None) => commit(&mut transaction).await.map(|()| None),
             refused => {
-                past.abort().await;
+                transaction.abort().await;
                 refused
             }
         };
-        self.sessions.push(past);
+        self.sessions.push(transaction);
         result
     }
 }
 
 /// Commits, and again under the same number where the answer was lost: a new transaction
 /// would conflict with what this one has done.
-async fn commit(past: &mut Past) -> mongodb::error::Result<()> {
+async fn commit(transaction: &mut Transactions) -> mongodb::error::Result<()> {
     let mut failures = 0;
     loop {
-        match past.commit_once().await {
+        match transaction.commit_once().await {
             // It was done; what comes next waits for a majority anyway.
             Err(error) if is_not_on_majority(&error) => return Ok(()),
             Err(error) if is_transient(&error) && !is_given_up(&error) && failures < ATTEMPTS => {

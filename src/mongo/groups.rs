@@ -50,7 +50,7 @@ use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc,
 use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::Mongo;
-use super::catch_up::{Applied, CatchUp, MOST_STATEMENTS, ROUNDS};
+use super::catch_up::{Applied, CatchUp, MOST_STATEMENTS};
 use super::command::retrying;
 use super::identified::not_before;
 use super::notes::Notes;
@@ -66,6 +66,8 @@ pub const NOTES: &str = "groups";
 const PART: usize = 500;
 /// Groups per query.
 const KEYS: usize = 200;
+/// Looks at groups whose documents stand in each other's way.
+const ROUNDS: usize = 10;
 /// Copies of so many groups at once; where there are more, some are removed first.
 const MOST_COPIES: usize = 5_000;
 /// Whole documents per read.
@@ -284,7 +286,7 @@ impl CatchUp {
     }
 
     async fn write_as_of(&mut self, at: Timestamp, ids: &[RawBson], applied: &mut Applied) -> Result<Taken> {
-        let mut again = Vec::new();
+        let mut blocked = Vec::new();
         for part in ids.chunks(DOCUMENTS) {
             let pipeline = vec![doc! {"$match": {"_id": {"$in": list(part)?}}}];
             let read = retrying(format!("reading winners of {}", self.source), || {
@@ -295,12 +297,10 @@ impl CatchUp {
             let is_wanted =
                 |document: &RawDocumentBuf| id_bytes(document).is_some_and(|id| wanted.contains(&id));
             let documents: Vec<RawDocumentBuf> = documents.into_iter().filter(is_wanted).collect();
-            let mut parties = Vec::new();
-            applied.written += self.write_all(&documents, &mut again, &mut parties).await?;
-            again.append(&mut parties);
+            applied.written += self.write_all(&documents, &mut blocked).await?;
             crate::crash::point("groups_written");
         }
-        Ok(if again.is_empty() { Taken::All } else { Taken::Blocked(again) })
+        Ok(if blocked.is_empty() { Taken::All } else { Taken::Blocked(blocked) })
     }
 
     /// All that a pipeline leaves of the source.

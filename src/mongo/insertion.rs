@@ -18,12 +18,12 @@ use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::error::{Error as DriverError, ErrorKind};
 use mongodb::options::ReadConcern;
 
-use super::Mongo;
 use super::command::{is_transient, is_transient_code, retrying};
 use super::index::whole_number;
-use super::keeping::{is_changed_by_inserts, upsert};
-use super::past::{Past, is_given_up};
+use super::lane::Lane;
 use super::sink::id_bytes;
+use super::state::{insertion, is_changed_by_inserts};
+use super::transaction::is_given_up;
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
 
@@ -66,26 +66,15 @@ enum Bypass {
 /// Inserts into one collection.
 #[derive(Debug)]
 pub struct Insertion {
-    mongo: Mongo,
+    lane: Lane,
     into: Namespace,
-    past: Past,
     bypass: Bypass,
 }
 
 impl Insertion {
     /// Inserts into a collection.
-    ///
-    /// # Errors
-    /// A stop where no session can be had.
-    pub async fn new(mongo: &Mongo, into: &Namespace) -> Result<Self> {
-        let past = Past::of(&mongo.apart()?, &into.database).await.during("starting a session")?;
-        Ok(Self { mongo: mongo.clone(), into: into.clone(), past, bypass: Bypass::NotYet })
-    }
-
-    /// The session of the writes, to be recorded before the first: whoever comes
-    /// next ends what still runs on it.
-    pub fn session(&self) -> Document {
-        self.past.session()
+    pub fn new(lane: Lane, into: &Namespace) -> Self {
+        Self { lane, into: into.clone(), bypass: Bypass::NotYet }
     }
 
     /// The documents of the collection that have these `_id`s, as a majority has
@@ -95,7 +84,7 @@ impl Insertion {
     /// A stop where they can't be read.
     pub async fn present(&self, documents: &[RawDocumentBuf]) -> Result<HashMap<Vec<u8>, RawDocumentBuf>> {
         let mut found = HashMap::new();
-        let collection = self.mongo.collection(&self.into);
+        let collection = self.lane.mongo().collection(&self.into);
         for part in split(documents) {
             let ids = part.iter().map(id_of).collect::<Result<Vec<Bson>>>()?;
             let filter = doc! {"_id": {"$in": ids}};
@@ -126,7 +115,7 @@ impl Insertion {
 
     /// Tries it once; tells the server's code too.
     async fn attempt(&mut self, documents: &[RawDocumentBuf], moment: Timestamp) -> Result<(Put, i32)> {
-        self.past.begin(moment);
+        self.lane.begin_at(moment).await?;
         let (exact, plain): (Vec<_>, Vec<_>) =
             documents.iter().enumerate().partition(|(_, document)| is_changed_by_inserts(document));
         for (part, is_plain) in [(plain, true), (exact, false)] {
@@ -142,33 +131,33 @@ impl Insertion {
             if self.bypass == Bypass::Always {
                 command.append(bson::cstr!("bypassDocumentValidation"), true);
             }
-            let failure = match self.past.send(command).await {
+            let failure = match self.lane.send(&self.into.database, command).await? {
                 Ok(reply) => match first_failure(&reply) {
                     None => continue,
                     Some(failure) => failure,
                 },
                 Err(error) if may_pass(&error) => {
-                    self.past.abort().await;
+                    self.lane.abort().await;
                     return Ok((Put::LookAgain, 0));
                 }
                 Err(error) if self.bypass == Bypass::Always && is_unauthorized(&error) => {
-                    self.past.abort().await;
+                    self.lane.abort().await;
                     // The validator will say which ones they are.
                     self.bypass = Bypass::Never;
                     return Ok((Put::LookAgain, 0));
                 }
                 Err(error) => {
-                    self.past.abort().await;
+                    self.lane.abort().await;
                     return Err(error).during(format!("putting documents back into {}", self.into));
                 }
             };
-            self.past.abort().await;
+            self.lane.abort().await;
             let index = part.get(failure.index).map_or(0, |(index, _)| *index);
             let passes = is_transient_code(failure.code) || failure.is_by_id;
             let put = if passes { Put::LookAgain } else { Put::Refused { index, reason: failure.message } };
             return Ok((put, failure.code));
         }
-        let committed = self.past.commit().await?;
+        let committed = self.lane.commit().await?;
         Ok((committed.map_or(Put::LookAgain, |_| Put::All), 0))
     }
 }
@@ -235,7 +224,7 @@ fn insert_command(into: &str, documents: &[&RawDocumentBuf]) -> RawDocumentBuf {
 fn upsert_command(into: &str, documents: &[&RawDocumentBuf]) -> Result<RawDocumentBuf> {
     let mut updates = RawArrayBuf::new();
     for document in documents {
-        updates.push(upsert(document)?);
+        updates.push(insertion(document)?);
     }
     let mut command = rawdoc! {"update": into};
     command.append(bson::cstr!("updates"), updates);
@@ -263,14 +252,6 @@ fn split(documents: &[RawDocumentBuf]) -> Vec<&[RawDocumentBuf]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_zero_timestamp_at_the_top_would_be_changed_by_an_insert() {
-        let zero = bson::Timestamp { time: 0, increment: 0 };
-        assert!(is_changed_by_inserts(&rawdoc! {"_id": 1, "t": zero}));
-        assert!(!is_changed_by_inserts(&rawdoc! {"_id": 1, "t": bson::Timestamp { time: 0, increment: 1 }}));
-        assert!(!is_changed_by_inserts(&rawdoc! {"_id": 1, "n": {"t": zero}, "a": [zero]}));
-    }
 
     #[test]
     fn commands_stay_below_the_size_of_a_message() {

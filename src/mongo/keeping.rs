@@ -2,16 +2,13 @@
 //! replace, and replacements of just the version that was read.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
-use bson::{
-    Bson, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, rawdoc,
-};
+use bson::{Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, rawdoc};
 
-use super::command::is_transient_code;
 use super::index::whole_number;
-use super::numbered::NumberedWrites;
+use super::lane::Lane;
 use super::sink::id_bytes;
+use super::state::{insertion, is_changed_by_inserts, is_replaceable};
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 
@@ -21,10 +18,6 @@ const DUPLICATE_KEY: u64 = 11000;
 const INVALID_DOCUMENT: u64 = 121;
 /// Bytes that the two versions of a document may have together in one command.
 const MOST_BYTES: usize = 15 << 20;
-/// Attempts for documents whose write fails for a passing reason.
-const ATTEMPTS: usize = 8;
-/// Between two of them.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// What became of documents that were to be inserted.
 #[derive(Debug, Default)]
@@ -58,7 +51,7 @@ pub enum Change {
     Replace(RawDocumentBuf, RawDocumentBuf),
 }
 
-impl NumberedWrites {
+impl Lane {
     /// Inserts those documents whose `_id` is not in the collection yet.
     ///
     /// # Errors
@@ -78,43 +71,21 @@ impl NumberedWrites {
         let (delicate, plain): (Vec<_>, Vec<_>) =
             absent.partition(|document| is_changed_by_inserts(document));
         result.existing = u64::try_from(total - delicate.len() - plain.len()).unwrap_or(0);
-        self.until_accepted(namespace, plain, insert_command, &mut result).await?;
-        self.until_accepted(namespace, delicate, upsert_command, &mut result).await?;
-        Ok(result)
-    }
-
-    async fn until_accepted(
-        &mut self,
-        namespace: &Namespace,
-        mut documents: Vec<RawDocumentBuf>,
-        command: impl Fn(&Namespace, &[RawDocumentBuf]) -> Result<RawDocumentBuf>,
-        result: &mut Inserted,
-    ) -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            if documents.is_empty() {
-                return Ok(());
-            }
-            let reply = self.send(namespace, command(namespace, &documents)?).await?;
-            let errors = errors(&reply);
-            result.inserted += u64::try_from(documents.len().saturating_sub(errors.len())).unwrap_or(0);
-            let mut again = Vec::new();
-            for (index, error) in errors {
-                let Some(document) = documents.get(index) else { continue };
-                let code = error.get("code").and_then(whole_number).unwrap_or(0);
-                match code {
-                    DUPLICATE_KEY if is_about_id(&error) => result.existing += 1,
-                    DUPLICATE_KEY | INVALID_DOCUMENT => result.refused.extend(id_of(document)),
-                    _ if i32::try_from(code).is_ok_and(is_transient_code) => again.push(document.clone()),
-                    _ => return Err(refused(namespace, &error)),
+        for (documents, command) in [(plain, inserts as fn(&str, &[_]) -> _), (delicate, insertions)] {
+            let name = namespace.collection.as_str();
+            let refused = self.write_each(namespace, &documents, |part| command(name, part)).await?;
+            result.inserted += u64::try_from(documents.len() - refused.len()).unwrap_or(0);
+            for (index, error) in refused {
+                match error.get("code").and_then(whole_number) {
+                    Some(DUPLICATE_KEY) if is_about_id(&error) => result.existing += 1,
+                    Some(DUPLICATE_KEY | INVALID_DOCUMENT) => {
+                        result.refused.extend(documents.get(index).and_then(|document| id_of(document)));
+                    }
+                    _ => return Err(refusal(namespace, &error)),
                 }
             }
-            if !again.is_empty() {
-                tokio::time::sleep(PAUSE).await;
-            }
-            documents = again;
         }
-        Err(Error::stopped(format!("{} documents can't be written to {namespace}", documents.len()))
-            .hint("look at the state of the server and start the same command again"))
+        Ok(result)
     }
 
     /// Makes these changes where the collection holds what was read; for each one
@@ -130,83 +101,107 @@ impl NumberedWrites {
     ) -> Result<Vec<Option<Refusal>>> {
         let mut refusals: Vec<Option<Refusal>> = changes.iter().map(|_| None).collect();
         // Removed first: what is written may need the room under a unique index.
-        for removes in [true, false] {
-            let (mut statements, mut positions) = (RawArrayBuf::new(), Vec::new());
-            for (position, change) in changes.iter().enumerate() {
-                if matches!(change, Change::Remove(_)) == removes {
-                    statements.push(statement(change)?);
-                    positions.push(position);
-                }
-            }
-            if positions.is_empty() {
-                continue;
-            }
-            let name = namespace.collection.as_str();
-            let mut command = if removes {
-                rawdoc! {"delete": name, "ordered": false}
-            } else {
-                rawdoc! {"update": name, "ordered": false}
-            };
-            let field = if removes { bson::cstr!("deletes") } else { bson::cstr!("updates") };
-            command.append(field, statements);
-            let reply = self.send(namespace, command).await?;
-            for (index, error) in errors(&reply) {
-                let refusal = positions.get(index).and_then(|position| refusals.get_mut(*position));
+        for way in [Way::Remove, Way::Write] {
+            let these: Vec<(usize, &Change)> =
+                changes.iter().enumerate().filter(|(_, change)| change.way() == way).collect();
+            let refused = self.write_each(namespace, &these, |part| way.command(namespace, part)).await?;
+            for (index, error) in refused {
+                let refusal = these.get(index).and_then(|(position, _)| refusals.get_mut(*position));
                 if let Some(refusal) = refusal {
                     *refusal = Some(read_refusal(&error));
                 }
+            }
+        }
+        for (change, refusal) in changes.iter().zip(&mut refusals) {
+            if let Change::Replace(old, new) = change
+                && change.way() == Way::RemoveAndWrite
+            {
+                let commands = anew(namespace, old, new)?;
+                let operation = format!("writing to {namespace}");
+                let refused = self.write_if_first(&operation, &namespace.database, &commands).await?;
+                *refusal = refused.map(|refused| read_refusal(&refused.error));
             }
         }
         Ok(refusals)
     }
 }
 
-fn insert_command(namespace: &Namespace, documents: &[RawDocumentBuf]) -> Result<RawDocumentBuf> {
+/// How a change is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Remove,
+    Write,
+    /// What a replacement would change is removed and inserted.
+    RemoveAndWrite,
+}
+
+impl Way {
+    /// All of these changes in one command.
+    fn command(self, namespace: &Namespace, changes: &[(usize, &Change)]) -> Result<RawDocumentBuf> {
+        let mut statements = RawArrayBuf::new();
+        for (_, change) in changes {
+            statements.push(statement(change)?);
+        }
+        let name = namespace.collection.as_str();
+        let (mut command, field) = match self {
+            Self::Remove => (rawdoc! {"delete": name}, bson::cstr!("deletes")),
+            Self::Write | Self::RemoveAndWrite => (rawdoc! {"update": name}, bson::cstr!("updates")),
+        };
+        command.append(field, statements);
+        Ok(command)
+    }
+}
+
+impl Change {
+    fn way(&self) -> Way {
+        match self {
+            Self::Remove(_) => Way::Remove,
+            Self::Replace(old, new) if !is_replaceable(new) || id_bytes(old) != id_bytes(new) => {
+                Way::RemoveAndWrite
+            }
+            Self::Insert(_) | Self::Replace(..) => Way::Write,
+        }
+    }
+}
+
+fn anew(namespace: &Namespace, old: &RawDocument, new: &RawDocumentBuf) -> Result<[RawDocumentBuf; 2]> {
+    let name = namespace.collection.as_str();
+    let mut deletes = RawArrayBuf::new();
+    deletes.push(rawdoc! {"q": only_if(old, old.as_bytes().len())?, "limit": 1});
+    let mut removal = rawdoc! {"delete": name};
+    removal.append(bson::cstr!("deletes"), deletes);
+    Ok([removal, insertions(name, std::slice::from_ref(new))?])
+}
+
+fn inserts(name: &str, documents: &[RawDocumentBuf]) -> Result<RawDocumentBuf> {
     let mut array = RawArrayBuf::new();
     for document in documents {
         array.push(document.clone());
     }
-    let mut command = rawdoc! {"insert": namespace.collection.as_str(), "ordered": false};
+    let mut command = rawdoc! {"insert": name};
     command.append(bson::cstr!("documents"), array);
     Ok(command)
 }
 
-fn upsert_command(namespace: &Namespace, documents: &[RawDocumentBuf]) -> Result<RawDocumentBuf> {
+fn insertions(name: &str, documents: &[RawDocumentBuf]) -> Result<RawDocumentBuf> {
     let mut updates = RawArrayBuf::new();
     for document in documents {
-        updates.push(upsert(document)?);
+        updates.push(insertion(document)?);
     }
-    let mut command = rawdoc! {"update": namespace.collection.as_str(), "ordered": false};
+    let mut command = rawdoc! {"update": name};
     command.append(bson::cstr!("updates"), updates);
     Ok(command)
 }
 
 fn statement(change: &Change) -> Result<RawDocumentBuf> {
     Ok(match change {
-        Change::Insert(document) => upsert(document)?,
+        Change::Insert(document) => insertion(document)?,
         Change::Remove(old) => rawdoc! {"q": only_if(old, old.as_bytes().len())?, "limit": 1},
         Change::Replace(old, new) => {
             let bytes = old.as_bytes().len() + new.as_bytes().len();
-            rawdoc! {"q": only_if(old, bytes)?, "u": whole(new), "upsert": false}
+            rawdoc! {"q": only_if(old, bytes)?, "u": new.clone(), "upsert": false}
         }
     })
-}
-
-/// Inserts a document whatever its fields and values are. The condition matches
-/// nothing, so that one with the same `_id` is a duplicate and never replaced.
-pub(super) fn upsert(document: &RawDocument) -> Result<RawDocumentBuf> {
-    let id = id_of(document).ok_or_else(|| Error::stopped("a document has no `_id`"))?;
-    Ok(rawdoc! {
-        "q": {"_id": {"$eq": id}, "$nor": [{}]},
-        "u": whole(document),
-        "upsert": true,
-    })
-}
-
-fn whole(document: &RawDocument) -> RawArrayBuf {
-    let mut pipeline = RawArrayBuf::new();
-    pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});
-    pipeline
 }
 
 /// Matches the document as long as it is the one that was read. Two versions
@@ -222,27 +217,8 @@ fn only_if(old: &RawDocument, bytes: usize) -> Result<RawDocumentBuf> {
     Ok(rawdoc! {"_id": {"$eq": id}, "$expr": same})
 }
 
-/// Whether an insert would change it: a `Timestamp(0, 0)` at the top level
-/// becomes the time of day.
-pub(super) fn is_changed_by_inserts(document: &RawDocument) -> bool {
-    let zero = RawBsonRef::Timestamp(Timestamp { time: 0, increment: 0 });
-    document.iter().any(|field| field.is_ok_and(|(_, value)| value == zero))
-}
-
 fn id_of(document: &RawDocument) -> Option<RawBson> {
     document.get("_id").ok().flatten().map(RawBson::from)
-}
-
-/// The errors of single statements, by their place in the command.
-fn errors(reply: &Document) -> Vec<(usize, Document)> {
-    let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
-    let index =
-        |error: &Document| error.get("index").and_then(whole_number).and_then(|at| usize::try_from(at).ok());
-    errors
-        .iter()
-        .filter_map(Bson::as_document)
-        .filter_map(|error| Some((index(error)?, error.clone())))
-        .collect()
 }
 
 fn is_about_id(error: &Document) -> bool {
@@ -265,7 +241,7 @@ fn read_refusal(error: &Document) -> Refusal {
     Refusal { reason, values }
 }
 
-fn refused(namespace: &Namespace, error: &Document) -> Error {
+fn refusal(namespace: &Namespace, error: &Document) -> Error {
     let message = error.get_str("errmsg").unwrap_or("no reason given");
     Error::stopped(format!("a document can't be written to {namespace}: {message}"))
         .hint("mend the cause and start the same command again")
@@ -275,15 +251,6 @@ fn refused(namespace: &Namespace, error: &Document) -> Error {
 mod tests {
     use super::*;
     use bson::doc;
-
-    #[test]
-    fn what_an_insert_would_change_is_seen() {
-        let zero = Timestamp { time: 0, increment: 0 };
-        assert!(is_changed_by_inserts(&rawdoc! {"_id": 1, "a": 1, "t": zero}));
-        assert!(is_changed_by_inserts(&rawdoc! {"_id": zero}));
-        assert!(!is_changed_by_inserts(&rawdoc! {"_id": 1, "n": {"t": zero}, "l": [zero]}));
-        assert!(!is_changed_by_inserts(&rawdoc! {"_id": 1, "t": Timestamp { time: 0, increment: 1 }}));
-    }
 
     #[test]
     fn large_versions_are_told_apart_by_their_size() {

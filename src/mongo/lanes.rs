@@ -7,15 +7,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use bson::{Document, RawBson, RawBsonRef, Timestamp};
 use futures_util::future::join_all;
 
-use super::Mongo;
 use super::catch_up::quarantine::Quarantine;
 use super::catch_up::{Applied, Attempt, CatchUp};
 use super::identified::Identities;
+use super::lane::Lane;
 use super::sink::value_bytes;
 use super::valid::Valid;
 use crate::config::values::Namespace;
 use crate::error::Result;
-use crate::job::lease::LeaseWatch;
 
 /// Catch-ups of one source and one target.
 #[derive(Debug)]
@@ -25,27 +24,24 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Opens so many lanes; with a collation texts may be equal that look different.
-    /// `owner` is whose notes are kept. Where a document decides about others there
-    /// is one lane: a look at a group takes in whatever `_id`s are in it.
-    ///
-    /// # Errors
-    /// A stop where no session can be had.
-    pub async fn new(
-        mongo: &Mongo,
+    /// How many lanes are of use, where there may be so many. Where a document decides
+    /// about others it is one: a look at a group takes in whatever `_id`s are in it.
+    pub fn count(valid: &Valid, most: usize) -> usize {
+        if valid.grouping.is_some() { 1 } else { most.max(1) }
+    }
+
+    /// Catches up by these lanes; with a collation texts may be equal that look different.
+    /// `owner` is whose notes are kept.
+    pub fn new(
+        lanes: Vec<Lane>,
         source: &Namespace,
         target: &Namespace,
         valid: &Valid,
-        count: usize,
         has_collation: bool,
         owner: &str,
-    ) -> Result<Self> {
-        let count = if valid.grouping.is_some() { 1 } else { count };
-        let mut lanes = Vec::new();
-        for _ in 0..count.max(1) {
-            lanes.push(CatchUp::new(mongo, source, target, valid.clone(), owner).await?);
-        }
-        Ok(Self { lanes, has_collation })
+    ) -> Self {
+        let catch_up = |lane| CatchUp::new(lane, source, target, valid.clone(), owner);
+        Self { lanes: lanes.into_iter().map(catch_up).collect(), has_collation }
     }
 
     /// Keeps this quarantine in step as well.
@@ -67,13 +63,6 @@ impl Lanes {
         Self { lanes, ..self }
     }
 
-    /// Writes nothing unless the lease is held.
-    #[must_use]
-    pub fn while_held(self, lease: &LeaseWatch) -> Self {
-        let lanes = self.lanes.into_iter().map(|lane| lane.while_held(lease.clone())).collect();
-        Self { lanes, ..self }
-    }
-
     /// The target, by the name that it has now.
     pub fn target(&self) -> Option<&Namespace> {
         self.lanes.first().map(CatchUp::target)
@@ -82,12 +71,6 @@ impl Lanes {
     /// Goes on writing to the target, which has another name by now.
     pub fn retarget(&mut self, name: &Namespace) {
         self.lanes.iter_mut().for_each(|lane| lane.retarget(name));
-    }
-
-    /// The sessions of the writes, to be recorded before the first: whoever comes
-    /// next ends what still runs on them.
-    pub fn sessions(&self) -> Vec<Document> {
-        self.lanes.iter().map(CatchUp::session).collect()
     }
 
     /// Brings these documents up to the state that they have now or later, at

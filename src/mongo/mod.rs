@@ -19,13 +19,12 @@ pub mod identified;
 pub mod index;
 pub mod insertion;
 pub mod keeping;
+pub mod lane;
 pub mod lanes;
 pub mod notes;
-pub mod numbered;
 pub mod operation;
 pub mod oplog;
 pub mod outlook;
-pub mod past;
 pub mod preflight;
 pub mod quarantine;
 pub mod range;
@@ -33,7 +32,9 @@ pub mod restore;
 pub mod scan;
 pub mod sink;
 pub mod source;
+mod state;
 pub mod ticket;
+pub mod transaction;
 pub mod valid;
 pub mod watched;
 pub mod yielding;
@@ -117,6 +118,11 @@ impl Mongo {
     /// A collection of our own state.
     pub fn state<T: Send + Sync>(&self, name: &str) -> Collection<T> {
         self.database(&self.state_database).collection(name)
+    }
+
+    /// The database of our own state.
+    pub(crate) fn state_database(&self) -> &str {
+        &self.state_database
     }
 
     /// The driver's client, for sessions.

@@ -77,19 +77,6 @@ impl Mongo {
         aggregate.session(&mut operation.session).await.map(|_| ())
     }
 
-    /// Deletes documents, once; it is never sent again by itself.
-    ///
-    /// # Errors
-    /// The driver's error, for the caller to decide.
-    pub async fn delete(
-        &self,
-        operation: &mut Operation,
-        namespace: &Namespace,
-        filter: Document,
-    ) -> mongodb::error::Result<()> {
-        self.collection(namespace).delete_many(filter).session(&mut operation.session).await.map(|_| ())
-    }
-
     /// Kills the given sessions and waits until nothing runs on them any more.
     ///
     /// # Errors

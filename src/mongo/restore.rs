@@ -8,6 +8,7 @@ use mongodb::options::Hint;
 use super::Mongo;
 use super::command::retrying;
 use super::insertion::Insertion;
+use super::lane::Lane;
 use super::quarantine::{self, Read};
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
@@ -30,13 +31,14 @@ impl Restore {
     /// Puts the documents of a quarantine into a collection.
     ///
     /// # Errors
-    /// A refusal where there is no such quarantine, a stop where no session can be had.
-    pub async fn new(mongo: &Mongo, quarantine: &Namespace, into: &Namespace) -> Result<Self> {
+    /// A refusal where there is no such quarantine.
+    pub async fn new(lane: Lane, quarantine: &Namespace, into: &Namespace) -> Result<Self> {
+        let mongo = lane.mongo().clone();
         if mongo.describe(quarantine).await?.is_none() {
             return Err(Error::refused(format!("there is no quarantine {quarantine} to put back")));
         }
-        let insertion = Insertion::new(mongo, into).await?;
-        Ok(Self { mongo: mongo.clone(), quarantine: quarantine.clone(), insertion })
+        let insertion = Insertion::new(lane, into);
+        Ok(Self { mongo, quarantine: quarantine.clone(), insertion })
     }
 
     /// The next documents in the order of `_id`, as they were, and the last `_id`;

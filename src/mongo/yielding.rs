@@ -3,18 +3,18 @@
 //! nothing is written.
 //!
 //! Each write is a transaction that reads as of that moment, so that the server
-//! finds out by itself. All of them are on one session, by which their events are
-//! told from those of others; a transaction of the past conflicts with what its
-//! session has done since, so the moment must not be before the last commit.
+//! finds out by itself. All of them are on the session of one lane, by which their
+//! events are told from those of others; a transaction of the past conflicts with what
+//! its lane has done since, so the moment must not be before the last commit.
 
-use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, Timestamp, rawdoc};
+use bson::{Bson, Document, RawBson, RawDocumentBuf, Timestamp};
 
-use super::Mongo;
 use super::by_id::deletion;
-use super::catch_up::statement;
 use super::command::is_transient;
 use super::index::whole_number;
-use super::past::{Past, is_given_up, is_given_up_code};
+use super::lane::Lane;
+use super::state::write_states;
+use super::transaction::{is_given_up, is_given_up_code};
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
 
@@ -22,15 +22,20 @@ use crate::error::{Context, Error, Result};
 const DUPLICATE_KEY: i32 = 11000;
 /// The server's code for a document that violates the validator.
 const INVALID: i32 = 121;
+/// The server's code for an `_id` that is equal to the one that is there and not the same.
+const OTHER_ID: i32 = 66;
 
 /// Writes that yield to those of others.
 #[derive(Debug)]
 pub struct Yielding {
     namespace: Namespace,
-    past: Past,
+    lane: Lane,
     /// Whether the collection has refused what stands in the other one: bypassing
     /// its validator takes a privilege.
     bypasses: bool,
+    /// Whether an `_id` that is equal and not the same has been in the way: the next
+    /// transaction removes what it writes first.
+    anew: bool,
 }
 
 /// What became of a write.
@@ -52,17 +57,13 @@ pub enum Yielded {
 
 impl Yielding {
     /// Writes to that collection.
-    ///
-    /// # Errors
-    /// A stop where no session can be had.
-    pub async fn to(mongo: &Mongo, namespace: &Namespace) -> Result<Self> {
-        let past = Past::of(&mongo.apart()?, &namespace.database).await.during("starting a session")?;
-        Ok(Self { namespace: namespace.clone(), past, bypasses: false })
+    pub fn to(lane: Lane, namespace: &Namespace) -> Self {
+        Self { namespace: namespace.clone(), lane, bypasses: false, anew: false }
     }
 
-    /// The session, to be recorded before the first write.
+    /// The session of the writes, to be recorded before the first: their events bear it.
     pub fn session(&self) -> Document {
-        self.past.session()
+        self.lane.session()
     }
 
     /// Removes documents, then writes others as they are: all at once or not at all.
@@ -76,40 +77,28 @@ impl Yielding {
         removed: &[RawBson],
         written: &[RawDocumentBuf],
     ) -> Result<Yielded> {
-        self.past.begin(at);
+        self.lane.begin_at(at).await?;
         let mut commands = Vec::new();
         if !removed.is_empty() {
             commands.push(deletion(&self.namespace.collection, removed));
         }
-        if !written.is_empty() {
-            commands.push(self.upserts(written)?);
+        let anew = std::mem::take(&mut self.anew);
+        commands.extend(write_states(&self.namespace.collection, written, |_| anew)?);
+        if let Some(command) = commands.last_mut().filter(|_| !written.is_empty()) {
+            command.append(bson::cstr!("bypassDocumentValidation"), self.bypasses);
         }
         for command in commands {
             if let Some(yielded) = self.send(command).await? {
-                self.past.abort().await;
+                self.lane.abort().await;
                 return Ok(yielded);
             }
         }
-        Ok(self.past.commit().await?.map_or(Yielded::Newer, Yielded::Done))
-    }
-
-    fn upserts(&self, documents: &[RawDocumentBuf]) -> Result<RawDocumentBuf> {
-        let mut updates = RawArrayBuf::new();
-        for document in documents {
-            updates.push(statement(document)?);
-        }
-        let mut command = rawdoc! {
-            "update": self.namespace.collection.as_str(),
-            "ordered": true,
-            "bypassDocumentValidation": self.bypasses,
-        };
-        command.append(bson::cstr!("updates"), updates);
-        Ok(command)
+        Ok(self.lane.commit().await?.map_or(Yielded::Newer, Yielded::Done))
     }
 
     /// Sends one command of the transaction; tells why it can't be committed, if so.
     async fn send(&mut self, command: RawDocumentBuf) -> Result<Option<Yielded>> {
-        match self.past.send(command).await {
+        match self.lane.send(&self.namespace.database, command).await? {
             Ok(reply) => self.judge(&reply),
             Err(error) if is_given_up(&error) || is_transient(&error) => Ok(Some(Yielded::Newer)),
             Err(error) => Err(error).during(format!("writing to {}", self.namespace)),
@@ -123,6 +112,10 @@ impl Yielding {
         match code {
             Some(DUPLICATE_KEY) => Ok(Some(taken(error))),
             Some(code) if is_given_up_code(code) => Ok(Some(Yielded::Newer)),
+            Some(OTHER_ID) => {
+                self.anew = true;
+                Ok(Some(Yielded::Newer))
+            }
             Some(INVALID) if !self.bypasses => {
                 // What the other side holds is right, whatever the validator says.
                 self.bypasses = true;

@@ -61,12 +61,13 @@ async fn kills_at_each_boundary_of_the_phases_lose_no_write() {
     yields.off(&bench).await;
     let points = [
         ("cleanse_copied", 1),
-        ("session_stored", 1),
+        ("lanes_opened", 1),
         ("cleanse_fetched", 1),
         ("cleanse_indexed", 1),
         ("marks_applied", 1),
         ("marks_removed", 1),
-        ("catch_up_removed", 1),
+        ("lane_statement", 1),
+        ("lane_committed", 1),
         ("changes_applied", 1),
         ("cleanse_unique", 1),
         ("cleanse_options", 1),
@@ -82,8 +83,9 @@ async fn kills_while_following_or_beginning_anew_lose_no_write() {
     let (bench, writers) = live(DOCUMENTS).await;
     bench.run(COMMAND).await.expect_exit(0);
     let points = [
-        ("session_stored", 1),
-        ("catch_up_removed", 2),
+        ("lanes_opened", 1),
+        ("lane_statement", 2),
+        ("lane_committed", 2),
         ("changes_applied", 2),
         ("changes_position_saved", 2),
         ("parties_removed", 1),

@@ -10,6 +10,7 @@ use bson::{Bson, Document, RawBson, doc};
 use mongodb::Collection;
 use mongorekey::cleanse::marks::Marks;
 use mongorekey::config::values::Secret;
+use mongorekey::job::Job;
 use mongorekey::mongo::Mongo;
 
 use crate::cleansing::{SOURCE, TARGET, configure, job_name};
@@ -145,6 +146,66 @@ async fn a_fence_is_lifted_although_the_name_of_the_copy_is_taken() {
 
 /// The removal of a mark is sent again when its connection breaks: the second one must not take a mark
 /// that was set meanwhile, or a change of the source is forgotten.
+/// A follower that stands still in the middle of its writes; somebody else has taken over and written
+/// a newer state by the time that it goes on.
+async fn stopped_follower_changes_nothing(point: &str) {
+    let bench = copied().await;
+    let run = bench.program("cleanse --follow").env("MONGOREKEY_STOP_AT", &format!("{point}:1")).spawn();
+    let set = async |version: i32| {
+        let change = doc! {"$set": {"version": version}};
+        source(&bench).update_one(doc! {"_id": 1}, change).await.expect("a write");
+    };
+    set(1).await;
+    wait_for("the stop", async || is_stopped(run.pid())).await;
+    tokio::time::sleep(LEASE).await;
+    set(2).await;
+    bench.run("cleanse").await.expect_exit(0);
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    let version = async || {
+        let document = target.find_one(doc! {"_id": 1}).await.expect("a read").expect("the document");
+        document.get_i32("version").ok()
+    };
+    assert_eq!(version().await, Some(2));
+    signal(run.pid(), Signal::Continue);
+    let run = run.finish().await;
+    assert_eq!(version().await, Some(2), "{}", run.output());
+    assert_eq!(run.exit, Some(4), "{}", run.output());
+    assert!(run.stderr.contains("the lease of the job"), "{}", run.output());
+}
+
+#[tokio::test]
+async fn a_follower_that_stood_still_before_its_transaction_writes_nothing() {
+    stopped_follower_changes_nothing("lane_lease_seen").await;
+}
+
+#[tokio::test]
+async fn a_follower_that_stood_still_within_its_transaction_writes_nothing() {
+    stopped_follower_changes_nothing("lane_statement").await;
+}
+
+/// Whoever takes over closes all lanes before it reads, those too that are opened meanwhile.
+#[tokio::test]
+async fn a_lane_is_closed_to_a_former_holder_and_none_is_opened_by_him() {
+    let bench = Bench::new().await;
+    let mongo = Mongo::connect(&Secret::new(bench.uri.clone()), bench.state.name()).await.expect("connected");
+    let former = Job::start(&mongo, "job", "write", &doc! {}).await.expect("a job");
+    let right = former.right(&mongo);
+    let mut lane = right.lane("a").await.expect("a lane");
+    let target = bench.namespace(TARGET).parse().expect("a namespace");
+    let nothing = doc! {"_id": "nothing"};
+    assert!(lane.delete_all("deleting", &target, &nothing).await.expect("an answer").is_none());
+    // What an operator does who sees a process that hangs: the lease is there for the taking.
+    let jobs: Collection<Document> = bench.state.collection("jobs");
+    jobs.update_one(doc! {"_id": "job"}, doc! {"$unset": {"lease": ""}}).await.expect("given back");
+    let _holder = Job::start(&mongo, "job", "write", &doc! {}).await.expect("taken");
+    let refused = lane.delete_all("deleting", &target, &nothing).await.expect_err("refused");
+    assert!(refused.to_string().contains("lease of the job"), "{refused}");
+    let refused = right.lane("b").await.expect_err("refused");
+    assert!(refused.to_string().contains("lease of the job"), "{refused}");
+    let lanes: Collection<Document> = bench.state.collection("lanes");
+    assert_eq!(lanes.count_documents(doc! {}).await.expect("a count"), 1, "none came into being");
+}
+
 #[tokio::test]
 async fn a_removal_of_a_mark_that_arrives_twice_takes_no_later_mark() {
     let bench = Bench::new().await;

@@ -13,6 +13,7 @@ mod cleanse;
 mod cleanse_combine;
 mod cleanse_conflicts;
 mod cleanse_control;
+mod cleanse_exact;
 mod cleanse_groups;
 mod cleanse_groups_live;
 mod cleanse_kill;

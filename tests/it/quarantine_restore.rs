@@ -4,6 +4,7 @@ use bson::{Bson, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::Collection;
 use mongorekey::cleanse::restore::{Since, restore_into};
 use mongorekey::config::values::{Namespace, Secret};
+use mongorekey::job::{Job, JobState};
 use mongorekey::mongo::Mongo;
 use mongorekey::mongo::feed::Position;
 use mongorekey::mongo::quarantine::{LARGEST, Stored, parts_of, wrap};
@@ -65,7 +66,9 @@ async fn restore_from(bench: &Bench, restored: &mut Restored, stops_after_one: b
     let _exists = bench.database.create_collection(INTO).await;
     let now = Position::Time(mongo.majority_time().await.expect("a moment"));
     let mut since = Since::of(&mongo, &into, &from, "job", now).await.expect("a feed");
-    let mut restore = Restore::new(&mongo, &from, &into).await.expect("a session");
+    let job = Job::start(&mongo, "job", "restore", &doc! {}).await.expect("a job");
+    let lane = job.right(&mongo).lane("restore").await.expect("a lane");
+    let mut restore = Restore::new(lane, &from, &into).await.expect("a quarantine");
     let stop = CancellationToken::new();
     let saved = async |_: &Restored, _: &Position| {
         if stops_after_one {
@@ -74,6 +77,7 @@ async fn restore_from(bench: &Bench, restored: &mut Restored, stops_after_one: b
         Ok(())
     };
     restore_into(&mut restore, &mut since, &Pace::new(0), restored, &stop, saved).await.expect("restored");
+    job.finish(JobState::Completed, doc! {}).await.expect("given back");
 }
 
 fn count(bytes: &Bytes) -> u64 {

@@ -83,7 +83,7 @@ async fn what_differs_is_repaired_and_verified_again() {
 
 #[tokio::test]
 async fn a_killed_repair_is_gone_on_with() {
-    for point in ["repair_marked", "catch_up_removed", "repair_applied"] {
+    for point in ["repair_marked", "lane_statement", "lane_committed", "repair_applied"] {
         let bench = copied().await;
         plant(&bench).await;
         let killed = bench.program(REPAIR).env("MONGOREKEY_CRASH_AT", &format!("{point}:1")).run().await;

@@ -5,6 +5,7 @@ use bson::{Document, RawBson, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::options::IndexOptions;
 use mongodb::{Collection, IndexModel};
 use mongorekey::config::values::Secret;
+use mongorekey::job::Job;
 use mongorekey::mongo::Mongo;
 use mongorekey::mongo::yielding::{Yielded, Yielding};
 
@@ -14,6 +15,8 @@ use crate::harness::Bench;
 struct Yard {
     bench: Bench,
     mongo: Mongo,
+    /// Gives the right to write as long as it is held.
+    _job: Job,
     writer: Yielding,
     theirs: Collection<Document>,
 }
@@ -25,9 +28,11 @@ impl Yard {
         let mongo = Mongo::connect(&Secret::new(bench.uri.clone()), bench.state.name()).await;
         let mongo = mongo.expect("a connection");
         let namespace = bench.namespace(TARGET).parse().expect("a namespace");
-        let writer = Yielding::to(&mongo, &namespace).await.expect("a session");
+        let job = Job::start(&mongo, "job", "write", &doc! {}).await.expect("a job");
+        let lane = job.right(&mongo).lane("writer").await.expect("a lane");
+        let writer = Yielding::to(lane, &namespace);
         let theirs = bench.database.collection(TARGET);
-        Self { bench, mongo, writer, theirs }
+        Self { bench, mongo, _job: job, writer, theirs }
     }
 
     async fn now(&self) -> Timestamp {

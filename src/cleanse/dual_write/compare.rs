@@ -15,7 +15,7 @@ use crate::cleanse::plan::Plan;
 use crate::error::Result;
 use crate::event::Progress;
 use crate::job::Job;
-use crate::mongo::numbered::NumberedWrites;
+use crate::mongo::lane::Lane;
 use crate::verify::full::matching::Id;
 use crate::verify::pairs::{Pairs, Seen, id_of};
 
@@ -35,7 +35,7 @@ pub(super) struct Comparison<'a> {
     pub(super) job: &'a Job,
     pub(super) pairs: Pairs<'a>,
     pub(super) marks: Marks,
-    pub(super) writes: NumberedWrites,
+    pub(super) lane: Lane,
     pub(super) after: Option<Timestamp>,
     pub(super) figures: &'a mut Figures,
     pub(super) suspects: Vec<Suspect>,
@@ -52,7 +52,7 @@ impl<'a> Comparison<'a> {
         context: &'a Context,
         plan: &'a Plan,
         job: &'a Job,
-        writes: NumberedWrites,
+        lane: Lane,
         (grace, after): (Duration, Option<Timestamp>),
         figures: &'a mut Figures,
     ) -> Self {
@@ -68,7 +68,7 @@ impl<'a> Comparison<'a> {
             job,
             pairs,
             marks,
-            writes,
+            lane,
             after,
             figures,
             suspects: Vec::new(),

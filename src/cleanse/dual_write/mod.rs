@@ -14,7 +14,7 @@ mod suspect;
 
 use std::time::Duration;
 
-use bson::{Bson, Document, doc};
+use bson::{Document, doc};
 use serde_json::{Value, json};
 
 use self::compare::Comparison;
@@ -27,11 +27,7 @@ use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
 use crate::error::Result;
 use crate::mongo::feed::Position;
-use crate::mongo::numbered::NumberedWrites;
 use crate::verify::structure;
-
-/// The field with the session of the repairs.
-pub const SESSION: &str = "repair_session";
 
 /// What was found and done.
 #[derive(Debug, Default)]
@@ -127,8 +123,8 @@ pub async fn catch_up(
     if !follower.mark_up_to(goal, position, stop).await? {
         return Ok(false);
     }
-    let writes = repairing(follower).await?;
-    let comparison = Comparison::new(context, plan, follower.job, writes, (grace, position.time()), figures);
+    let lane = follower.job.right(mongo).lane("repair").await?;
+    let comparison = Comparison::new(context, plan, follower.job, lane, (grace, position.time()), figures);
     if !comparison.run().await? {
         return Ok(false);
     }
@@ -160,17 +156,6 @@ pub fn add_to(json: &mut Value, text: &mut String, figures: &Figures) {
 /// Adds what the copy has counted.
 pub fn count_copied(figures: &mut Figures, keeping: &Keeping) {
     (figures.inserted, figures.existing) = keeping.figures();
-}
-
-/// A session for the repairs, stored before the first one, after what still runs
-/// on that of an earlier holder was ended.
-async fn repairing(follower: &Follower<'_>) -> Result<NumberedWrites> {
-    if let Some(Bson::Document(session)) = follower.job.stored(SESSION) {
-        follower.mongo.end_operations(std::slice::from_ref(session)).await?;
-    }
-    let writes = NumberedWrites::on(&follower.mongo.apart()?).await?;
-    follower.job.save(doc! {SESSION: writes.session()}).await?;
-    Ok(writes)
 }
 
 async fn structure_differences(context: &Context, plan: &Plan) -> Result<Vec<Value>> {

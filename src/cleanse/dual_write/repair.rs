@@ -68,8 +68,7 @@ impl Comparison<'_> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.job.lease().valid().await?;
-        let refusals = self.writes.change(self.pairs.target, &changes).await?;
+        let refusals = self.lane.change(self.pairs.target, &changes).await?;
         crate::crash::point("after_repair");
         for ((mut suspect, change), refusal) in changed.into_iter().zip(changes).zip(refusals) {
             suspect.attempted(Instant::now());
@@ -96,7 +95,7 @@ impl Comparison<'_> {
             return Ok(());
         }
         if let Change::Replace(old, _) = change {
-            let removed = self.writes.change(self.pairs.target, &[Change::Remove(old)]).await?;
+            let removed = self.lane.change(self.pairs.target, &[Change::Remove(old)]).await?;
             if removed.iter().all(Option::is_none) {
                 suspect.seen.target = None;
             }

@@ -85,8 +85,8 @@ impl<'a> Sync<'a> {
         let (mongo, job) = (follower.mongo, follower.job);
         let (source, target, direction) = (follower.source, follower.target, follower.direction);
         let earlier = stage::sessions(stored);
-        mongo.end_operations(&earlier).await?;
-        let writer = Yielding::to(mongo, target).await?;
+        let right = job.right(mongo);
+        let writer = Yielding::to(right.lane("switch").await?, target);
         let sessions: Vec<Document> = earlier.into_iter().chain([writer.session()]).collect();
         let ours = sessions.iter().filter_map(session_id).collect();
         // Before the first write: its events must be known as ours after a crash, too.
@@ -94,7 +94,8 @@ impl<'a> Sync<'a> {
         crash::point("switch_session_stored");
         let from = position(stored, direction)?;
         let back = position(stored, opposite(direction))?;
-        let reader = CatchUp::new(mongo, source, target, follower.valid.clone(), job.name()).await?;
+        let reader = right.lane("switch_reader").await?;
+        let reader = CatchUp::new(reader, source, target, follower.valid.clone(), job.name());
         Ok(Self {
             reader: reader.only_between(mongo.identities(source, target).await?),
             writer,

@@ -2,20 +2,21 @@
 //! the quarantine, or, where it is gone, in neither.
 //!
 //! What leaves one side is removed before the other is written. A crash in
-//! between leaves a document in neither, until whoever comes next applies it
+//! between may leave a document in neither, until whoever comes next applies it
 //! again: the position is stored later.
 
 use std::collections::HashMap;
 
-use bson::{Document, RawArrayBuf, RawBson, RawDocumentBuf, rawdoc};
+use bson::{Document, RawBson, RawDocumentBuf};
 
-use super::{CatchUp, errors, statement};
+use super::CatchUp;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
-use crate::mongo::command::{is_transient_code, retrying};
-use crate::mongo::index::whole_number;
+use crate::mongo::command::retrying;
+use crate::mongo::lane::Refused;
 use crate::mongo::quarantine::{MOST_PARTS, Stored, part_id, parts_of, wrap};
 use crate::mongo::sink::id_bytes;
+use crate::mongo::state::write_states;
 use crate::mongo::valid::Valid;
 
 /// Bytes of documents per command.
@@ -45,7 +46,7 @@ pub(super) struct Kept {
 pub(super) struct Sorted {
     rejected: Vec<(RawBson, Stored)>,
     /// `_id`s that are valid or gone.
-    leaving: Vec<RawBson>,
+    pub(super) leaving: Vec<RawBson>,
 }
 
 impl CatchUp {
@@ -111,22 +112,25 @@ impl CatchUp {
         self.read_where(&ids, &Valid::condition(condition.clone()), None).await
     }
 
-    /// Removes from the quarantine what is valid or gone.
-    pub(super) async fn leave(&mut self, sorted: &Sorted) -> Result<()> {
-        let Some(kept) = &self.quarantine else { return Ok(()) };
-        let (namespace, may_have_parts) = (kept.quarantine.namespace.clone(), kept.may_have_parts);
-        self.remove_from(&namespace, &sorted.leaving).await?;
-        if may_have_parts {
-            for id in &sorted.leaving {
-                self.remove_parts(&namespace, id, 0).await?;
-            }
+    /// The quarantine, where something leaves it.
+    pub(super) fn left(&self, sorted: &Sorted) -> Option<&Namespace> {
+        let kept = self.quarantine.as_ref().filter(|_| !sorted.leaving.is_empty());
+        kept.map(|kept| &kept.quarantine.namespace)
+    }
+
+    /// Removes the parts of what has left the quarantine.
+    pub(super) async fn leave_parts(&mut self, sorted: &Sorted) -> Result<()> {
+        let Some(kept) = self.quarantine.as_ref().filter(|kept| kept.may_have_parts) else { return Ok(()) };
+        let namespace = kept.quarantine.namespace.clone();
+        for id in &sorted.leaving {
+            self.remove_parts(&namespace, id, 0).await?;
         }
         Ok(())
     }
 
     /// Writes the rejected ones into the quarantine. The parts of one come before
     /// what refers to them, and go after it.
-    pub(super) async fn write_rejected(&mut self, sorted: Sorted, again: &mut Vec<RawBson>) -> Result<()> {
+    pub(super) async fn write_rejected(&mut self, sorted: Sorted) -> Result<()> {
         let Some(kept) = &self.quarantine else { return Ok(()) };
         let namespace = kept.quarantine.namespace.clone();
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -140,33 +144,25 @@ impl CatchUp {
             };
             let size = document.as_bytes().len();
             if !batch.is_empty() && bytes + size > MOST_BYTES {
-                self.write_batch(&namespace, std::mem::take(&mut batch), again).await?;
+                self.write_batch(&namespace, std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
             bytes += size;
             batch.push((id, document, parts));
         }
-        self.write_batch(&namespace, batch, again).await
+        self.write_batch(&namespace, batch).await
     }
 
     async fn write_batch(
         &mut self,
         namespace: &Namespace,
         batch: Vec<(RawBson, RawDocumentBuf, i32)>,
-        again: &mut Vec<RawBson>,
     ) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
-        for error in self.replace(namespace, batch.iter().map(|(_, document, _)| document)).await? {
-            let index =
-                error.get("index").and_then(whole_number).and_then(|index| usize::try_from(index).ok());
-            let code = error.get_i32("code").unwrap_or(0);
-            match index.and_then(|index| batch.get(index)) {
-                Some((id, ..)) if is_transient_code(code) => again.push(id.clone()),
-                _ => return Err(refused(namespace, &error)),
-            }
-        }
+        let documents: Vec<RawDocumentBuf> = batch.iter().map(|(_, document, _)| document.clone()).collect();
+        self.replace(namespace, &documents).await?;
         if self.quarantine.as_ref().is_some_and(|kept| kept.may_have_parts) {
             for (id, _, parts) in batch {
                 self.remove_parts(namespace, &id, parts).await?;
@@ -181,9 +177,7 @@ impl CatchUp {
         }
         let namespace = parts_of(namespace);
         for part in parts {
-            if let Some(error) = self.replace(&namespace, std::iter::once(part)).await?.first() {
-                return Err(refused(&namespace, error));
-            }
+            self.replace(&namespace, std::slice::from_ref(part)).await?;
         }
         Ok(())
     }
@@ -194,24 +188,24 @@ impl CatchUp {
         self.remove_from(&parts_of(namespace), &ids).await
     }
 
-    /// Writes documents as they are; returns what failed.
-    async fn replace<'a>(
-        &mut self,
-        namespace: &Namespace,
-        documents: impl Iterator<Item = &'a RawDocumentBuf>,
-    ) -> Result<Vec<Document>> {
-        let mut updates = RawArrayBuf::new();
-        for document in documents {
-            updates.push(statement(document)?);
+    /// Writes documents as they are.
+    async fn replace(&mut self, namespace: &Namespace, documents: &[RawDocumentBuf]) -> Result<()> {
+        let commands = write_states(&namespace.collection, documents, |_| false)?;
+        match self.send(namespace, &commands).await? {
+            // An equal `_id` of another type or spelling was rejected before.
+            Some(refusal) if refusal.code() == super::OTHER_ID => {
+                let commands = write_states(&namespace.collection, documents, |_| true)?;
+                let again = self.send(namespace, &commands).await?;
+                again.map_or(Ok(()), |refusal| Err(refused(namespace, &refusal)))
+            }
+            Some(refusal) => Err(refused(namespace, &refusal)),
+            None => Ok(()),
         }
-        let mut command = rawdoc! {"update": namespace.collection.as_str(), "ordered": false};
-        command.append(bson::cstr!("updates"), updates);
-        Ok(errors(&self.send(command).await?))
     }
 }
 
-fn refused(namespace: &Namespace, error: &Document) -> Error {
-    let message = error.get_str("errmsg").unwrap_or("no reason given");
+fn refused(namespace: &Namespace, refusal: &Refused) -> Error {
+    let message = refusal.message();
     Error::stopped(format!("a rejected document can't be written to {namespace}: {message}"))
         .hint("mend the cause and start the same command again")
 }

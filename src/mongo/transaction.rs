@@ -1,15 +1,20 @@
-//! Transactions as of a moment of the past: whatever was done since to a document
-//! that they write makes them fail, without anybody having to look.
+//! Transactions of one session, one after the other.
 //!
-//! They are sent as commands, because the driver's own transactions can't be told
-//! the moment. One conflicts with what its own session has committed since its
-//! moment, too.
+//! They are sent as commands, because the driver's own can't be told the moment that they read,
+//! and because a statement whose answer was lost is never sent again: the next transaction ends
+//! the one before it.
+//!
+//! One as of a moment of the past fails where anything was done since to a document that it
+//! writes, without anybody having to look; what its own session has committed since counts too.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bson::{Document, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::command::Attempts;
+use super::lane::Gate;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::error::{Context, Error, Result};
 
@@ -18,27 +23,37 @@ use crate::error::{Context, Error, Result};
 /// transaction that was given up in an election.
 const GIVEN_UP: [i32; 5] = [112, 24, 239, 246, 251];
 
-/// The transactions of one session, one after the other.
+/// The transactions of one session.
 #[derive(Debug)]
-pub struct Past {
+pub struct Transactions {
     mongo: Mongo,
-    database: String,
     session: ClientSession,
     number: i64,
-    /// The moment of a transaction of which nothing was sent yet.
-    begins_at: Option<Timestamp>,
+    /// What the first statement says of a transaction of which nothing was sent yet.
+    beginning: Option<RawDocumentBuf>,
+    /// What each of them begins with: the server refuses it to whoever has lost the right.
+    gate: Option<Gate>,
 }
 
-impl Past {
-    /// Transactions on a database. `mongo` must have sessions of its own
-    /// ([`Mongo::apart`]): whoever got this one later would be refused for its numbers.
+impl Transactions {
+    /// A session of a connection that is used for nothing else ([`Mongo::apart`]): the
+    /// driver hands sessions on, and whoever got this one would be refused for its numbers.
     ///
     /// # Errors
     /// The driver's error where no session can be had.
-    pub async fn of(mongo: &Mongo, database: &str) -> mongodb::error::Result<Self> {
+    pub async fn on(apart: &Mongo) -> mongodb::error::Result<Self> {
         // Causal consistency would ask for a later moment than the given one.
-        let session = mongo.client().start_session().causal_consistency(false).await?;
-        Ok(Self { mongo: mongo.clone(), database: database.into(), session, number: 0, begins_at: None })
+        let session = apart.client().start_session().causal_consistency(false).await?;
+        // One that the driver hands on to us has numbers of an earlier moment.
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = i64::try_from(since_epoch.as_micros()).unwrap_or(0);
+        Ok(Self { mongo: apart.clone(), session, number, beginning: None, gate: None })
+    }
+
+    /// Lets each of them begin with that.
+    #[must_use]
+    pub fn behind(self, gate: Gate) -> Self {
+        Self { gate: Some(gate), ..self }
     }
 
     /// The session, to be recorded before the first write.
@@ -46,28 +61,60 @@ impl Past {
         self.session.id().clone()
     }
 
-    /// Begins a transaction as of a moment, which a majority must have.
-    pub fn begin(&mut self, at: Timestamp) {
-        self.number += 1;
-        self.begins_at = Some(at);
+    /// The connection.
+    pub fn mongo(&self) -> &Mongo {
+        &self.mongo
     }
 
-    /// Sends a command within the transaction.
+    /// Begins a transaction; ends the one before, should it be open still.
+    pub fn begin(&mut self) {
+        self.begin_with(rawdoc! {"startTransaction": true});
+    }
+
+    /// Begins one as of a moment, which a majority must have.
+    pub fn begin_at(&mut self, moment: Timestamp) {
+        let concern = rawdoc! {"level": "snapshot", "atClusterTime": moment};
+        self.begin_with(rawdoc! {"startTransaction": true, "readConcern": concern});
+    }
+
+    fn begin_with(&mut self, beginning: RawDocumentBuf) {
+        self.number += 1;
+        self.beginning = Some(beginning);
+    }
+
+    /// Sends a command within the transaction; before the first one the gate.
     ///
     /// # Errors
-    /// The driver's error, for the caller to decide.
-    pub async fn send(&mut self, mut command: RawDocumentBuf) -> mongodb::error::Result<Document> {
-        if let Some(at) = self.begins_at.take() {
-            command.append(bson::cstr!("startTransaction"), true);
-            let concern = rawdoc! {"level": "snapshot", "atClusterTime": at};
-            command.append(bson::cstr!("readConcern"), concern);
+    /// The driver's error, for the caller to decide; [`super::lane::is_overtaken`] where the
+    /// right is gone.
+    pub async fn send(
+        &mut self,
+        database: &str,
+        command: RawDocumentBuf,
+    ) -> mongodb::error::Result<Document> {
+        if let Some(gate) = self.gate.clone().filter(|_| self.beginning.is_some()) {
+            let reply = self.statement(gate.database(), gate.statement()).await?;
+            gate.judge(&reply)?;
+        }
+        self.statement(database, command).await
+    }
+
+    async fn statement(
+        &mut self,
+        database: &str,
+        mut command: RawDocumentBuf,
+    ) -> mongodb::error::Result<Document> {
+        if let Some(beginning) = self.beginning.take() {
+            for field in &beginning {
+                let (name, value) = field.map_err(DriverError::custom)?;
+                command.append(name, value);
+            }
         }
         command.append(bson::cstr!("txnNumber"), self.number);
         command.append(bson::cstr!("autocommit"), false);
         let limit = i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
         command.append(bson::cstr!("maxTimeMS"), limit);
-        let database = self.mongo.database(&self.database);
-        database.run_raw_command(command).session(&mut self.session).await
+        self.mongo.database(database).run_raw_command(command).session(&mut self.session).await
     }
 
     /// Commits, again and again under the same number, so that the server tells what

@@ -17,7 +17,7 @@ use crate::config::values::Namespace;
 use crate::cutover::switch::owned;
 use crate::cutover::switch::stage::Stage;
 use crate::error::{Context as _, Error, Result};
-use crate::job::{Job, JobState, store};
+use crate::job::{Job, JobState, lanes, store};
 use crate::mongo::command::retrying;
 use crate::mongo::{Mongo, groups};
 use crate::report::outcome::Outcome;
@@ -128,6 +128,7 @@ fn records(job: &str) -> Vec<Records> {
     let mut records = vec![
         Records { collection: "ranges", filter: doc! {"_id.job": job} },
         Records { collection: "verify_ranges", filter: doc! {"_id.job": job} },
+        Records { collection: lanes::COLLECTION, filter: doc! {"_id.job": job} },
         Records { collection: "marks", filter: by_owner("job", "id") },
         Records { collection: groups::NOTES, filter: by_owner("owner", "note") },
         Records { collection: affected::MEMBERS, filter: by_owner("owner", "note") },

@@ -19,6 +19,7 @@ use crate::mongo::Mongo;
 use crate::mongo::command::{Attempts, is_transient};
 use crate::mongo::index::whole_number;
 use crate::mongo::lane::{Gate, Lane};
+use crate::mongo::sink::check_write_concern;
 use crate::mongo::transaction::Transactions;
 
 /// In the state database: `{_id: {job, since, name}, epoch, transactions}`, `since` being
@@ -133,8 +134,8 @@ pub(super) async fn raise(mongo: &Mongo, job: &Document, lease: &LeaseWatch) -> 
     loop {
         lease.valid().await?;
         mongo.end_operations(&sessions).await?;
-        match mongo.database(mongo.state_database()).run_command(command.clone()).await {
-            Ok(_) => return Ok(()),
+        match raise_once(mongo, &command).await {
+            Ok(()) => return Ok(()),
             Err(error) if is_too_long(&error) && begun.elapsed() < LONGEST_RAISE => {
                 tokio::time::sleep(PAUSE).await;
             }
@@ -143,6 +144,16 @@ pub(super) async fn raise(mongo: &Mongo, job: &Document, lease: &LeaseWatch) -> 
                 return Err(error).during("ending what a former holder of the job has begun");
             }
         }
+    }
+}
+
+async fn raise_once(mongo: &Mongo, command: &Document) -> mongodb::error::Result<()> {
+    let reply = mongo.database(mongo.state_database()).run_command(command.clone()).await?;
+    // What an election takes back would open the lanes again.
+    check_write_concern(&reply)?;
+    match reply.get_array("writeErrors") {
+        Ok(errors) => Err(mongodb::error::Error::custom(format!("{errors:?}"))),
+        Err(_) => Ok(()),
     }
 }
 

@@ -155,7 +155,10 @@ impl Lane {
         command: RawDocumentBuf,
     ) -> Result<mongodb::error::Result<Document>> {
         match self.transactions.send(database, command).await {
-            Err(error) if is_overtaken(&error) => Err(lost(self.lease.job())),
+            Err(error) if is_overtaken(&error) => {
+                self.transactions.abort().await;
+                Err(lost(self.lease.job()))
+            }
             result => Ok(result),
         }
     }
@@ -226,7 +229,10 @@ impl Lane {
                     return Ok(Some(refused));
                 }
                 Ok(Ended::Done) => return Ok(None),
-                Err(error) if is_overtaken(&error) => return Err(lost(self.lease.job())),
+                Err(error) if is_overtaken(&error) => {
+                    self.transactions.abort().await;
+                    return Err(lost(self.lease.job()));
+                }
                 Err(error) if may_pass(&error) && attempts.again(&operation, &error).await => {}
                 Err(error) => {
                     self.transactions.abort().await;

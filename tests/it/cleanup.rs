@@ -43,6 +43,7 @@ async fn a_finished_job_goes_and_the_collections_stay() {
     assert!(run.number("/removed/ranges") >= 4, "{}", run.stdout);
     assert!(bench.job(&job).await.is_none());
     assert_eq!((left(&bench, "ranges").await, left(&bench, "marks").await), (0, 1));
+    assert_eq!(left(&bench, "lanes").await, 0);
     assert_eq!((left(&bench, "keys_of_an_api").await, bytes(&bench, TARGET).await.len()), (1, 200));
     assert!(left(&bench, "verify_ranges").await > 0, "the comparison is a job of its own");
 

@@ -183,6 +183,28 @@ async fn a_follower_that_stood_still_within_its_transaction_writes_nothing() {
     stopped_follower_changes_nothing("lane_statement").await;
 }
 
+/// The copy had looked which documents are missing; by the time that it goes on somebody else has
+/// copied them, and the application has deleted some from both sides.
+#[tokio::test]
+async fn a_copy_beside_dual_writes_that_stood_still_brings_no_deleted_document_back() {
+    let bench = Bench::new().await;
+    configure(&bench, "keep = '{\"valid\": true}'");
+    bench.insert_into(SOURCE, (0..300).map(|id| doc! {"_id": id, "valid": true})).await;
+    let command = "cleanse --dual-write --grace 200ms";
+    let run = bench.program(command).env("MONGOREKEY_STOP_AT", "lane_lease_seen:1").spawn();
+    wait_for("the stop", async || is_stopped(run.pid())).await;
+    tokio::time::sleep(LEASE).await;
+    bench.run(command).await.expect_exit(0);
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    for collection in [&source(&bench), &target] {
+        collection.delete_many(doc! {"_id": {"$mod": [2, 0]}}).await.expect("deleted");
+    }
+    signal(run.pid(), Signal::Continue);
+    let run = run.finish().await;
+    assert_eq!(target.count_documents(doc! {}).await.expect("a count"), 150, "{}", run.output());
+    assert_eq!(run.exit, Some(4), "{}", run.output());
+}
+
 /// Whoever takes over closes all lanes before it reads, those too that are opened meanwhile.
 #[tokio::test]
 async fn a_lane_is_closed_to_a_former_holder_and_none_is_opened_by_him() {

@@ -262,6 +262,7 @@ impl Lane {
             crash::point("lane_statement");
         }
         self.is_held()?;
+        crash::point("lane_committing");
         self.commit_all().await?;
         crash::point("lane_committed");
         Ok(Ended::Done)

@@ -183,6 +183,12 @@ async fn a_follower_that_stood_still_within_its_transaction_writes_nothing() {
     stopped_follower_changes_nothing("lane_statement").await;
 }
 
+/// Nothing of ours looks at the lease after this: only the server can refuse.
+#[tokio::test]
+async fn a_follower_that_stood_still_before_its_commit_writes_nothing() {
+    stopped_follower_changes_nothing("lane_committing").await;
+}
+
 /// The copy had looked which documents are missing; by the time that it goes on somebody else has
 /// copied them, and the application has deleted some from both sides.
 #[tokio::test]
@@ -191,7 +197,7 @@ async fn a_copy_beside_dual_writes_that_stood_still_brings_no_deleted_document_b
     configure(&bench, "keep = '{\"valid\": true}'");
     bench.insert_into(SOURCE, (0..300).map(|id| doc! {"_id": id, "valid": true})).await;
     let command = "cleanse --dual-write --grace 200ms";
-    let run = bench.program(command).env("MONGOREKEY_STOP_AT", "lane_lease_seen:1").spawn();
+    let run = bench.program(command).env("MONGOREKEY_STOP_AT", "lane_committing:1").spawn();
     wait_for("the stop", async || is_stopped(run.pid())).await;
     tokio::time::sleep(LEASE).await;
     bench.run(command).await.expect_exit(0);

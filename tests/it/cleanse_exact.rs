@@ -1,9 +1,12 @@
 //! What is brought up to date is afterwards exactly what the source holds, whatever stood there before.
 
-use bson::{Document, doc, rawdoc};
+use bson::{Document, RawBson, doc, rawdoc};
 use mongodb::Collection;
+use mongorekey::cleanse::marks::Marks;
+use mongorekey::config::values::Secret;
+use mongorekey::mongo::Mongo;
 
-use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, configure, insert_raw};
+use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, configure, insert_raw, job_name};
 use crate::harness::Bench;
 use crate::quarantine::COMMAND;
 
@@ -57,6 +60,10 @@ async fn ids_that_come_back_in_another_spelling_are_brought_along() {
         source.delete_one(doc! {"_id": format!("a{id}")}).await.expect("deleted");
         source.insert_one(doc! {"_id": format!("A{id}"), "valid": true, "new": 1}).await.expect("inserted");
     }
+    // As a copy that was interrupted leaves them: the new spelling comes first, and by itself.
+    let mongo = Mongo::connect(&Secret::new(bench.uri.clone()), bench.state.name()).await.expect("connected");
+    let marked: Vec<RawBson> = (0..50).map(|id| RawBson::String(format!("A{id}"))).collect();
+    Marks::of(&mongo, &job_name(&bench)).set(&marked).await.expect("marked");
     bench.run("cleanse").await.expect_exit(0);
     assert_same(&bytes(&bench, SOURCE).await, &bytes(&bench, TARGET).await);
 }

@@ -464,15 +464,6 @@ fn behind(seconds: i64, changes: Option<u64>) -> String {
     }
 }
 
-/// The sessions as they were stored; of an earlier version one by itself.
-pub fn stored_sessions(stored: Option<&Bson>) -> Vec<Document> {
-    match stored {
-        Some(Bson::Array(sessions)) => sessions.iter().filter_map(Bson::as_document).cloned().collect(),
-        Some(Bson::Document(session)) => vec![session.clone()],
-        _ => Vec::new(),
-    }
-}
-
 /// Whether two collections with these options treat documents alike. Pure.
 fn same_options(left: &Document, right: &Document) -> bool {
     let others = |options: &Document| {

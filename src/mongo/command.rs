@@ -8,7 +8,6 @@ use std::fmt::Display;
 use std::future::Future;
 use std::time::Duration;
 
-use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use tokio_retry::RetryIf;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
@@ -70,26 +69,8 @@ pub fn is_transient_code(code: i32) -> bool {
     TRANSIENT_CODES.contains(&code)
 }
 
-/// The same for an operation on a session, which can't be shared between attempts.
-///
-/// # Errors
-/// The last failure, as a stop that names the operation.
-pub async fn retrying_in<T>(
-    operation: impl Display,
-    session: &mut ClientSession,
-    mut action: impl AsyncFnMut(&mut ClientSession) -> mongodb::error::Result<T>,
-) -> Result<T> {
-    let mut attempts = Attempts::default();
-    loop {
-        match action(session).await {
-            Err(error) if attempts.again(&operation, &error).await => {}
-            result => return result.during(&operation),
-        }
-    }
-}
-
-/// The attempts at one operation, for a loop of its own: a task that is spawned
-/// can't await the closure of [`retrying_in`].
+/// The attempts at one operation, for a loop of its own: an operation on a session
+/// can't be shared between attempts as [`retrying`] wants it.
 #[derive(Debug, Default)]
 pub struct Attempts {
     failed: usize,

@@ -57,14 +57,12 @@ impl Gate {
 
     /// Where the lane's document was inserted, somebody has removed it: nothing proves the right.
     pub(super) fn judge(&self, reply: &Document) -> mongodb::error::Result<()> {
-        let is_refused = errors(reply).next().is_some_and(|(_, error)| code(&error) == DUPLICATE_KEY);
+        let error = errors(reply).next().map(|(_, error)| error);
+        let is_refused = error.as_ref().is_some_and(|error| code(error) == DUPLICATE_KEY);
         if is_refused || reply.contains_key("upserted") {
             return Err(DriverError::custom(Overtaken));
         }
-        match errors(reply).next() {
-            Some((_, error)) => Err(DriverError::custom(message(&error).to_owned())),
-            None => Ok(()),
-        }
+        error.map_or(Ok(()), |error| Err(DriverError::custom(message(&error).to_owned())))
     }
 }
 

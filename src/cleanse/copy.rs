@@ -136,7 +136,7 @@ impl Copy {
     /// The first failure; other ranges under way are finished or interrupted
     /// before it is returned.
     pub async fn run(self: Arc<Self>) -> Result<Copied> {
-        let all = self.ranges.load().await?;
+        let all = self.ranges.load_whole().await?;
         let total = all.len();
         let mut pending: VecDeque<JobRange> =
             all.into_iter().filter(|range| range.state != RangeState::Done).collect();
@@ -284,6 +284,7 @@ impl Copy {
     ) -> mongodb::error::Result<()> {
         // Whoever has the lease by now has made sure that nothing runs on this session.
         self.lease.valid().await.map_err(|error| mongodb::error::Error::custom(error.to_string()))?;
+        crash::point("copy_sending");
         self.mongo.run_writing_pipeline(operation, &self.source, stages, self.hint(), &self.job).await
     }
 

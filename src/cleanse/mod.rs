@@ -3,7 +3,7 @@
 //! `plan` decides, `run` lists the phases; `predicate` and `target` decide without I/O what is
 //! valid and what the target must look like; `copy` moves ranges, `build`
 //! makes and finishes the target, `steer` slows and stops it, `needs` and `affected` care for rules that
-//! look at other documents, `quarantine` keeps what is rejected and `restore` puts it back, `displaced` what gave way on the way back, `combine` tells which options go together,
+//! look at other documents, `names` are those of an unfinished copy, `quarantine` keeps what is rejected and `restore` puts it back, `displaced` what gave way on the way back, `combine` tells which options go together,
 //! `dry_run` shows all of it without a write.
 
 pub mod affected;
@@ -19,6 +19,7 @@ pub mod follow;
 pub mod keep;
 pub mod ledger;
 pub mod marks;
+pub mod names;
 pub mod needs;
 pub mod out;
 pub mod outlook;

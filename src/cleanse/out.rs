@@ -14,12 +14,14 @@ use futures_util::TryStreamExt;
 use super::build;
 use super::copy::Copied;
 use super::follow::Follower;
+use super::names::TARGET_UUID;
 use super::plan::Plan;
 use super::run::Phase;
 use super::target::PENDING;
 use crate::Context;
 use crate::cli::cleanse::Method;
 use crate::config::values::Namespace;
+use crate::crash;
 use crate::error::{Context as _, Error, Result};
 use crate::event::Progress;
 use crate::job::Job;
@@ -146,6 +148,7 @@ pub async fn copy(
     let mut operation = mongo.operation().await?;
     let session = operation.id();
     job.save(doc! {SESSION: session.clone()}).await?;
+    crash::point("copy_sending");
     let stages = stages(&plan.predicate.valid(), &plan.target.collection);
     let run = mongo.run_writing_pipeline(&mut operation, &plan.source, stages, None, job.name());
     let (result, is_killed) = beside_progress(context, plan, run, &session).await;
@@ -160,8 +163,8 @@ pub async fn copy(
         }
     }
     let uuid = build::identity(mongo, &plan.target).await?;
-    job.save(doc! {"target_uuid": uuid, SESSION: Bson::Null, "phase": Phase::Finish.as_str()}).await?;
-    crate::crash::point("after_out");
+    job.save(doc! {TARGET_UUID: uuid, SESSION: Bson::Null, "phase": Phase::Finish.as_str()}).await?;
+    crash::point("after_out");
     let now = mongo.last_write_time().await?;
     let (touched, _) = follower.look_ahead(from.clone(), now).await?;
     Ok(Shot { copied: Copied::All, touched })

@@ -5,6 +5,7 @@ use bson::{Document, doc};
 use super::build;
 use super::combine;
 use super::dual_write;
+use super::names;
 use super::needs;
 use super::predicate::Predicate;
 use super::quarantine;
@@ -28,7 +29,7 @@ const RANGES_PER_WORKER: usize = 4;
 const MOST_RANGES: usize = 10_000;
 
 /// Everything decided before the job starts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// Name of the job.
     pub job: String,
@@ -66,6 +67,7 @@ pub async fn prepare(mongo: &Mongo, settings: &Settings, args: &CleanseArgs) -> 
     }
     let quarantine = args.quarantine.as_deref();
     let quarantine = quarantine.map(|name| quarantine::named(&source, &target, name)).transpose()?;
+    [Some(&target), quarantine.as_ref()].into_iter().flatten().try_for_each(names::check_length)?;
     let predicate = compile(settings, &rules)?;
     combine::check(args, &predicate.valid())?;
     if let Some(index) = rules.exists_in.iter().position(|rule| rule.collection == target) {

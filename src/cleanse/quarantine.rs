@@ -10,6 +10,7 @@ use mongodb::options::Hint;
 
 use super::build;
 use super::follow::Follower;
+use super::names;
 use super::plan::{Plan, target_of};
 use super::target::{PENDING, PENDING_INDEX};
 use crate::config::values::Namespace;
@@ -81,7 +82,8 @@ pub async fn check(mongo: &Mongo, plan: &Plan, job: Option<&Document>, begins_an
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
     let owned = owned(job);
     if let Some((namespace, uuid)) = owned.as_ref().filter(|_| begins_anew)
-        && uuid_of(mongo, namespace).await?.as_ref() == Some(uuid)
+        && names::find(mongo, namespace, Some(uuid)).await?.and_then(|(_, found)| found.uuid).as_ref()
+            == Some(uuid)
         && stored("source_uuid").is_some_and(|uuid| plan.description.uuid.as_ref() != Some(uuid))
     {
         return Err(Error::refused(format!(
@@ -91,7 +93,8 @@ pub async fn check(mongo: &Mongo, plan: &Plan, job: Option<&Document>, begins_an
         .hint("rename it to keep it, or drop it yourself, and start again"));
     }
     let Some(quarantine) = &plan.quarantine else { return Ok(()) };
-    let exists = uuid_of(mongo, quarantine).await?;
+    let ours = owned.as_ref().map(|(_, uuid)| uuid);
+    let exists = names::find(mongo, quarantine, ours).await?.and_then(|(_, found)| found.uuid);
     let is_begun = stored("phase").is_some() && job.and_then(of_job).as_ref() == Some(quarantine);
     match (exists, owned) {
         (None, Some((owned, _))) if !begins_anew && owned == *quarantine => {
@@ -99,7 +102,7 @@ pub async fn check(mongo: &Mongo, plan: &Plan, job: Option<&Document>, begins_an
                 .hint("copy anew with --restart"))
         }
         (Some(uuid), Some((_, owned))) if uuid == owned => Ok(()),
-        (Some(_), None) if is_begun && build::is_empty(mongo, quarantine).await? => Ok(()),
+        (Some(_), None) if plan.dual_write && is_begun && build::is_empty(mongo, quarantine).await? => Ok(()),
         (Some(_), _) => Err(not_ours(quarantine)),
         (None, _) => {
             // Ours go before the quarantine that they belong to.
@@ -126,18 +129,24 @@ async fn uuid_of(mongo: &Mongo, namespace: &Namespace) -> Result<Option<Bson>> {
     Ok(mongo.describe(namespace).await?.and_then(|description| description.uuid))
 }
 
-/// Makes the quarantine, or takes the empty one that an interrupted start has
-/// made, and records it.
+/// Makes the quarantine under a name of the copy's, or takes the empty one that an interrupted start
+/// has made, and records it by the name that the operator gave.
 ///
 /// # Errors
 /// A stop where the server refuses.
-pub async fn create(mongo: &Mongo, quarantine: &Namespace, source: &Description, job: &Job) -> Result<()> {
-    let uuid = match uuid_of(mongo, quarantine).await? {
+pub async fn create(
+    mongo: &Mongo,
+    quarantine: &Namespace,
+    working: &Namespace,
+    source: &Description,
+    job: &Job,
+) -> Result<()> {
+    let uuid = match uuid_of(mongo, working).await? {
         Some(uuid) => uuid,
-        None => build::create(mongo, quarantine, &creation(source)).await?,
+        None => build::create(mongo, working, &creation(source)).await?,
     };
     job.save(doc! {NAME: quarantine.to_string(), UUID: uuid}).await?;
-    build::index_pending(mongo, quarantine).await
+    build::index_pending(mongo, working).await
 }
 
 /// Of the options of the source only the collation counts: ranges of `_id` must
@@ -157,14 +166,15 @@ fn creation(source: &Description) -> Description {
 pub async fn clear(mongo: &Mongo, plan: &Plan, job: &Job) -> Result<()> {
     if let (Some(Bson::String(name)), Some(uuid)) = (job.stored(NAME), job.stored(UUID))
         && let Ok(namespace) = name.parse::<Namespace>()
-        && uuid_of(mongo, &namespace).await?.as_ref() == Some(uuid)
+        && let Some((found, description)) = names::find(mongo, &namespace, Some(uuid)).await?
+        && description.uuid.as_ref() == Some(uuid)
     {
         // The parts first: without the quarantine nobody would know whose they are.
-        for namespace in [parts_of(&namespace), namespace] {
+        for namespace in [parts_of(&namespace), found] {
             mongo.collection(&namespace).drop().await.during(format!("dropping {namespace}"))?;
         }
     }
-    if let Some(quarantine) = &plan.quarantine
+    if let Some(quarantine) = plan.quarantine.as_ref().filter(|_| plan.dual_write)
         && uuid_of(mongo, quarantine).await?.is_some()
         && build::is_empty(mongo, quarantine).await?
     {

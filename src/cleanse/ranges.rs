@@ -4,7 +4,7 @@ use bson::{Bson, DateTime, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::job::lease::lost;
 use crate::mongo::Mongo;
@@ -63,12 +63,14 @@ impl Ranges {
     /// A stop where they can't be stored.
     pub async fn create(&self, ranges: &[Range]) -> Result<()> {
         self.clear().await?;
+        let of = i32::try_from(ranges.len()).unwrap_or(i32::MAX);
         let documents: Vec<Document> = ranges
             .iter()
             .enumerate()
             .map(|(number, range)| {
                 let number = i32::try_from(number).unwrap_or(i32::MAX);
-                let mut document = doc! {"_id": self.id(number), "v": 1, "state": "pending", "run": self.run};
+                let mut document =
+                    doc! {"_id": self.id(number), "v": 1, "of": of, "state": "pending", "run": self.run};
                 // An absent bound is open; a bound may itself be null.
                 for (name, bound) in [("lower", &range.lower), ("upper", &range.upper)] {
                     if let Some(bound) = bound {
@@ -91,21 +93,44 @@ impl Ranges {
     /// # Errors
     /// A stop where they can't be read.
     pub async fn load(&self) -> Result<Vec<JobRange>> {
-        let filter = doc! {"_id.job": &self.job};
-        let documents: Vec<Document> = retrying(format!("reading the ranges of {}", self.job), || {
-            let find = self.collection.find(filter.clone()).sort(doc! {"_id.number": 1});
-            async move { find.await?.try_collect().await }
-        })
-        .await?;
+        Ok(self.documents().await?.into_iter().map(read).collect())
+    }
+
+    /// All ranges of a copy that has begun.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; a stop where some are gone: what they stand for would never be copied.
+    pub async fn load_whole(&self) -> Result<Vec<JobRange>> {
+        let documents = self.documents().await?;
+        // Those of an early version do not say how many there are.
+        let is_whole = |range: &Document| {
+            range.get_i32("of").map_or(true, |of| usize::try_from(of) == Ok(documents.len()))
+        };
+        if documents.is_empty() || !documents.iter().all(is_whole) {
+            return Err(Error::stopped(format!(
+                "ranges of the job {} are missing in the state database",
+                self.job
+            ))
+            .hint("copy anew with --restart"));
+        }
         Ok(documents.into_iter().map(read).collect())
     }
 
-    /// Forgets all ranges.
+    async fn documents(&self) -> Result<Vec<Document>> {
+        let filter = doc! {"_id.job": &self.job};
+        retrying(format!("reading the ranges of {}", self.job), || {
+            let find = self.collection.find(filter.clone()).sort(doc! {"_id.number": 1});
+            async move { find.await?.try_collect().await }
+        })
+        .await
+    }
+
+    /// Forgets all ranges but those that a later run has stored.
     ///
     /// # Errors
     /// A stop where they can't be removed.
     pub async fn clear(&self) -> Result<()> {
-        let filter = doc! {"_id.job": &self.job};
+        let filter = doc! {"_id.job": &self.job, "run": {"$not": {"$gt": self.run}}};
         retrying(format!("forgetting the ranges of {}", self.job), || {
             let delete = self.collection.delete_many(filter.clone());
             async move { delete.await }

@@ -8,12 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::build::{self, When};
 use super::copy::{Copied, Copy};
-use super::count;
 use super::dry_run::{self, average_size};
 use super::dual_write::{self, adopt};
 use super::follow::{Direction, Follower, stored_position};
 use super::keep::Keeping;
 use super::ledger::Tally;
+use super::names::{self, TARGET_UUID};
 use super::needs;
 use super::out;
 use super::outlook::{self, Outlook};
@@ -24,7 +24,7 @@ use super::result::{self, Figures};
 use super::steer;
 use crate::Context;
 use crate::cli::cleanse::{CleanseArgs, Method};
-use crate::config::values::ExtendedJson;
+use crate::config::values::{ExtendedJson, Namespace};
 use crate::crash;
 use crate::cutover::gates::CHANGED_AT;
 use crate::cutover::record::Record;
@@ -54,7 +54,7 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     let valid = plan.predicate.valid();
     let check = needs::check_following(&context.mongo, &plan.source, &plan.description, &valid);
     context.unless_interrupted(check).await?;
-    if context.mongo.describe(&plan.target).await?.is_none() {
+    if !is_begun(&context.mongo, &plan).await? {
         Outlook::of(&context.mongo, &plan).await.check_start(context, &plan)?;
     }
     let job = context.unless_interrupted(begin(&context.mongo, &plan, args)).await?;
@@ -67,9 +67,17 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     result::finish(context, &plan, job, ended, &figures, start.elapsed().as_secs_f64()).await
 }
 
+/// Whether there is something of the target, by whatever name.
+async fn is_begun(mongo: &Mongo, plan: &Plan) -> Result<bool> {
+    let job = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
+    let uuid = job.as_ref().and_then(|job| job.get(TARGET_UUID));
+    Ok(names::find(mongo, &plan.target, uuid).await?.is_some())
+}
+
 /// Takes the job, if source and target are what they should be.
 async fn begin(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<Job> {
     let existing = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
+    names::check_nobody_else_copies(mongo, plan).await?;
     check_target(mongo, plan, existing.as_ref(), args.restart).await?;
     if let Some(job) = existing.as_ref().filter(|_| !args.restart) {
         out::check_method(job, args.method)?;
@@ -85,8 +93,10 @@ async fn begin(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<Job> {
 /// The target must be absent or this job's own, and the source the one that the
 /// copy was begun from.
 async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restart: bool) -> Result<()> {
-    let exists = mongo.describe(&plan.target).await?;
     let stored = |field: &str| job.and_then(|job| job.get(field)).filter(|value| **value != Bson::Null);
+    let found = names::find(mongo, &plan.target, stored(TARGET_UUID)).await?;
+    let is_named_by_us = found.as_ref().is_some_and(|(name, _)| *name != plan.target);
+    let exists = found.map(|(_, description)| description);
     let phase = stored("phase").and_then(Bson::as_str);
     if job.map(Record::of).transpose()?.flatten().is_some_and(|record| record.is_done()) {
         return Err(Error::refused(format!(
@@ -119,7 +129,10 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
         ))
         .hint("copy anew with --restart"));
     }
-    match (exists, stored("target_uuid")) {
+    if is_named_by_us && mongo.describe(&plan.target).await?.is_some() {
+        return Err(not_ours(&plan.target));
+    }
+    match (exists, stored(TARGET_UUID)) {
         (None, Some(_)) if !begins_anew => {
             Err(Error::refused(format!("{}, which the job {} had made, is gone", plan.target, plan.job))
                 .hint("copy anew with --restart"))
@@ -127,11 +140,14 @@ async fn check_target(mongo: &Mongo, plan: &Plan, job: Option<&Document>, restar
         (Some(target), Some(owned)) if target.uuid.as_ref() == Some(owned) => Ok(()),
         (Some(target), _) if job.is_some_and(|job| out::is_made_by(job, &target)) => Ok(()),
         (Some(target), None) if plan.dual_write => adopt::check(plan, &target),
-        (Some(_), None) if phase.is_some() && build::is_empty(mongo, &plan.target).await? => Ok(()),
-        (Some(_), _) => Err(Error::refused(format!("{} exists already and is not this job's", plan.target))
-            .hint("choose another name with --to, or drop it yourself")),
+        (Some(_), _) => Err(not_ours(&plan.target)),
         (None, _) => Ok(()),
     }
+}
+
+fn not_ours(target: &Namespace) -> Error {
+    Error::refused(format!("{target} exists already and is not this job's"))
+        .hint("choose another name with --to, or drop it yourself")
 }
 
 /// The way of the data, phase after phase; each is safe to begin again.
@@ -148,7 +164,12 @@ async fn phases(
     let mut phase = Phase::stored(job);
     let method = out::method(job.document(), args.method);
     let halt = context.stop.child_token();
-    let copy = Arc::new(copy_of(context, pace, plan, job, &ranges, halt.clone()).await?);
+    let copying = &plan.in_epoch(names::epoch(job));
+    names::drop_leftovers(mongo, plan).await?;
+    if matches!(phase, Phase::Create | Phase::Copy) {
+        names::take(mongo, job, plan, copying).await?;
+    }
+    let copy = Arc::new(copy_of(context, pace, copying, job, &ranges, halt.clone()).await?);
     copy.clean_up().await?;
     let follower = Follower {
         mongo,
@@ -181,36 +202,44 @@ async fn phases(
         phase = Phase::Create;
     }
     if phase == Phase::Create {
-        position = Some(create(context, plan, job, &ranges, &follower, method).await?);
+        position = Some(create(context, plan, copying, job, &ranges, &follower, method).await?);
         crash::point("cleanse_created");
         phase = Phase::Copy;
     }
     let mut position = position.ok_or_else(|| without_position(job))?;
     if phase == Phase::Copy && method == Method::Out {
-        let shot = out::copy(context, plan, job, &follower, &position).await?;
+        let shot = out::copy(context, copying, job, &follower, &position).await?;
         figures.touched = Some(shot.touched);
-        if shot.copied == Copied::Interrupted || shot.touched > 0 {
-            figures.copied = count::exactly(mongo, &plan.target, &Document::new()).await?;
-            return Ok(shot.copied.max(Copied::Touched));
+        if shot.copied == Copied::Interrupted {
+            result::count_written(mongo, copying, figures).await?;
+            return Ok(Copied::Interrupted);
+        }
+        names::give_back(mongo, plan, copying).await?;
+        if shot.touched > 0 {
+            result::count_written(mongo, plan, figures).await?;
+            return Ok(Copied::Touched);
         }
         phase = Phase::Finish;
     }
     if phase == Phase::Copy {
-        let (copying, pending) = (Instant::now(), copy.pending().await?);
+        let (begun, pending) = (Instant::now(), copy.pending().await?);
         let copied = while_marking(&follower, &mut position, &halt, copy.clone().run()).await?;
         if let Some(keeping) = &copy.keeping {
             dual_write::count_copied(&mut figures.dual_write, keeping);
         }
         if copied == Copied::Interrupted {
-            result::count_written(mongo, plan, figures).await?;
+            result::count_written(mongo, copying, figures).await?;
             return Ok(Copied::Interrupted);
         }
-        let rate = copy.rate(pending, copying.elapsed());
+        let rate = copy.rate(pending, begun.elapsed());
         job.save(doc! {"phase": Phase::Finish.as_str(), outlook::MEASURED: rate}).await?;
         crash::point("cleanse_copied");
         phase = Phase::Finish;
     }
     let is_to_finish = phase == Phase::Finish;
+    if is_to_finish {
+        names::give_back(mongo, plan, copying).await?;
+    }
     if !catch_up(context, plan, args, &follower, &mut position, is_to_finish, figures).await? {
         result::count_written(mongo, plan, figures).await?;
         return Ok(Copied::Interrupted);
@@ -340,6 +369,12 @@ impl Phase {
         }
     }
 
+    /// Whether a stored job has begun to make its target and has not finished copying. Pure.
+    pub(super) fn is_copying(job: &Document) -> bool {
+        let unfinished = [Self::Clear, Self::Create, Self::Copy];
+        job.get_str("phase").is_ok_and(|stored| unfinished.iter().any(|phase| phase.as_str() == stored))
+    }
+
     fn stored(job: &Job) -> Self {
         let stored = job.stored("phase").and_then(Bson::as_str);
         [Self::Clear, Self::Copy, Self::Finish, Self::Done]
@@ -383,27 +418,29 @@ async fn copy_of(
 /// Drops what an earlier copy of this job has made.
 async fn clear(mongo: &Mongo, plan: &Plan, job: &Job, ranges: &Ranges) -> Result<()> {
     use crate::error::Context as _;
-    let owned = job.stored("target_uuid");
-    let target = mongo.describe(&plan.target).await?;
-    let is_ours = target
-        .as_ref()
-        .is_some_and(|target| target.uuid.as_ref() == owned || out::is_made_by(job.document(), target));
-    // Empty or not: the application may be about to write to it.
-    let is_foreign = plan.dual_write && !is_ours;
-    if target.is_some() && !is_foreign && (is_ours || build::is_empty(mongo, &plan.target).await?) {
-        mongo.collection(&plan.target).drop().await.during(format!("dropping {}", plan.target))?;
-        crash::point("cleanse_dropped");
+    let owned = job.stored(TARGET_UUID).filter(|uuid| **uuid != Bson::Null);
+    if let Some((name, target)) = names::find(mongo, &plan.target, owned).await? {
+        let is_ours =
+            owned.is_some() && target.uuid.as_ref() == owned || out::is_made_by(job.document(), &target);
+        // Empty or not: the application may be about to write to it.
+        let is_foreign = plan.dual_write && !is_ours;
+        if !is_foreign && (is_ours || build::is_empty(mongo, &name).await?) {
+            mongo.collection(&name).drop().await.during(format!("dropping {name}"))?;
+            crash::point("cleanse_dropped");
+        }
     }
     quarantine::clear(mongo, plan, job).await?;
     ranges.clear().await?;
-    let nothing = doc! {"phase": Phase::Create.as_str(), "target_uuid": Bson::Null, "source_uuid": Bson::Null, adopt::ADOPTED: Bson::Null};
-    job.save(nothing).await
+    let nothing = doc! {"phase": Phase::Create.as_str(), TARGET_UUID: Bson::Null, "source_uuid": Bson::Null, adopt::ADOPTED: Bson::Null};
+    job.save(nothing).await?;
+    names::drop_leftovers(mongo, plan).await
 }
 
 /// Makes target and ranges; returns the position from which changes count.
 async fn create(
     context: &Context,
     plan: &Plan,
+    copying: &Plan,
     job: &Job,
     ranges: &Ranges,
     follower: &Follower<'_>,
@@ -412,13 +449,13 @@ async fn create(
     let mongo = &context.mongo;
     // Recorded first: an empty target found afterwards is ours.
     job.save(doc! {"phase": Phase::Create.as_str()}).await?;
-    let (uuid, existed) = adopt::take_or_create(mongo, plan).await?;
+    let (uuid, existed) = adopt::take_or_create(mongo, copying).await?;
     crash::point("cleanse_target_made");
     let source_uuid = plan.description.uuid.clone().unwrap_or(Bson::Null);
     let options = Bson::Document(plan.description.options.clone()).into_canonical_extjson().to_string();
     let adopted = plan.dual_write && existed;
     job.save(doc! {
-        "target_uuid": uuid,
+        TARGET_UUID: uuid,
         "source_uuid": source_uuid,
         adopt::ADOPTED: adopted,
         SOURCE_OPTIONS: options,
@@ -426,15 +463,15 @@ async fn create(
     .await?;
     if method == Method::Out {
         ranges.clear().await?;
-        out::mark(mongo, job, &plan.target).await?;
+        out::mark(mongo, job, &copying.target).await?;
     } else {
         job.save(doc! {out::METHOD: Method::Merge.as_str()}).await?;
         if !plan.dual_write {
-            build::index_pending(mongo, &plan.target).await?;
+            build::index_pending(mongo, &copying.target).await?;
         }
     }
-    if let Some(quarantine) = &plan.quarantine {
-        quarantine::create(mongo, quarantine, &plan.description, job).await?;
+    if let (Some(quarantine), Some(working)) = (&plan.quarantine, &copying.quarantine) {
+        quarantine::create(mongo, quarantine, working, &plan.description, job).await?;
     }
     // Before anything is copied: what changes from here on is seen.
     let position = follower.begin().await?;

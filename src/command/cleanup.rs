@@ -11,7 +11,7 @@ use mongodb::Collection;
 use serde_json::json;
 
 use crate::Context;
-use crate::cleanse::{affected, displaced, out, quarantine};
+use crate::cleanse::{affected, displaced, names, out, quarantine};
 use crate::cli::cleanup::CleanupArgs;
 use crate::config::values::Namespace;
 use crate::cutover::switch::owned;
@@ -157,6 +157,8 @@ async fn set_aside(mongo: &Mongo, job: &Document) -> Result<Vec<SetAside>> {
             found.push(SetAside { namespace, uuid: uuid.clone() });
         }
     }
+    let unfinished = names::unfinished(mongo, job).await?;
+    found.extend(unfinished.into_iter().map(|(namespace, uuid)| SetAside { namespace, uuid }));
     Ok(found)
 }
 

@@ -8,22 +8,11 @@
 //! The collection is found by its UUID, whichever attempt has named it: an earlier one may have been
 //! given up before its first rename arrived.
 
-use std::time::Duration;
-
-use bson::Bson;
-
 use super::order::{Renames, is_working_name, working_name};
 use crate::config::values::Namespace;
-use crate::error::{Error, Result, describe_mongo};
+use crate::error::{Error, Result};
 use crate::mongo::Mongo;
-use crate::mongo::exchange::Obstacle;
-
-/// How long one rename may wait for whoever holds the collection.
-const PATIENT: Duration = Duration::from_secs(30);
-/// Attempts at a rename.
-const ATTEMPTS: u32 = 20;
-/// Between two of them.
-const PAUSE: Duration = Duration::from_millis(100);
+use crate::mongo::renaming::Renamed;
 
 /// Gives the incoming collection the name of this attempt.
 ///
@@ -32,9 +21,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub async fn take(mongo: &Mongo, renames: &Renames) -> Result<()> {
     let Some(working) = &renames.working else { return Ok(()) };
     match rename(mongo, renames, working).await? {
-        Renamed::Done => Ok(()),
         Renamed::NameTaken => Err(Error::stopped(format!("{working} exists already"))
             .hint("start the same command again: every attempt has another name")),
+        _ => Ok(()),
     }
 }
 
@@ -45,8 +34,8 @@ pub async fn take(mongo: &Mongo, renames: &Renames) -> Result<()> {
 /// A stop where another collection has the name, or the server refuses.
 pub async fn give_back(mongo: &Mongo, renames: &Renames) -> Result<()> {
     match rename(mongo, renames, &renames.incoming).await? {
-        Renamed::Done => Ok(()),
         Renamed::NameTaken => Err(name_taken(&renames.incoming)),
+        _ => Ok(()),
     }
 }
 
@@ -56,7 +45,7 @@ pub async fn give_back(mongo: &Mongo, renames: &Renames) -> Result<()> {
 /// # Errors
 /// A stop where the server refuses.
 pub async fn take_away(mongo: &Mongo, renames: &Renames) -> Result<()> {
-    if rename(mongo, renames, &renames.incoming).await? == Renamed::Done {
+    if rename(mongo, renames, &renames.incoming).await? != Renamed::NameTaken {
         return Ok(());
     }
     let elsewhere = working_name(&renames.incoming, &format!("{:016x}", rand::random::<u64>()));
@@ -69,45 +58,13 @@ fn name_taken(incoming: &Namespace) -> Error {
         .hint(format!("rename or drop {incoming}, then start the same command again"))
 }
 
-#[derive(PartialEq)]
-enum Renamed {
-    /// It has that name, or names were exchanged.
-    Done,
-    /// Another collection has that name.
-    NameTaken,
-}
-
-/// Renames the incoming collection, which has its own name or that of an attempt.
+/// Renames the incoming collection, which has its own name or that of an attempt. Any other name says
+/// that names were exchanged.
 async fn rename(mongo: &Mongo, renames: &Renames, to: &Namespace) -> Result<Renamed> {
-    let uuid = &renames.incoming_uuid;
-    for _ in 0..ATTEMPTS {
-        let Some(from) = mongo.name_of(&to.database, uuid).await? else {
-            return Err(Error::stopped(format!("the collection that was {} is gone", renames.incoming)));
-        };
-        let may_be_renamed = from == renames.incoming || is_working_name(&renames.incoming, &from);
-        if from == *to || !may_be_renamed {
-            return Ok(Renamed::Done);
-        }
-        match rename_once(mongo, &from, uuid, to).await {
-            Ok(()) => return Ok(Renamed::Done),
-            Err(error) if Obstacle::of(&error) == Obstacle::NameTaken => return Ok(Renamed::NameTaken),
-            // Perhaps it was done, and only the answer was lost.
-            Err(error) => {
-                tracing::debug!(error = describe_mongo(&error), "the rename to {to} is tried again");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
+    let may_be_renamed =
+        |from: &Namespace| *from == renames.incoming || is_working_name(&renames.incoming, from);
+    match mongo.rename_by_uuid(&renames.incoming_uuid, to, may_be_renamed).await? {
+        Renamed::Gone => Err(Error::stopped(format!("the collection that was {} is gone", renames.incoming))),
+        renamed => Ok(renamed),
     }
-    Err(Error::stopped(format!("{} can't be renamed to {to}", renames.incoming))
-        .hint("is the server reachable? Start the same command again"))
-}
-
-async fn rename_once(
-    mongo: &Mongo,
-    from: &Namespace,
-    uuid: &Bson,
-    to: &Namespace,
-) -> mongodb::error::Result<()> {
-    let mut operation = mongo.operation().await.map_err(mongodb::error::Error::custom)?;
-    mongo.rename(&mut operation, from, uuid, to, None, PATIENT).await
 }

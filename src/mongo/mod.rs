@@ -28,6 +28,7 @@ pub mod outlook;
 pub mod preflight;
 pub mod quarantine;
 pub mod range;
+pub mod renaming;
 pub mod restore;
 pub mod scan;
 pub mod sink;

@@ -5,7 +5,9 @@ use std::time::Duration;
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::Collection;
 
-use crate::cleansing::{FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, configure, job_name};
+use crate::cleansing::{
+    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, configure, job_name, next_namespace,
+};
 use crate::fail_points::named_uri;
 use crate::harness::{Bench, wait_for};
 use crate::program::{Finished, Running};
@@ -95,7 +97,7 @@ async fn a_stop_ends_a_follower_with_its_state_saved() {
 async fn a_stop_ends_a_copy_and_the_next_run_goes_on() {
     let bench = bench(6_000).await;
     let inserts = FailPoint::reserve("hangDuringBatchInsert");
-    let data = doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": true};
+    let data = doc! {"nss": next_namespace(&bench, "cleanse", TARGET).await, "shouldCheckForInterrupt": true};
     let before = inserts.set(&bench, "alwaysOn", data).await;
     let run = bench.program("cleanse --parallel 1").spawn();
     inserts.wait_until_entered(&bench, before + 1).await;

@@ -5,7 +5,7 @@ use bson::{Bson, DateTime, Document, doc};
 use mongodb::{Collection, IndexModel};
 use serde_json::json;
 
-use crate::cleansing::{FailPoint, SOURCE, TARGET, bytes, configure};
+use crate::cleansing::{FailPoint, SOURCE, TARGET, bytes, configure, count_now, next_namespace};
 use crate::harness::{Bench, Random, wait_for};
 use crate::judging::Judge;
 use crate::program::Signal;
@@ -227,7 +227,7 @@ async fn changes_while_the_copy_stands_still_are_not_lost() {
     bench.insert_into(SOURCE, (0..600).map(|id| player(id, id % 150, id))).await;
     configure(&bench, DEDUPE);
     let inserts = FailPoint::reserve("hangDuringBatchInsert");
-    let data = doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": true};
+    let data = doc! {"nss": next_namespace(&bench, "cleanse", TARGET).await, "shouldCheckForInterrupt": true};
     let before = inserts.set(&bench, "alwaysOn", data).await;
     let mut run = bench.program("cleanse --parallel 1").spawn();
     wait_for("the copy", async || {
@@ -413,8 +413,7 @@ async fn a_large_source_needs_an_index_that_finds_groups() {
         .expect("an index");
     // With it the copy begins; what becomes of groups is looked at on smaller ones.
     let run = bench.program("cleanse").spawn();
-    let target = bench.database.collection::<Document>(TARGET);
-    wait_for("the copy", async || target.estimated_document_count().await.expect("a count") > 0).await;
+    wait_for("the copy", async || count_now(&bench, TARGET, doc! {}).await > 0).await;
     run.signal(Signal::Terminate);
     run.finish().await.expect_exit(143);
 }

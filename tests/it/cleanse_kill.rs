@@ -10,8 +10,8 @@ use mongorekey::mongo::Mongo;
 use mongorekey::mongo::range::Range;
 
 use crate::cleansing::{
-    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure, delicate, every_type, ids,
-    insert_raw, job_name, store_exactly, zero_timestamps,
+    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure, count_now, delicate,
+    every_type, ids, insert_raw, job_name, next_namespace, store_exactly, zero_timestamps,
 };
 use crate::harness::{Bench, Random, uri, uri_with, wait_for};
 use crate::program::{Running, Signal};
@@ -41,8 +41,7 @@ async fn seed(bench: &Bench, count: u32) {
 }
 
 async fn copied(bench: &Bench) -> u64 {
-    let target: Collection<Document> = bench.database.collection(TARGET);
-    target.estimated_document_count().await.expect("a count")
+    count_now(bench, TARGET, doc! {}).await
 }
 
 /// The sessions on which ranges are being copied, as the program recorded them. The range before the
@@ -82,7 +81,7 @@ async fn expect_end_state(bench: &Bench) {
 
 /// Starts a cleanse and waits until it stands in front of an insert into the target.
 pub async fn start_and_block(bench: &Bench, inserts: &FailPoint, interruptible: bool) -> Running {
-    let data = doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": interruptible};
+    let data = doc! {"nss": next_namespace(bench, "cleanse", TARGET).await, "shouldCheckForInterrupt": interruptible};
     inserts.set(bench, "alwaysOn", data).await;
     let mut run = bench.program("cleanse --parallel 1").spawn();
     wait_for("an operation that copies", async || {
@@ -271,7 +270,11 @@ async fn sigterm_while_the_last_ranges_are_copied_forgets_none_of_them() {
     );
     let inserts = FailPoint::reserve(INSERTS);
     inserts
-        .set(&bench, "alwaysOn", doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": true})
+        .set(
+            &bench,
+            "alwaysOn",
+            doc! {"nss": next_namespace(&bench, "cleanse", TARGET).await, "shouldCheckForInterrupt": true},
+        )
         .await;
     let mut run = bench.program("cleanse --parallel 2").spawn();
     let ranges: Collection<Document> = bench.state.collection("ranges");
@@ -359,7 +362,26 @@ async fn a_run_that_was_replaced_stores_no_range() {
     let refused = ranges.set(0, &RangeState::Done).await.expect_err("it is another run's");
     assert!(refused.message().contains("lease"), "{refused}");
     ranges.advance(0, &Bson::Int32(5)).await.expect_err("it is another run's");
+    ranges.clear().await.expect("nothing of its own is left");
     let range = stored.find_one(doc! {}).await.expect("a read").expect("a range");
     assert_eq!(range.get_str("state").ok(), Some("copying"));
     assert_eq!(range.get_document("session").ok(), Some(&doc! {"id": 2}));
+}
+
+/// What it stands for would never be copied.
+#[tokio::test]
+async fn a_range_that_is_missing_stops_the_copy() {
+    let bench = Bench::new().await;
+    seed(&bench, 400).await;
+    configure(&bench, RULES);
+    let run = bench.program("cleanse").env("MONGOREKEY_CRASH_AT", "cleanse_ranges_made:1").run().await;
+    assert_eq!(run.exit, None, "killed by itself: {}", run.output());
+    let run = bench.program("cleanse --parallel 1").env("MONGOREKEY_CRASH_AT", "range_copied:1").run().await;
+    assert_eq!(run.exit, None, "killed by itself: {}", run.output());
+    let ranges: Collection<Document> = bench.state.collection("ranges");
+    ranges.delete_one(doc! {"_id.number": 2}).await.expect("deleted");
+    let run = bench.run("cleanse").await.expect_exit(4);
+    assert!(run.stderr.contains("--restart"), "{}", run.stderr);
+    bench.run("cleanse --restart").await.expect_exit(0);
+    expect_end_state(&bench).await;
 }

@@ -5,7 +5,8 @@ use mongodb::{Collection, IndexModel};
 use serde_json::json;
 
 use crate::cleansing::{
-    FailPoint, SOURCE, TARGET, assert_same, bytes, configure, delicate, every_type, ids, insert_raw, job_name,
+    FailPoint, SOURCE, TARGET, assert_same, bytes, configure, delicate, every_type, ids, insert_raw,
+    job_name, next_namespace,
 };
 use crate::harness::{Bench, wait_for};
 use crate::judging::Judge;
@@ -232,7 +233,8 @@ async fn members_that_come_and_go_during_the_copy_are_not_lost() {
         keep_images(&bench).await;
         configure(&bench, &rule(&bench, foreign));
         let inserts = FailPoint::reserve("hangDuringBatchInsert");
-        let data = doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": true};
+        let data =
+            doc! {"nss": next_namespace(&bench, "cleanse", TARGET).await, "shouldCheckForInterrupt": true};
         let before = inserts.set(&bench, "alwaysOn", data).await;
         let mut run = bench.program("cleanse --parallel 1").spawn();
         wait_for("the copy", async || {

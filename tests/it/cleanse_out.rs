@@ -6,8 +6,8 @@ use bson::{Document, doc};
 use mongodb::Collection;
 
 use crate::cleansing::{
-    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, configure, delicate, every_type, ids,
-    insert_raw, job_name, store_exactly, zero_timestamps,
+    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, configure, count_now, delicate, every_type,
+    ids, insert_raw, job_name, store_exactly, zero_timestamps,
 };
 use crate::harness::{Bench, wait_for};
 use crate::program::{Running, Signal};
@@ -138,9 +138,7 @@ async fn a_killed_shot_is_begun_anew_whatever_became_of_it() {
         if wait_for_its_end {
             // The server goes on without us, and puts its result in place.
             yields.off(&bench).await;
-            let target = collection(&bench, TARGET);
-            wait_for("the result", async || target.count_documents(doc! {}).await.expect("a count") > 0)
-                .await;
+            wait_for("the result", async || count_now(&bench, TARGET, doc! {}).await > 0).await;
         }
         yields.off(&bench).await;
         let source = collection(&bench, SOURCE);

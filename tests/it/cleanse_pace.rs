@@ -6,7 +6,7 @@ use bson::{Document, doc};
 use mongodb::Collection;
 
 use crate::cleansing::{
-    SOURCE, TARGET, assert_same, bytes, bytes_where, configure, every_type, ids, job_name,
+    SOURCE, TARGET, assert_same, bytes, bytes_where, configure, count_now, every_type, ids, job_name,
 };
 use crate::harness::{Bench, wait_for};
 use crate::own_set::ThreeNodes;
@@ -20,8 +20,7 @@ async fn seed(bench: &Bench, count: u32) -> u64 {
 }
 
 async fn copied(bench: &Bench) -> u64 {
-    let target: Collection<Document> = bench.database.collection(TARGET);
-    target.count_documents(doc! {}).await.expect("a count")
+    count_now(bench, TARGET, doc! {}).await
 }
 
 /// Looks at the target until the run ends: never more than `rate` a second, give or take a second.

@@ -5,7 +5,8 @@ use mongodb::Collection;
 use serde_json::json;
 
 use crate::cleansing::{
-    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure, job_name,
+    FailPoint, SOURCE, TARGET, assert_same, bytes, bytes_where, config, configure, job_name, name_now,
+    next_namespace,
 };
 use crate::harness::{Bench, wait_for};
 use crate::program::{Finished, Running};
@@ -181,7 +182,7 @@ async fn a_target_that_was_dropped_by_hand_is_missed() {
 
 /// Starts a cleanse that stands still until the fail point is off.
 async fn start_and_hold(bench: &Bench, inserts: &FailPoint) -> Running {
-    let data = doc! {"nss": bench.namespace(TARGET), "shouldCheckForInterrupt": true};
+    let data = doc! {"nss": next_namespace(bench, "cleanse", TARGET).await, "shouldCheckForInterrupt": true};
     inserts.set(bench, "alwaysOn", data).await;
     let mut run = bench.program("cleanse").spawn();
     wait_for("ranges being copied", async || {
@@ -310,18 +311,16 @@ async fn a_restart_that_is_killed_while_it_creates_the_target_can_be_repeated() 
         configure(&bench, "");
         bench.run("cleanse").await.expect_exit(0);
         let commands = FailPoint::reserve("failCommand");
+        let name = next_namespace(&bench, "cleanse", TARGET).await;
         let data = doc! {
-            "failCommands": ["create"], "namespace": bench.namespace(TARGET),
+            "failCommands": ["create"], "namespace": name,
             "blockConnection": true, "blockTimeMS": 1500,
         };
         let entered = commands.set(&bench, doc! {"times": 1}, data).await;
         let restart = bench.program("cleanse --restart").spawn();
         commands.wait_until_entered(&bench, entered + 1).await;
         restart.kill();
-        wait_for("the server to create the target", async || {
-            collections(&bench).await.iter().any(|name| name == TARGET)
-        })
-        .await;
+        wait_for("the server to create the target", async || name_now(&bench, TARGET).await != TARGET).await;
         drop(commands);
 
         bench.run(again).await.expect_exit(0);

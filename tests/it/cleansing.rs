@@ -38,6 +38,38 @@ pub fn job_name(bench: &Bench) -> String {
     format!("cleanse-{}-to-{TARGET}", bench.namespace(SOURCE))
 }
 
+/// What has the name of a collection and, while a cleanse copies to it, the number of its epoch.
+async fn names_while_copied(bench: &Bench, collection: &str) -> Vec<String> {
+    let before = format!("{collection}.mongorekey-");
+    let names = bench.database.list_collection_names().await.expect("names");
+    names.into_iter().filter(|name| name.starts_with(&before)).collect()
+}
+
+/// The name that a collection has now, be it that of an epoch.
+pub async fn name_now(bench: &Bench, collection: &str) -> String {
+    names_while_copied(bench, collection).await.pop().unwrap_or_else(|| collection.to_owned())
+}
+
+/// How many documents of a collection match, whatever its name is now.
+pub async fn count_now(bench: &Bench, collection: &str, filter: Document) -> u64 {
+    let named: Collection<Document> = bench.database.collection(&name_now(bench, collection).await);
+    named.count_documents(filter).await.expect("a count")
+}
+
+/// The namespace to which the next run of this cleanse is going to copy what will be this collection. A
+/// job that is not there yet is begun.
+pub async fn next_namespace(bench: &Bench, command: &str, collection: &str) -> String {
+    let job = async || bench.job(&job_name(bench)).await;
+    if job().await.is_none() {
+        let begun = bench.program(command).env("MONGOREKEY_CRASH_AT", "cleanse_renamed:1").run().await;
+        assert_eq!(begun.exit, None, "killed by itself: {}", begun.output());
+    }
+    let job = job().await.expect("the job");
+    let created = job.get_datetime("created_at").expect("a time").timestamp_millis();
+    let epoch = created / 1000 * 1000 + job.get_i64("fence").expect("a number") + 1;
+    bench.namespace(&format!("{collection}.mongorekey-{epoch}"))
+}
+
 /// Inserts documents as they are, whatever their fields are called.
 pub async fn insert_raw(bench: &Bench, collection: &str, documents: Vec<RawDocumentBuf>) {
     let collection: Collection<RawDocumentBuf> = bench.database.collection(collection);

@@ -3,7 +3,7 @@
 use bson::{Document, doc};
 use mongodb::Collection;
 
-use crate::cleansing::{SOURCE, TARGET, bytes, configure, job_name};
+use crate::cleansing::{SOURCE, TARGET, bytes, configure, job_name, name_now};
 use crate::harness::{Bench, wait_for};
 
 async fn cleansed() -> Bench {
@@ -53,6 +53,28 @@ async fn a_finished_job_goes_and_the_collections_stay() {
     bench.run(&format!("cleanup {job} --yes")).await.expect_exit(3);
     // The target is nobody's now.
     bench.run("cleanse").await.expect_exit(3);
+}
+
+/// While it is copied it has a name that nobody would look for.
+#[tokio::test]
+async fn an_unfinished_copy_is_named_and_dropped_where_that_is_asked_for() {
+    for (flag, is_dropped) in [("", false), (" --drop-old-collection", true)] {
+        let bench = Bench::new().await;
+        bench.insert_into(SOURCE, (0..300).map(|id| doc! {"_id": id})).await;
+        configure(&bench, "");
+        let run =
+            bench.program("cleanse --parallel 1").env("MONGOREKEY_CRASH_AT", "range_copied:3").run().await;
+        assert_eq!(run.exit, None, "killed by itself: {}", run.output());
+        let name = name_now(&bench, TARGET).await;
+        assert_ne!(name, TARGET);
+        let other = bench.run("cleanse --job other").await.expect_exit(3);
+        assert!(other.text("/error/message").contains(&job_name(&bench)), "{}", other.stdout);
+        let run = bench.run(&format!("cleanup {} --yes{flag}", job_name(&bench))).await.expect_exit(0);
+        assert!(run.stderr.contains(&name), "{}", run.stderr);
+        assert_eq!(name_now(&bench, TARGET).await == TARGET, is_dropped, "{}", run.stderr);
+        bench.run("cleanse --job other").await.expect_exit(0);
+        assert_eq!(bytes(&bench, TARGET).await.len(), 300);
+    }
 }
 
 #[tokio::test]

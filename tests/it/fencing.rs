@@ -13,7 +13,7 @@ use mongorekey::config::values::Secret;
 use mongorekey::job::Job;
 use mongorekey::mongo::Mongo;
 
-use crate::cleansing::{SOURCE, TARGET, configure, job_name};
+use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, configure, job_name, name_now};
 use crate::harness::{Bench, wait_for};
 use crate::program::{Finished, Running, Signal, children, is_stopped, signal};
 
@@ -209,6 +209,35 @@ async fn a_copy_beside_dual_writes_that_stood_still_brings_no_deleted_document_b
     let run = run.finish().await;
     assert_eq!(target.count_documents(doc! {}).await.expect("a count"), 150, "{}", run.output());
     assert_eq!(run.exit, Some(4), "{}", run.output());
+}
+
+/// The server carries a `$merge` or `$out` out whoever sent it. By then the copy has another name.
+#[tokio::test]
+async fn a_copy_that_is_sent_by_a_former_holder_of_the_job_writes_nothing_that_counts() {
+    for (command, at) in [("cleanse --parallel 1", 3), ("cleanse --method out", 1)] {
+        let bench = Bench::new().await;
+        configure(&bench, "keep = '{\"valid\": true}'");
+        bench.insert_into(SOURCE, (0..300).map(|id| doc! {"_id": id, "valid": true})).await;
+        let stop = format!("copy_sending:{at}");
+        let run = bench.program(command).env("MONGOREKEY_STOP_AT", &stop).spawn();
+        wait_for("the stop", async || is_stopped(run.pid())).await;
+        // What an operator does who sees a process that hangs: the lease is there for the taking.
+        let jobs: Collection<Document> = bench.state.collection("jobs");
+        jobs.update_one(doc! {}, doc! {"$unset": {"lease": ""}}).await.expect("given back");
+        bench.run(command).await.expect_exit(0);
+        source(&bench).delete_many(doc! {"_id": {"$mod": [2, 0]}}).await.expect("deleted");
+        bench.run(command).await.expect_exit(0);
+        let copied = bytes(&bench, TARGET).await;
+        assert_same(&copied, &bytes(&bench, SOURCE).await);
+
+        signal(run.pid(), Signal::Continue);
+        run.finish().await.expect_exit(4);
+        assert_same(&bytes(&bench, TARGET).await, &copied);
+        assert_ne!(name_now(&bench, TARGET).await, TARGET, "the command was carried out, elsewhere");
+        bench.run(command).await.expect_exit(0);
+        assert_eq!(name_now(&bench, TARGET).await, TARGET, "what it made is gone");
+        assert_same(&bytes(&bench, TARGET).await, &copied);
+    }
 }
 
 /// Whoever takes over closes all lanes before it reads, those too that are opened meanwhile.

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use mongodb::Collection;
 use tokio::task::JoinHandle;
 
-use crate::cleansing::{FailPoint, SOURCE, configure};
+use crate::cleansing::{FailPoint, SOURCE, configure, count_now, next_namespace};
 use crate::harness::{BREATH, Bench, Random, wait_for};
 use crate::program::Signal;
 use crate::quarantine::{COMMAND, QUARANTINE, expect_split};
@@ -205,14 +205,14 @@ async fn running_on(bench: &Bench, sessions: &[Bson]) -> usize {
 async fn a_kill_while_rejected_documents_are_copied_leaves_no_range_half_done() {
     let bench = bench(6_000).await;
     let inserts = FailPoint::reserve(INSERTS);
-    let data = doc! {"nss": bench.namespace(QUARANTINE), "shouldCheckForInterrupt": true};
+    let data =
+        doc! {"nss": next_namespace(&bench, COMMAND, QUARANTINE).await, "shouldCheckForInterrupt": true};
     // Some batches go through before: what a rule rejects is there in part.
     inserts.set(&bench, doc! {"skip": 5}, data).await;
     let mut run = bench.program(&format!("{COMMAND} --parallel 1")).spawn();
-    let quarantine: Collection<Document> = bench.database.collection(QUARANTINE);
     wait_for("a range of which a part is quarantined", async || {
         assert!(run.is_running(), "{}", run.stderr());
-        let copied = quarantine.count_documents(doc! {}).await.expect("a count");
+        let copied = count_now(&bench, QUARANTINE, doc! {}).await;
         copied > 200 && running_on(&bench, &recorded_sessions(&bench).await).await > 0
     })
     .await;
@@ -237,13 +237,13 @@ async fn documents_that_change_their_rule_during_the_copy_are_quarantined_once()
     bench.insert_into(SOURCE, (0..3000).map(odd)).await;
     configure(&bench, RULES);
     let inserts = FailPoint::reserve(INSERTS);
-    let data = doc! {"nss": bench.namespace(QUARANTINE), "shouldCheckForInterrupt": true};
+    let data =
+        doc! {"nss": next_namespace(&bench, COMMAND, QUARANTINE).await, "shouldCheckForInterrupt": true};
     inserts.set(&bench, doc! {"skip": 3}, data).await;
     let mut run = bench.program(&format!("{COMMAND} --parallel 1")).spawn();
-    let quarantine: Collection<Document> = bench.database.collection(QUARANTINE);
     wait_for("a part of the first rule", async || {
         assert!(run.is_running(), "{}", run.stderr());
-        quarantine.count_documents(doc! {"rule": "a"}).await.expect("a count") > 100
+        count_now(&bench, QUARANTINE, doc! {"rule": "a"}).await > 100
     })
     .await;
     let source: Collection<Document> = bench.database.collection(SOURCE);

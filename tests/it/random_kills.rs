@@ -8,7 +8,9 @@ use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 
-use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, bytes_where, configure, every_type, ids};
+use crate::cleansing::{
+    SOURCE, TARGET, assert_same, bytes, bytes_where, configure, count_now, every_type, ids,
+};
 use crate::harness::{Bench, DOCS, wait_for};
 use crate::key_api::{Call, KeyApi, Reply};
 use crate::soak::{random, rounds};
@@ -156,15 +158,14 @@ async fn random_kills_of_a_cleanse() {
     let source = (0..).zip(ids(16_000)).map(|(number, id)| every_type(id, number));
     bench.insert_into(SOURCE, source).await;
     configure(&bench, KEEP);
-    let target: Collection<Document> = bench.database.collection(TARGET);
     let mut random = random(4);
     for kill in 0..rounds(6) {
         let parallel = 1 + kill % 4;
-        let before = target.estimated_document_count().await.expect("a count");
+        let before = count_now(&bench, TARGET, doc! {}).await;
         let mut run = bench.program(&format!("cleanse --parallel {parallel}")).spawn();
         if kill % 2 == 0 {
             wait_for("something copied", async || {
-                !run.is_running() || target.estimated_document_count().await.expect("a count") > before
+                !run.is_running() || count_now(&bench, TARGET, doc! {}).await > before
             })
             .await;
         }

@@ -8,7 +8,9 @@ use mongodb::Collection;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cleansing::{SOURCE, TARGET, assert_same, bytes, bytes_where, configure, every_type, ids};
+use crate::cleansing::{
+    SOURCE, TARGET, assert_same, bytes, bytes_where, configure, count_now, every_type, ids,
+};
 use crate::harness::{Bench, DOCS, Random, wait_for};
 use crate::key_api::{KeyApi, Reply};
 use crate::own_set::ThreeNodes;
@@ -228,8 +230,7 @@ async fn copy_on(set: &ThreeNodes) -> Bench {
 }
 
 async fn until_copying(bench: &Bench) {
-    let target: Collection<Document> = bench.database.collection(TARGET);
-    wait_for("the copy", async || target.estimated_document_count().await.is_ok_and(|count| count > 0)).await;
+    wait_for("the copy", async || count_now(bench, TARGET, doc! {}).await > 0).await;
 }
 
 async fn expect_copied(bench: &Bench, run: &Finished) {

@@ -186,10 +186,7 @@ async fn phases(
     };
     let mut position = stored_position(job, Direction::Forward);
     if phase == Phase::Done {
-        context.events.note(format!(
-            "{} is complete already: what was written since is caught up with; --restart copies anew",
-            plan.target
-        ));
+        context.events.note(complete_already(&plan.target));
     }
     if phase == Phase::Copy && out::is_out(job.document()) {
         out::end_former(mongo, job).await?;
@@ -222,18 +219,11 @@ async fn phases(
         phase = Phase::Finish;
     }
     if phase == Phase::Copy {
-        let (begun, pending) = (Instant::now(), copy.pending().await?);
-        let copied = while_marking(&follower, &mut position, &halt, copy.clone().run()).await?;
-        if let Some(keeping) = &copy.keeping {
-            dual_write::count_copied(&mut figures.dual_write, keeping);
-        }
+        let copied = copy_ranges(&follower, &mut position, &halt, &copy, figures).await?;
         if copied == Copied::Interrupted {
             result::count_written(mongo, copying, figures).await?;
             return Ok(Copied::Interrupted);
         }
-        let rate = copy.rate(pending, begun.elapsed());
-        job.save(doc! {"phase": Phase::Finish.as_str(), outlook::MEASURED: rate}).await?;
-        crash::point("cleanse_copied");
         phase = Phase::Finish;
     }
     let is_to_finish = phase == Phase::Finish;
@@ -246,6 +236,31 @@ async fn phases(
     }
     result::count_at_the_end(plan, &follower, &position, args.count_rules, figures).await?;
     Ok(Copied::All)
+}
+
+fn complete_already(target: &Namespace) -> String {
+    format!("{target} is complete already: what was written since is caught up with; --restart copies anew")
+}
+
+/// Copies all ranges, and marks meanwhile what is touched.
+async fn copy_ranges(
+    follower: &Follower<'_>,
+    position: &mut Position,
+    halt: &CancellationToken,
+    copy: &Arc<Copy>,
+    figures: &mut Figures,
+) -> Result<Copied> {
+    let (begun, pending) = (Instant::now(), copy.pending().await?);
+    let copied = while_marking(follower, position, halt, copy.clone().run()).await?;
+    if let Some(keeping) = &copy.keeping {
+        dual_write::count_copied(&mut figures.dual_write, keeping);
+    }
+    if copied != Copied::Interrupted {
+        let rate = copy.rate(pending, begun.elapsed());
+        follower.job.save(doc! {"phase": Phase::Finish.as_str(), outlook::MEASURED: rate}).await?;
+        crash::point("cleanse_copied");
+    }
+    Ok(copied)
 }
 
 /// Whether the copy of a job is finished.

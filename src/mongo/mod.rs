@@ -30,6 +30,7 @@ pub mod quarantine;
 pub mod range;
 pub mod renaming;
 pub mod restore;
+pub mod same_id;
 pub mod scan;
 pub mod sink;
 pub mod source;

@@ -27,8 +27,10 @@ pub struct Notes {
 /// A note.
 #[derive(Debug, Clone)]
 pub struct Note {
-    /// What it says.
+    /// What it says, by which it is found.
     pub content: Vec<u8>,
+    /// What it was made from, where that is another value.
+    pub original: Option<Vec<u8>>,
     generation: i64,
 }
 
@@ -47,6 +49,21 @@ impl Notes {
             .iter()
             .map(|content| {
                 let update = doc! {"$set": {"generation": generation()}};
+                doc! {"q": {"_id": self.key(content)}, "u": update, "upsert": true}
+            })
+            .collect();
+        self.command("update", "updates", updates).await
+    }
+
+    /// Makes notes, each together with what its content was made from.
+    ///
+    /// # Errors
+    /// A stop where they can't be made durable.
+    pub async fn add_made_from(&self, notes: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        let updates: Vec<Document> = notes
+            .iter()
+            .map(|(content, original)| {
+                let update = doc! {"$set": {"generation": generation(), "original": binary(original)}};
                 doc! {"q": {"_id": self.key(content)}, "u": update, "upsert": true}
             })
             .collect();
@@ -154,8 +171,7 @@ impl Notes {
     }
 
     fn key(&self, content: &[u8]) -> Document {
-        let note = Binary { subtype: BinarySubtype::Generic, bytes: content.to_vec() };
-        doc! {"owner": &self.owner, "note": note}
+        doc! {"owner": &self.owner, "note": binary(content)}
     }
 
     async fn command(&self, name: &str, field: &str, statements: Vec<Document>) -> Result<()> {
@@ -210,7 +226,12 @@ pub async fn write(
     }
 }
 
+fn binary(bytes: &[u8]) -> Binary {
+    Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }
+}
+
 fn read(document: &Document) -> Option<Note> {
     let content = document.get_document("_id").ok()?.get_binary_generic("note").ok()?.clone();
-    Some(Note { content, generation: document.get_i64("generation").unwrap_or(0) })
+    let original = document.get_binary_generic("original").ok().cloned();
+    Some(Note { content, original, generation: document.get_i64("generation").unwrap_or(0) })
 }

@@ -119,6 +119,53 @@ async fn what_is_written_to_the_new_collection_stays_and_conflicts_are_told() {
     assert_eq!(writer_of(&target, 7).await, "source");
 }
 
+/// Values that are one `_id` to the server, and the same value in other types.
+fn same_ids() -> Vec<(Bson, Bson)> {
+    let decimal = |text: &str| Bson::Decimal128(text.parse().expect("a decimal"));
+    vec![
+        (Bson::Int32(77), decimal("77.0")),
+        (Bson::Int64(78), Bson::Double(78.0)),
+        (doc! {"a": 99}.into(), doc! {"a": 99.0}.into()),
+        (doc! {"a": [1, {"b": 2}]}.into(), doc! {"a": [decimal("1E+0"), {"b": 2_i64}]}.into()),
+        (Bson::Double(0.5), decimal("0.50")),
+        (Bson::Int64(i64::MAX), decimal("9223372036854775807")),
+        (decimal("0E+3"), Bson::Double(-0.0)),
+        ("text".into(), Bson::Symbol("text".into())),
+    ]
+}
+
+#[tokio::test]
+async fn what_is_one_id_to_the_server_belongs_to_whoever_wrote_it_whatever_its_type() {
+    let bench = Bench::new().await;
+    configure(&bench, RULE);
+    let others: Vec<Bson> = vec![79.into(), doc! {"a": 98}.into(), doc! {"b": 99}.into(), 0.1.into()];
+    let pairs = same_ids();
+    let ids = pairs.iter().map(|(id, _)| id).chain(&others);
+    bench.insert_into(SOURCE, ids.map(|id| doc! {"_id": id, "valid": true, "by": "nobody"})).await;
+    bench.run("cleanse").await.expect_exit(0);
+    let run = bench.program(SWITCH).spawn();
+    begun(&bench, &run).await;
+    let (source, target) = both(&bench);
+    for (id, other) in &pairs {
+        target.delete_one(doc! {"_id": {"$eq": id}}).await.expect("a write");
+        target.insert_one(doc! {"_id": other, "valid": true, "by": "target"}).await.expect("a write");
+    }
+    // Another number than 0.1, however close.
+    let close: Bson = Bson::Decimal128("0.1000000000000000055511151231257827".parse().expect("a decimal"));
+    target.insert_one(doc! {"_id": close, "valid": true}).await.expect("a write");
+    let update = doc! {"$set": {"by": "source"}};
+    source.update_many(doc! {}, update).await.expect("a write");
+    let done = run.finish().await.expect_exit(1);
+    let count = pairs.len() as u64;
+    assert_eq!((done.number("/owned"), done.number("/conflicts/count")), (count + 1, count));
+    for (id, by) in
+        pairs.iter().map(|(_, other)| (other, "target")).chain(others.iter().map(|id| (id, "source")))
+    {
+        let found = target.find_one(doc! {"_id": {"$eq": id}}).await.expect("an answer");
+        assert_eq!(found, Some(doc! {"_id": id, "valid": true, "by": by}), "{id}");
+    }
+}
+
 #[tokio::test]
 async fn values_that_change_places_under_a_unique_index_are_never_missing() {
     let bench = Bench::new().await;

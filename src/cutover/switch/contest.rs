@@ -1,13 +1,11 @@
 //! What both sides tell differently about a document that belongs to one of them.
 
-use std::collections::HashMap;
-
-use bson::{Bson, Document, RawBson, RawDocumentBuf};
+use bson::{Bson, Document, RawBson};
 
 use super::sync::Sync;
 use crate::cleanse::follow::Follower;
 use crate::error::Result;
-use crate::mongo::sink::{id_bytes, value_bytes};
+use crate::mongo::same_id::{by_key, key_of_id};
 use crate::mongo::source::to_bson;
 
 impl Sync<'_> {
@@ -28,18 +26,15 @@ impl Sync<'_> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let of_id = |documents: Vec<RawDocumentBuf>| -> HashMap<Vec<u8>, RawDocumentBuf> {
-            documents.into_iter().filter_map(|document| Some((id_bytes(&document)?, document))).collect()
-        };
         let now = self.follower.mongo.last_write_time().await?;
-        let followed = of_id(self.reader.read(ids, Some(now)).await?);
+        let followed = by_key(self.reader.read(ids, Some(now)).await?);
         let Follower { mongo, target, .. } = self.follower;
         let other = mongo.by_ids(target, ids, &Document::new(), Some(now), |found| found.to_owned()).await?;
-        let other = of_id(other);
+        let other = by_key(other);
         let differs = |id: &&RawBson| {
-            let bytes = value_bytes(id.as_raw_bson_ref());
-            followed.get(&bytes).map(|document| document.as_bytes())
-                != other.get(&bytes).map(|document| document.as_bytes())
+            let key = key_of_id(id);
+            followed.get(&key).map(|document| document.as_bytes())
+                != other.get(&key).map(|document| document.as_bytes())
         };
         Ok(ids.iter().filter(differs).cloned().collect())
     }

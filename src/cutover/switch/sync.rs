@@ -16,6 +16,7 @@ use crate::error::{Class, Error, Result};
 use crate::event::Progress;
 use crate::mongo::catch_up::{CatchUp, distinct};
 use crate::mongo::feed::{Feed, Position, nudge};
+use crate::mongo::same_id::key_of_id;
 use crate::mongo::sink::{id_bytes, value_bytes};
 use crate::mongo::watched::Watched;
 use crate::mongo::yielding::{Yielded, Yielding};
@@ -221,7 +222,8 @@ impl<'a> Sync<'a> {
                         replaces = true;
                     } else {
                         self.conflicts.add(std::slice::from_ref(&blocked)).await?;
-                        open.retain(|id| *id != blocked);
+                        let blocked = key_of_id(&blocked);
+                        open.retain(|id| key_of_id(id) != blocked);
                     }
                 }
             }

@@ -19,7 +19,7 @@ use crate::mongo::Mongo;
 use crate::mongo::catch_up::Applied;
 use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::exchange::Validation;
-use crate::mongo::feed::{Changes, Feed, Position, nudge};
+use crate::mongo::feed::{Changes, Feed, Position, after, nudge};
 use crate::mongo::lanes::Lanes;
 use crate::mongo::oplog::MOST_COUNTED;
 use crate::mongo::valid::Valid;
@@ -156,6 +156,7 @@ impl Follower<'_> {
         stop: &CancellationToken,
     ) -> Result<bool> {
         let marks = Marks::of(self.mongo, self.job.name());
+        let beyond = after(goal);
         // An idle source says nothing: its feed moves on with other writes only.
         nudge(self.mongo).await?;
         let mut feed = self.open(position.clone()).await?;
@@ -166,7 +167,7 @@ impl Follower<'_> {
             self.tally().add(&changes.came_or_went, None);
             position.clone_from(feed.position());
             self.save_position(position).await?;
-            if feed.has_reached(goal) {
+            if feed.has_reached(beyond) {
                 return Ok(true);
             }
         }
@@ -236,7 +237,9 @@ impl Follower<'_> {
     ) -> Result<bool> {
         // What a run has left that was killed, or ended while nothing might be applied.
         self.work_off_marks(catch_up, from, stop, followed).await?;
-        let goal = self.mongo.last_write_time().await?;
+        crash::point("drain_begins");
+        // A transaction's changes are all of one moment: one moment later they have all been told.
+        let beyond = after(self.mongo.last_write_time().await?);
         // An idle source says nothing: its feed moves on with other writes only.
         nudge(self.mongo).await?;
         let mut batch = self.batch();
@@ -271,7 +274,7 @@ impl Follower<'_> {
             followed.changes += u64::try_from(changes.len()).unwrap_or(0);
             from.clone_from(feed.position());
             self.tally().add(&changes.came_or_went, None);
-            let has_reached = feed.has_reached(goal);
+            let has_reached = feed.has_reached(beyond);
             if !changes.is_empty() || has_reached || saved.elapsed() >= IDLE_SAVE {
                 self.save_position(feed.position()).await?;
                 saved = Instant::now();
@@ -295,7 +298,7 @@ impl Follower<'_> {
     /// # Errors
     /// A stop where the source is no longer what it was or the changes are lost.
     pub async fn look_ahead(&self, from: Position, until: Timestamp) -> Result<(u64, Tally)> {
-        let beyond = Timestamp { increment: until.increment + 1, ..until };
+        let beyond = after(until);
         // An idle source says nothing: its feed moves on with other writes only.
         nudge(self.mongo).await?;
         let mut feed = self.open(from).await?;

@@ -11,7 +11,7 @@ use crate::cleanse::follow::{Followed, Follower};
 use crate::clock::Deadline;
 use crate::config::values::Namespace;
 use crate::error::{Class, Error, Result};
-use crate::mongo::feed::{Ended, Feed, Position};
+use crate::mongo::feed::{Ended, Feed, Position, after, nudge};
 use crate::mongo::lanes::Lanes;
 
 /// Changes that are worked on at once.
@@ -87,10 +87,10 @@ impl<'a> InStep<'a> {
     /// A stop where a document can't be brought up to date or the source is no longer what it was.
     pub async fn draw_level(&mut self, stop: &CancellationToken) -> Result<Option<Duration>> {
         let begun = Instant::now();
-        let goal = self.follower.mongo.last_write_time().await?;
+        let beyond = after(self.follower.mongo.last_write_time().await?);
         // An idle source says nothing: its feed moves on with other writes only.
-        crate::mongo::feed::nudge(self.follower.mongo).await?;
-        Ok(self.reach(goal, None, stop).await?.then(|| begun.elapsed()))
+        nudge(self.follower.mongo).await?;
+        Ok(self.reach(beyond, None, stop).await?.then(|| begun.elapsed()))
     }
 
     /// Keeps step until `halt`.

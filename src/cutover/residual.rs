@@ -26,6 +26,7 @@ use crate::mongo::catch_up::distinct;
 use crate::mongo::command::retrying;
 use crate::mongo::exchange::GivingWay;
 use crate::mongo::feed::Position;
+pub use crate::mongo::feed::after;
 use crate::mongo::index::stored_count;
 use crate::mongo::quarantine::{MOST_PARTS, part_id, parts_of};
 use crate::mongo::sink::value_bytes;
@@ -189,10 +190,4 @@ async fn moment_of_rename(mongo: &Mongo, incoming: &Namespace, after: Timestamp)
     ended
         .and_then(|ended| ended.at)
         .ok_or_else(|| Error::stopped(format!("the change stream does not tell when {incoming} was renamed")))
-}
-
-/// The next moment: a feed from the moment of a rename on begins with the rename,
-/// which ends it.
-pub fn after(time: Timestamp) -> Timestamp {
-    Timestamp { increment: time.increment + 1, ..time }
 }

@@ -378,6 +378,12 @@ fn session_of(event: &RawDocumentBuf) -> Option<Vec<u8>> {
     Some(event.get_document("lsid").ok()?.get_binary("id").ok()?.bytes.to_vec())
 }
 
+/// The next moment: a feed that has reached it has told everything of this one, of which
+/// a transaction may have many changes.
+pub fn after(time: Timestamp) -> Timestamp {
+    Timestamp { increment: time.increment + 1, ..time }
+}
+
 /// Waits until a write of ours is in the feed's past: without any, a feed of an
 /// idle server would never reach the present.
 ///

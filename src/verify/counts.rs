@@ -22,7 +22,7 @@ use crate::cleanse::predicate::all_of;
 use crate::error::{Result, describe_mongo};
 use crate::job::store;
 use crate::mongo::Mongo;
-use crate::mongo::feed::{Position, nudge};
+use crate::mongo::feed::{Position, after, nudge};
 use crate::mongo::index::whole_number;
 use crate::mongo::sink::value_bytes;
 use crate::mongo::source::to_bson;
@@ -317,7 +317,7 @@ impl OnTheirWay {
         let mut tally = Tally::stored(job);
         nudge(mongo).await?;
         let mut feed = mongo.feed(&Watched::only(&sides.source), position).await?;
-        let beyond = Timestamp { increment: until.increment + 1, ..until };
+        let beyond = after(until);
         let mut changes = 0;
         while !feed.has_reached(beyond) && changes <= MOST_MOVED {
             let read = feed.next(BATCH).await?;

@@ -8,8 +8,8 @@ use mongodb::options::Collation;
 use mongodb::{Collection, IndexModel};
 
 use crate::cleansing::{SOURCE, TARGET, bytes, configure, insert_raw};
-use crate::harness::{Bench, wait_for};
-use crate::program::{Running, Signal};
+use crate::harness::{Bench, connect, wait_for};
+use crate::program::{Running, Signal, is_stopped};
 use crate::writers::{Journal, Options, Writers, expect_collection_equals, is_valid};
 
 /// The rule that the writers' documents are kept by.
@@ -260,6 +260,29 @@ async fn large_documents_after_small_ones_do_not_fill_the_memory() {
     run.signal(Signal::Terminate);
     run.finish().await.expect_exit(143);
     assert!(peak < MOST_MEMORY, "{} MiB", peak >> 20);
+}
+
+/// All changes of a transaction are of one moment, here the very last one before the run looks how
+/// far it has to go: it ends when it has brought along all of them.
+#[tokio::test]
+async fn a_transaction_of_the_last_moment_is_brought_along_as_a_whole() {
+    const DOCUMENTS: i32 = 6_000;
+    let bench = bench(DOCUMENTS).await;
+    bench.run("cleanse").await.expect_exit(0);
+    let run = bench.program("cleanse").env("MONGOREKEY_STOP_AT", "drain_begins:1").spawn();
+    wait_for("the stop", async || is_stopped(run.pid())).await;
+    let client = connect(&bench.uri).await;
+    let mut session = client.start_session().await.expect("a session");
+    session.start_transaction().await.expect("a transaction");
+    let change = doc! {"$set": {"together": true}};
+    let live = client.database(bench.database.name()).collection::<Document>(SOURCE);
+    live.update_many(doc! {}, change).session(&mut session).await.expect("a write");
+    session.commit_transaction().await.expect("a commit");
+    run.signal(Signal::Continue);
+    run.finish().await.expect_exit(0);
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    let without = target.count_documents(doc! {"together": {"$ne": true}}).await.expect("a count");
+    assert_eq!(without, 0);
 }
 
 /// What would be asked for is another `_id`, and the document would seem to be gone.

@@ -18,12 +18,11 @@ use crate::cli::cutover::{CopyArgs, CutoverArgs, RollbackArgs};
 use crate::crash;
 use crate::cutover::gates::{self, CHANGED_AT};
 use crate::cutover::in_step::InStep;
-use crate::cutover::residual::after;
 use crate::cutover::rollback::backward;
 use crate::cutover::run::{forward, give_back, prepare_copy, stored_job, stored_position_of, take_over};
 use crate::error::{Error, Result};
 use crate::job::{Job, store};
-use crate::mongo::feed::{Position, nudge};
+use crate::mongo::feed::{Position, after, nudge};
 use crate::report::outcome::Outcome;
 use crate::report::terminal::confirm;
 

@@ -11,11 +11,10 @@ use super::owned::Ids;
 use super::stage::{self, FIELD, session_id};
 use crate::cleanse::follow::{Direction, Follower};
 use crate::crash;
-use crate::cutover::residual::after;
 use crate::error::{Class, Error, Result};
 use crate::event::Progress;
 use crate::mongo::catch_up::{CatchUp, distinct};
-use crate::mongo::feed::{Feed, Position, nudge};
+use crate::mongo::feed::{Feed, Position, after, nudge};
 use crate::mongo::same_id::key_of_id;
 use crate::mongo::sink::{id_bytes, value_bytes};
 use crate::mongo::watched::Watched;
@@ -164,9 +163,9 @@ impl<'a> Sync<'a> {
     /// Whether everything was seen that was written to the followed side before
     /// this call, and nothing of it was by others.
     async fn is_level(&mut self, stop: &CancellationToken) -> Result<bool> {
-        let goal = self.follower.mongo.last_write_time().await?;
+        let beyond = after(self.follower.mongo.last_write_time().await?);
         nudge(self.follower.mongo).await?;
-        while !self.feed.has_reached(goal) {
+        while !self.feed.has_reached(beyond) {
             if stop.is_cancelled() || self.step(stop).await? {
                 return Ok(false);
             }

@@ -15,7 +15,7 @@ use crate::config::values::Namespace;
 use crate::error::{Class, Error, Result};
 use crate::event::Progress;
 use crate::mongo::Mongo;
-use crate::mongo::feed::{Feed, Position, nudge};
+use crate::mongo::feed::{Feed, Position, after, nudge};
 use crate::mongo::watched::Watched as Changed;
 use crate::verify::full::matching::Side;
 use crate::verify::pairs::{Pairs, id_of};
@@ -232,7 +232,7 @@ impl Watch<'_> {
         }
         let seen = self.pairs.look_up(&ids, self.reached_on_both()).await?;
         // Whatever was written before the sides were read has happened by then.
-        let until = self.context.mongo.last_write_time().await?;
+        let until = after(self.context.mongo.last_write_time().await?);
         if seen.values().any(|seen| seen.kind().is_some()) {
             nudge(&self.context.mongo).await?;
         }
@@ -246,7 +246,7 @@ impl Watch<'_> {
         let now = Instant::now();
         match self.stage {
             Stage::Watching if now >= self.end => {
-                let goal = self.context.mongo.last_write_time().await?;
+                let goal = after(self.context.mongo.last_write_time().await?);
                 nudge(&self.context.mongo).await?;
                 self.stage = Stage::Ending(goal);
             }

@@ -13,18 +13,18 @@ use super::gap;
 use super::in_step::InStep;
 use super::order::{Joint, Method, Renames};
 use super::record::{self, Claim, Fence, Record, State};
-use super::recover::{Found, forbid, go_back, look, recover, unknown};
-use super::residual::{Residue, bring_along, complete};
+use super::recover::{Found, after_going_back, finish, forbid, go_back, look, recover, unknown};
+use super::residual::{Brought, Residue, bring_along};
 use super::watchdog::Watchdog;
 use super::working_name;
 use crate::Context;
 use crate::cli::cutover::Mode;
-use crate::clock::Moment;
+use crate::clock::{Deadline, Moment};
 use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Class, Context as _, Error, Result};
 use crate::mongo::Mongo;
-use crate::mongo::exchange::{Obstacle, Validation};
+use crate::mongo::exchange::Obstacle;
 use crate::mongo::operation::Operation;
 use crate::mongo::ticket::Ticket;
 
@@ -36,8 +36,11 @@ const BREATH: Duration = Duration::from_secs(1);
 const SHORTEST_RENAME: Duration = Duration::from_millis(2);
 /// Names that were taken in the gap are freed so often.
 const GAPS: u32 = 20;
-/// What may take long, because the application does not wait for it.
-const PATIENT: Duration = Duration::from_secs(30);
+/// So often what was made in the gap is set aside by a rename; where the name is taken again each time,
+/// it is dropped by the very rename that takes the name.
+const ASIDES: u32 = 5;
+/// So long one rename may wait for whoever holds the collection: the application waits too.
+const RENAMING: Duration = Duration::from_millis(500);
 
 /// What is asked for.
 #[derive(Debug)]
@@ -82,6 +85,8 @@ enum Attempt<T> {
     Again(String),
     /// Nothing was exchanged, and that is the end.
     GivenUp(String),
+    /// The same, after the first of two renames was taken back.
+    WentBack(String, Timestamp),
 }
 
 impl Exchange<'_> {
@@ -98,7 +103,7 @@ impl Exchange<'_> {
                     self.context.events.note(format!("attempt {attempt}: {why}; writes go on"));
                     reason = why;
                 }
-                Attempt::GivenUp(reason) => return Ok(Exchanged::No(reason)),
+                Attempt::GivenUp(reason) | Attempt::WentBack(reason, _) => return Ok(Exchanged::No(reason)),
             }
             tokio::time::sleep(BREATH).await;
             if in_step.draw_level(&self.context.stop).await?.is_none() {
@@ -248,7 +253,7 @@ impl Exchange<'_> {
             )));
         }
         crash::point("cutover_deadline_seen");
-        let renamed = self.rename(&record.renames, operation, ticket, limit).await;
+        let renamed = self.rename(record, operation, ticket, limit).await;
         crash::point("cutover_renamed");
         match renamed {
             Ok(()) => {}
@@ -258,10 +263,8 @@ impl Exchange<'_> {
             Found::Exchanged => Ok(Attempt::Exchanged(fenced_at)),
             Found::AsBefore => Ok(Attempt::Again("the rename was not done in time".into())),
             Found::Between => {
-                go_back(&self.context.mongo, self.job, record).await?;
-                // Acknowledged is what was written into the gap, too; a failure ends in `recover`.
-                gap::merge_back(&self.context.mongo, self.job, &record.renames.live).await?;
-                Ok(Attempt::GivenUp("the second rename was not done".into()))
+                go_back(&self.context.mongo, record).await?;
+                Ok(Attempt::WentBack("the second rename was not done".into(), fenced_at))
             }
             Found::Unknown => Err(unknown(&record.renames)),
         }
@@ -269,12 +272,12 @@ impl Exchange<'_> {
 
     async fn rename(
         &self,
-        renames: &Renames,
+        record: &Record,
         operation: &mut Operation,
         ticket: &Ticket,
         limit: Duration,
     ) -> Result<()> {
-        let mongo = &self.context.mongo;
+        let (mongo, renames) = (&self.context.mongo, &record.renames);
         let Renames { live, live_uuid, incoming_uuid, retired, .. } = renames;
         let incoming = renames.incoming_now();
         let during = |what: &str| format!("renaming {what}");
@@ -293,7 +296,7 @@ impl Exchange<'_> {
                     .await
                     .during(during(&format!("{live} to {retired}")))?;
                 crash::point("cutover_gap");
-                take_name(mongo, self.job, renames, incoming, incoming_uuid).await
+                take_name(mongo, record, incoming, incoming_uuid).await
             }
         }
     }
@@ -325,8 +328,12 @@ impl Exchange<'_> {
             Ok(Attempt::Exchanged(fenced_at)) => {
                 self.complete(in_step, record, fence, begun, fenced_at).await.map(Attempt::Exchanged)
             }
-            Ok(Attempt::Again(why)) => self.undo(record, fence).await.map(|()| Attempt::Again(why)),
-            Ok(Attempt::GivenUp(why)) => self.undo(record, fence).await.map(|()| Attempt::GivenUp(why)),
+            Ok(Attempt::Again(why)) => self.undo(record, fence, None).await.map(|()| Attempt::Again(why)),
+            Ok(Attempt::GivenUp(why)) => self.undo(record, fence, None).await.map(|()| Attempt::GivenUp(why)),
+            Ok(Attempt::WentBack(why, fenced_at)) => {
+                let undone = self.undo(record, fence, Some(fenced_at)).await;
+                undone.map(|()| Attempt::WentBack(why, fenced_at))
+            }
             // The names stay as they are for a person to look at; the application goes on.
             Err(error) if error.class() == Class::Unknown => {
                 if let Err(lifting) =
@@ -347,7 +354,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Brings along what came at the last moment, and lets writes through.
+    /// Brings along what came at the last moment as far as the pause allows, lets writes through, and
+    /// goes on with the rest.
     async fn complete(
         &self,
         in_step: &mut InStep<'_>,
@@ -357,19 +365,29 @@ impl Exchange<'_> {
         fenced_at: Timestamp,
     ) -> Result<Swapped> {
         let mongo = &self.context.mongo;
-        let may_have_gap = matches!(self.method.joint, Joint::Gap | Joint::Blocked);
-        let brought = match in_step.last_moment().await {
-            Ok(last) => bring_along(mongo, self.job, &record.renames, fenced_at, last, may_have_gap).await,
-            Err(error) => Err(error),
-        };
+        let deadline = begun.deadline(self.method.max_pause);
+        let brought = self.bring_along(in_step, record, fenced_at, deadline).await;
         // Whoever comes next does what could not be done, by the record.
         fence::lift(mongo, fence, &record.renames, &record.id).await?;
         let pause = begun.elapsed();
         crash::point("cutover_lifted");
-        let brought = brought?;
-        let fields = complete(mongo, self.job, record, fenced_at, &brought).await?;
+        let (fields, residue) = finish(mongo, self.job, record, brought).await?;
         self.close(record, record.end(), fields).await?;
-        Ok(Swapped { pause, residue: brought.residue })
+        Ok(Swapped { pause, residue })
+    }
+
+    async fn bring_along(
+        &self,
+        in_step: &mut InStep<'_>,
+        record: &Record,
+        fenced_at: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Option<(Brought, Timestamp)>> {
+        let Ok(last) = tokio::time::timeout(deadline.remaining(), in_step.last_moment()).await else {
+            return Ok(None);
+        };
+        let brought = bring_along(&self.context.mongo, &record.renames, fenced_at, last?, deadline).await?;
+        Ok(Some((brought, fenced_at)))
     }
 
     /// Undoes what this attempt has done after somebody else had recovered it: it stood still and
@@ -383,8 +401,9 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Lets writes through to the collection that is live as before.
-    async fn undo(&self, record: &Record, fence: &Fence) -> Result<()> {
+    /// Lets writes through to the collection that is live as before; where it was not for a moment,
+    /// which is told by when writes were held off, what was written meanwhile is brought to it.
+    async fn undo(&self, record: &Record, fence: &Fence, gap: Option<Timestamp>) -> Result<()> {
         let (mongo, renames) = (&self.context.mongo, &record.renames);
         forbid(mongo, record).await?;
         if look(mongo, renames).await? != Found::AsBefore {
@@ -392,6 +411,10 @@ impl Exchange<'_> {
             return Err(unknown(renames));
         }
         fence::lift(mongo, fence, renames, &record.id).await?;
+        if let Some(fenced_at) = gap {
+            after_going_back(mongo, self.job, record).await?;
+            gap::merge(mongo, self.job, record, Some(fenced_at)).await?;
+        }
         self.close(record, State::GivenUp, Document::new()).await
     }
 
@@ -416,63 +439,54 @@ impl Exchange<'_> {
 }
 
 /// Gives a collection the live name, which should be free. What the server has made under
-/// that name meanwhile, for a write into the gap, gives way and is kept.
+/// that name meanwhile, for a write into the gap, is set aside.
 ///
 /// # Errors
 /// A stop where the name can't be had.
-pub async fn take_name(
-    mongo: &Mongo,
-    job: &str,
-    renames: &Renames,
-    from: &Namespace,
-    uuid: &Bson,
-) -> Result<()> {
-    let to = &renames.live;
-    for _ in 0..GAPS {
+pub async fn take_name(mongo: &Mongo, record: &Record, from: &Namespace, uuid: &Bson) -> Result<()> {
+    let to = &record.renames.live;
+    let mut replacing = None;
+    for round in 0..GAPS {
         let mut operation = mongo.operation().await?;
-        match mongo.rename(&mut operation, from, uuid, to, None, PATIENT).await {
+        let renamed = mongo.rename(&mut operation, from, uuid, to, replacing.take().as_ref(), RENAMING).await;
+        let error = match renamed {
             Ok(()) => return Ok(()),
-            Err(error) if Obstacle::of(&error) == Obstacle::NameTaken => {
-                if mongo.bearer(to).await?.as_ref() == Some(uuid) {
-                    return Ok(());
-                }
-                if let Some(aside) = put_aside(mongo, job, renames).await? {
-                    let mut operation = mongo.operation().await?;
-                    return mongo
-                        .rename(&mut operation, from, uuid, to, Some(&aside), PATIENT)
-                        .await
-                        .during(format!("renaming {from} to {to}"));
-                }
-            }
-            Err(error) => {
-                // Perhaps it was done, and only the answer was lost.
-                if mongo.bearer(to).await?.as_ref() == Some(uuid) {
-                    return Ok(());
-                }
-                tracing::warn!(error = crate::error::describe_mongo(&error), "the rename is tried again");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            Err(error) => error,
+        };
+        let bearer = mongo.bearer(to).await?;
+        // Perhaps it was done, and only the answer was lost.
+        if bearer.as_ref() == Some(uuid) {
+            return Ok(());
+        }
+        let made = bearer.filter(|_| Obstacle::of(&error) == Obstacle::NameTaken);
+        let Some(made) = made else {
+            tracing::warn!(error = crate::error::describe_mongo(&error), "the rename is tried again");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        match make_way(mongo, record, &made, round).await {
+            Ok(drop) => replacing = drop,
+            Err(error) if error.class() == Class::Refused => return Err(error),
+            Err(error) => tracing::warn!(%error, "{to} is looked at again"),
         }
     }
     Err(Error::stopped(format!("{from} can't be renamed to {to}: the name is taken again and again")))
 }
 
-/// Holds off writes to what stands in the way, and keeps its documents; returns its
-/// identity, or nothing where it is gone again.
+/// Sets aside what stands in the way; returns its identity where it is to be dropped.
 ///
 /// # Errors
-/// A stop where it is one of those that are exchanged: somebody else was at it.
-async fn put_aside(mongo: &Mongo, job: &str, renames: &Renames) -> Result<Option<Bson>> {
-    let namespace = &renames.live;
-    let Some(uuid) = mongo.bearer(namespace).await? else { return Ok(None) };
-    if uuid == renames.live_uuid || uuid == renames.incoming_uuid {
-        return Err(Error::stopped(format!("{namespace} was renamed meanwhile by another process"))
+/// A refusal where it is one of those that are exchanged: somebody else was at it. A stop where it
+/// can't be set aside, or is gone again.
+async fn make_way(mongo: &Mongo, record: &Record, made: &Bson, round: u32) -> Result<Option<Bson>> {
+    let Renames { live, live_uuid, incoming_uuid, .. } = &record.renames;
+    if made == live_uuid || made == incoming_uuid {
+        return Err(Error::refused(format!("{live} was renamed meanwhile by another process"))
             .hint("start the same command again: it looks what has become of the names"));
     }
-    let fenced = mongo.set_validation(namespace, &uuid, &Validation::refusing(job), PATIENT).await;
-    if fenced.is_err() {
-        return Ok(None);
+    if round < ASIDES {
+        return gap::set_aside(mongo, live, made, &record.id).await.map(|()| None);
     }
-    gap::keep(mongo, job, namespace).await?;
-    Ok(Some(uuid))
+    gap::copy_aside(mongo, live, made, &record.id).await?;
+    Ok(Some(made.clone()))
 }

@@ -8,14 +8,16 @@ use futures_util::TryStreamExt as _;
 
 use super::exchange::take_name;
 use super::fence::{self, LONGEST_WAIT};
-use super::gap::merge_back;
+use super::gap;
 use super::in_step::last_moment;
 use super::order::Renames;
 use super::record::{self, Claim, Record, State};
-use super::residual::{Brought, after, bring_along, complete};
+use super::residual::{Brought, Residue, after, bring_along, complete};
 use super::working_name;
 use crate::cleanse::follow::Direction;
 use crate::cleanse::marks::Marks;
+use crate::clock::{Deadline, Moment};
+use crate::crash;
 use crate::error::{Class, Error, Result};
 use crate::event::Events;
 use crate::job::lanes;
@@ -28,6 +30,9 @@ use crate::mongo::watched::Watched;
 /// What a dead process has sent may still be on its way to the server, or wait
 /// there for its lock: a fence that was raised after all would stay.
 const ON_THE_WAY: Duration = LONGEST_WAIT.saturating_add(Duration::from_millis(250));
+/// For so long a recovery brings along what came at the last moment while writes are held off; the
+/// rest comes after they go on.
+const UNDER_THE_FENCE: Duration = Duration::from_millis(500);
 /// How often it is looked whether another process has recovered.
 const POLL: Duration = Duration::from_millis(250);
 
@@ -119,32 +124,39 @@ async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record, claim: Claim
     let renames = &record.renames;
     // First of all: from here on nothing can be exchanged any more, whatever is still on its way.
     forbid(mongo, record).await?;
+    let mut has_gone_back = false;
     let found = match look(mongo, renames).await? {
         Found::Between => {
             // Back: nothing is lost either way, and this way nothing is new.
-            go_back(mongo, job, record).await?;
+            go_back(mongo, record).await?;
+            has_gone_back = true;
             look(mongo, renames).await?
         }
         found => found,
     };
+    let deadline = Moment::now().deadline(UNDER_THE_FENCE);
     let brought =
-        if found == Found::Exchanged { brought_along(mongo, job, record).await.map(Some) } else { Ok(None) };
+        if found == Found::Exchanged { brought_along(mongo, job, record, deadline).await } else { Ok(None) };
     // Writes go on, whatever could not be done.
     if let Some(fence) = &record.fence {
         fence::lift(mongo, fence, renames, &record.id).await?;
     }
+    crash::point("recover_lifted");
     let state = match found {
         Found::Exchanged => record.end(),
         Found::AsBefore => State::GivenUp,
         Found::Between | Found::Unknown => return Err(unknown(renames)),
     };
-    let fields = match brought? {
-        Some((brought, fenced_at)) => complete(mongo, job, record, fenced_at, &brought).await?,
-        None => Document::new(),
+    let fields = if found == Found::Exchanged {
+        finish(mongo, job, record, brought).await?.0
+    } else {
+        if has_gone_back {
+            after_going_back(mongo, job, record).await?;
+        }
+        let fenced_at = stored_moment(mongo, job, record.direction()).await.ok().map(|(_, moment)| moment);
+        gap::merge(mongo, job, record, fenced_at).await?;
+        Document::new()
     };
-    if found == Found::AsBefore {
-        merge_back(mongo, job, &renames.live).await?;
-    }
     let is_closed = record::close(mongo, job, &record.id, claim, state, fields).await?;
     Ok(is_closed.then_some(state))
 }
@@ -198,11 +210,10 @@ pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<Option<State>> {
 ///
 /// # Errors
 /// A stop where the name can't be had, or as for the change stream.
-pub async fn go_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
+pub async fn go_back(mongo: &Mongo, record: &Record) -> Result<()> {
     let Renames { live_uuid, retired, .. } = &record.renames;
     let retired = retired.as_ref().ok_or_else(|| unknown(&record.renames))?;
-    take_name(mongo, job, &record.renames, retired, live_uuid).await?;
-    after_going_back(mongo, job, record).await
+    take_name(mongo, record, retired, live_uuid).await
 }
 
 /// The feed of the live collection ends with the first of two renames, although the
@@ -211,7 +222,7 @@ pub async fn go_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
 ///
 /// # Errors
 /// A stop where the change stream does not tell of the renames.
-async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
+pub async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Result<()> {
     let retired = record.renames.retired.as_ref().ok_or_else(|| unknown(&record.renames))?;
     let direction = record.direction();
     let (position, _) = stored_moment(mongo, job, direction).await?;
@@ -244,13 +255,50 @@ async fn stored_moment(mongo: &Mongo, job: &str, direction: Direction) -> Result
 }
 
 /// What came at the last moment of an exchange whose process did not live to see
-/// to it; returns it with the moment since when writes were held off.
-async fn brought_along(mongo: &Mongo, job: &str, record: &Record) -> Result<(Brought, Timestamp)> {
-    let (position, fenced_at) = stored_moment(mongo, job, record.direction()).await?;
-    let mut feed = mongo.prompt_feed(&Watched::only(&record.renames.live), position).await?;
-    let last = last_moment(&mut feed).await?;
-    let brought = bring_along(mongo, job, &record.renames, fenced_at, last, true).await?;
-    Ok((brought, fenced_at))
+/// to it; returns it with the moment since when writes were held off. `None` where the
+/// deadline came first.
+async fn brought_along(
+    mongo: &Mongo,
+    job: &str,
+    record: &Record,
+    deadline: Deadline,
+) -> Result<Option<(Brought, Timestamp)>> {
+    let reading = async {
+        let (position, fenced_at) = stored_moment(mongo, job, record.direction()).await?;
+        let mut feed = mongo.prompt_feed(&Watched::only(&record.renames.live), position).await?;
+        Ok((last_moment(&mut feed).await?, fenced_at))
+    };
+    let Ok(read) = tokio::time::timeout(deadline.remaining(), reading).await else { return Ok(None) };
+    let (last, fenced_at) = read?;
+    let brought = bring_along(mongo, &record.renames, fenced_at, last, deadline).await?;
+    Ok(Some((brought, fenced_at)))
+}
+
+/// Does what is left of an exchange that happened, now that writes go on: what could not be brought
+/// along before is brought along now, and gives way to anything newer. Returns what is to be stored
+/// and what came of it.
+///
+/// # Errors
+/// A stop where it can't be read or written.
+pub async fn finish(
+    mongo: &Mongo,
+    job: &str,
+    record: &Record,
+    brought: Result<Option<(Brought, Timestamp)>>,
+) -> Result<(Document, Residue)> {
+    let brought = match brought {
+        Ok(Some(brought)) => brought,
+        not_yet => {
+            if let Err(error) = not_yet {
+                tracing::warn!(%error, "the last moment is brought along while writes go on");
+            }
+            let patient = Moment::now().deadline(gap::PATIENCE);
+            let late =
+                || Error::stopped("what was written at the last moment of the cutover could not be read");
+            brought_along(mongo, job, record, patient).await?.ok_or_else(late)?
+        }
+    };
+    complete(mongo, job, record, brought.1, brought.0).await
 }
 
 /// Lifts every fence that a process has left which is gone. What can't be done is

@@ -6,6 +6,7 @@ use bson::Bson;
 use serde_json::{Value, json};
 
 use super::exchange::{Exchange, Exchanged, Swapped};
+use super::gap::Merged;
 use super::gates::Gate;
 use super::record::{Record, State, mode_word};
 use super::residual::Residue;
@@ -57,6 +58,11 @@ pub fn extended(ids: &[Bson]) -> Vec<Value> {
     ids.iter().cloned().map(Bson::into_canonical_extjson).collect()
 }
 
+/// What was written in the gap, in the JSON result.
+pub fn gap(gap: &Merged) -> Value {
+    json!({"merged": gap.merged, "deleted": gap.deleted, "conflicts": extended(&gap.conflicts)})
+}
+
 impl Report {
     /// Notes what an exchange came to; `done` is the word for one that happened.
     pub fn exchanged(&mut self, exchange: &Exchange<'_>, exchanged: Exchanged, done: &'static str) {
@@ -100,7 +106,7 @@ impl Report {
             "pause_ms": self.pause.map(|pause| pause.as_secs_f64() * 1000.0),
             "residual_deletes": self.residue.deletes,
             "lost_writes": extended(&self.residue.lost),
-            "gap": {"merged": self.residue.gap.merged, "conflicts": extended(&self.residue.gap.conflicts)},
+            "gap": gap(&self.residue.gap),
             "displaced": extended(&self.displaced),
             "old_collection": self.old_collection,
             "feed_back": self.feed_back.map(|followed| json!({
@@ -130,6 +136,9 @@ impl Report {
         }
         if gap.merged > 0 {
             lines.push(format!("  merged from the gap between the renames: {} documents", gap.merged));
+        }
+        if gap.deleted > 0 {
+            lines.push(format!("  deleted in the gap between the renames: {} documents", gap.deleted));
         }
         for (ids, what) in [
             (lost, "written past validation at the last moment: the new collection does not have that"),

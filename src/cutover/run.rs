@@ -14,7 +14,7 @@ use super::in_step::InStep;
 use super::order::{Renames, job_name, method, retired_name};
 use super::record::{Record, State, mode_word};
 use super::recover::finish_earlier;
-use super::report::{Report, extended};
+use super::report::{self, Report, extended};
 use super::residual::Residue;
 use super::switch;
 use crate::Context;
@@ -322,7 +322,7 @@ async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
         "mode": mode_word(record.mode),
         "outcome": outcome,
         "lost_writes": extended(&residue.lost),
-        "gap": {"merged": residue.gap.merged, "conflicts": extended(&residue.gap.conflicts)},
+        "gap": report::gap(&residue.gap),
     });
     let text = format!("{name}: {text}");
     Ok(if residue.is_whole() {

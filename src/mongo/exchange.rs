@@ -1,26 +1,21 @@
-//! What a cutover asks of the server: names exchanged, writes held off, and
-//! writes that give way to anything newer.
+//! What a cutover asks of the server: names exchanged and writes held off.
 //!
 //! Nothing here is sent again by itself: whoever asks must know whether the
 //! first attempt counts, and finds out by the identities of the collections.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBson, RawDocumentBuf, Timestamp, doc};
+use bson::{Bson, Document, Timestamp, doc};
+use futures_util::TryStreamExt;
 use mongodb::error::{Error as DriverError, ErrorKind};
 
-use super::by_id::deletion;
-use super::command::{is_transient, retrying};
+use super::command::retrying;
 use super::operation::Operation;
-use super::sink::{check_write_concern, id_bytes, is_not_on_majority, value_bytes};
-use super::state::write_states;
+use super::sink::{check_write_concern, is_not_on_majority};
 use super::ticket::Ticket;
-use super::transaction::{Transactions, is_given_up};
 use super::{Mongo, majority_document};
 use crate::config::values::Namespace;
-use crate::error::{Context, Error, Result};
-use futures_util::TryStreamExt;
+use crate::error::{Context, Result};
 
 /// The server's code where a lock could not be had, or was not had in time.
 const NOT_IN_TIME: [i32; 3] = [24, 46, 50];
@@ -28,25 +23,8 @@ const NOT_IN_TIME: [i32; 3] = [24, 46, 50];
 const NOT_PERMITTED: [i32; 2] = [13, 371];
 /// The server's code for a name that is taken.
 const NAMESPACE_EXISTS: i32 = 48;
-/// The server's code for a document that something newer was written to.
-const WRITE_CONFLICT: i32 = 112;
 /// What needs a lock on everything must not wait for it, or everybody waits.
 const SHORT: Duration = Duration::from_millis(50);
-/// Attempts at a write, of those that conflict and of those that fail.
-const ATTEMPTS: u32 = 5;
-/// The server's code for a value that is in a unique index already.
-const DUPLICATE_KEY: u64 = 11000;
-/// The server's codes where it no longer knows a moment of the past, or not yet.
-const NO_SNAPSHOT: [i32; 2] = [239, 246];
-/// A server knows the moments of so long at least, unless it was told to forget
-/// them sooner.
-const SHORTEST_HISTORY: Duration = Duration::from_secs(60);
-/// Between attempts.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Before a commit is sent again whose answer was lost.
-const RECONNECTING: Duration = Duration::from_millis(20);
-/// Deletes per transaction.
-const DELETES: usize = 500;
 /// What the server reports where writes of users are blocked.
 const BLOCKED: i64 = 2;
 
@@ -142,17 +120,6 @@ impl Obstacle {
             _ => Self::Other,
         }
     }
-}
-
-/// What became of a write that gives way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guarded {
-    /// It was done, or there was nothing to do.
-    Done,
-    /// Something newer was there.
-    GaveWay,
-    /// The server no longer knows the moment, so that it can't tell.
-    TooLate,
 }
 
 impl Mongo {
@@ -343,167 +310,6 @@ fn rename_entries(renames: &[(&Namespace, &Namespace)]) -> Vec<Document> {
         }
     };
     renames.iter().map(entry).collect()
-}
-
-/// Writes of the moment right after a rename: where anything was written to the
-/// document since, they do nothing.
-#[derive(Debug)]
-pub struct GivingWay {
-    mongo: Mongo,
-    namespace: Namespace,
-    moment: Timestamp,
-    /// A transaction of the past conflicts with what its session has done since, so
-    /// each has a session of its own; kept, or the driver would hand it out again.
-    sessions: Vec<Transactions>,
-}
-
-impl GivingWay {
-    /// Writes to that collection as of `moment`, which must be in the past of a
-    /// majority and at most minutes ago.
-    ///
-    /// # Errors
-    /// A stop where no connection can be had.
-    pub fn new(mongo: &Mongo, namespace: &Namespace, moment: Timestamp) -> Result<Self> {
-        // Sessions that go back to the driver would be refused for their numbers.
-        let mongo = mongo.apart()?;
-        Ok(Self { mongo, namespace: namespace.clone(), moment, sessions: Vec::new() })
-    }
-
-    /// Deletes documents: all at once, or one by one where something newer is there.
-    /// Returns those of which it is too late to tell whether something is.
-    ///
-    /// # Errors
-    /// A stop where the server refuses for another reason than something newer.
-    pub async fn delete(&mut self, ids: &[RawBson]) -> Result<Vec<RawBson>> {
-        let mut left = Vec::new();
-        for part in ids.chunks(DELETES) {
-            match self.attempt(&[deletion(&self.namespace.collection, part)], 1).await? {
-                Guarded::Done => {}
-                Guarded::TooLate => left.extend_from_slice(part),
-                Guarded::GaveWay => {
-                    // What is gone already needs no attempts that the application waits for.
-                    for id in &self.still_there(part).await? {
-                        let one = deletion(&self.namespace.collection, std::slice::from_ref(id));
-                        if self.attempt(&[one], ATTEMPTS).await? == Guarded::TooLate {
-                            left.push(id.clone());
-                        }
-                    }
-                }
-            }
-        }
-        Ok(left)
-    }
-
-    async fn still_there(&self, ids: &[RawBson]) -> Result<Vec<RawBson>> {
-        let found = self.mongo.existing_ids(&self.namespace, ids, id_bytes).await?;
-        let found: HashSet<Vec<u8>> = found.into_iter().flatten().collect();
-        let is_there = |id: &&RawBson| found.contains(&value_bytes(id.as_raw_bson_ref()));
-        Ok(ids.iter().filter(is_there).cloned().collect())
-    }
-
-    /// Writes a document as it is.
-    ///
-    /// # Errors
-    /// A stop where the server refuses for another reason than something newer.
-    pub async fn write(&mut self, document: &bson::RawDocument) -> Result<Guarded> {
-        // Removed first: an `_id` may be equal to another one without being the same.
-        let document = [document.to_owned()];
-        let mut commands = write_states(&self.namespace.collection, &document, |_| true)?;
-        if let Some(command) = commands.last_mut() {
-            command.append(bson::cstr!("bypassDocumentValidation"), true);
-        }
-        self.attempt(&commands, ATTEMPTS).await
-    }
-
-    async fn attempt(&mut self, commands: &[RawDocumentBuf], most: u32) -> Result<Guarded> {
-        let operation = format!("writing to {} what came during the cutover", self.namespace);
-        let (mut conflicts, mut failures) = (0, 0);
-        loop {
-            let error = match self.try_once(commands).await {
-                Ok(None) => return Ok(Guarded::Done),
-                Ok(Some(refusal)) if is_duplicate(&refusal) => return Ok(Guarded::GaveWay),
-                Ok(Some(refusal)) => return Err(Error::stopped(format!("{operation} failed: {refusal}"))),
-                Err(error) => error,
-            };
-            if is_conflict(&error) {
-                conflicts += 1;
-            } else if is_transient(&error) && failures < ATTEMPTS {
-                failures += 1;
-            } else if is_too_old(&error, self.moment) {
-                return Ok(Guarded::TooLate);
-            } else {
-                return Err(error).during(operation);
-            }
-            if conflicts == most {
-                return Ok(Guarded::GaveWay);
-            }
-            // What conflicts may be a transaction that is going to be aborted.
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    /// Returns what the server has against the statement, if anything.
-    async fn try_once(&mut self, commands: &[RawDocumentBuf]) -> mongodb::error::Result<Option<Bson>> {
-        let mut transaction = Transactions::on(&self.mongo).await?;
-        transaction.begin_at(self.moment);
-        let mut result = Ok(None);
-        for command in commands {
-            let reply = transaction.send(&self.namespace.database, command.clone()).await;
-            result = reply.map(|reply| first_error(&reply));
-            if !matches!(result, Ok(None)) {
-                break;
-            }
-        }
-        let result = match result {
-            Ok(None) => commit(&mut transaction).await.map(|()| None),
-            refused => {
-                transaction.abort().await;
-                refused
-            }
-        };
-        self.sessions.push(transaction);
-        result
-    }
-}
-
-/// Commits, and again under the same number where the answer was lost: a new transaction
-/// would conflict with what this one has done.
-async fn commit(transaction: &mut Transactions) -> mongodb::error::Result<()> {
-    let mut failures = 0;
-    loop {
-        match transaction.commit_once().await {
-            // It was done; what comes next waits for a majority anyway.
-            Err(error) if is_not_on_majority(&error) => return Ok(()),
-            Err(error) if is_transient(&error) && !is_given_up(&error) && failures < ATTEMPTS => {
-                failures += 1;
-                tokio::time::sleep(RECONNECTING).await;
-            }
-            result => return result.map(drop),
-        }
-    }
-}
-
-fn first_error(reply: &Document) -> Option<Bson> {
-    reply.get_array("writeErrors").ok().and_then(|errors| errors.first()).cloned()
-}
-
-/// Whether a unique value stands in another document, which is newer or older; it
-/// is there.
-fn is_duplicate(refusal: &Bson) -> bool {
-    let code = refusal.as_document().and_then(|refusal| refusal.get("code"));
-    code.and_then(super::index::whole_number) == Some(DUPLICATE_KEY)
-}
-
-/// Whether the server no longer has what was at that moment.
-fn is_too_old(error: &DriverError, moment: Timestamp) -> bool {
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-    let is_long_ago = now.saturating_sub(u64::from(moment.time)) >= SHORTEST_HISTORY.as_secs();
-    is_long_ago
-        && matches!(error.kind.as_ref(), ErrorKind::Command(command) if NO_SNAPSHOT.contains(&command.code))
-}
-
-fn is_conflict(error: &DriverError) -> bool {
-    matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == WRITE_CONFLICT)
 }
 
 fn milliseconds(duration: Duration) -> i64 {

@@ -47,7 +47,7 @@ fn kept_name(bench: &Bench) -> String {
 }
 
 /// Nothing holds writes off any more, and nothing says so.
-async fn expect_no_fence(bench: &Bench) {
+pub async fn expect_no_fence(bench: &Bench) {
     let job = bench.job(&job_name(bench)).await.expect("the job");
     assert_eq!(job.get_document("cutover").expect("a record").get("fence"), Some(&Bson::Null));
     let live = bench.database.collection::<Document>(SOURCE);
@@ -153,7 +153,7 @@ async fn a_second_rename_that_fails_loses_no_insert_into_the_gap() {
     expect_no_fence(&bench).await;
 }
 
-async fn small_on(set: &OwnSet) -> Bench {
+pub async fn small_on(set: &OwnSet) -> Bench {
     let bench = Bench::on(&set.uri).await;
     configure(&bench, RULE);
     bench.insert_into(SOURCE, (0..100).map(|id| doc! {"_id": id, "valid": id % 3 != 0})).await;
@@ -484,7 +484,6 @@ fn insert_until(live: Collection<Document>, stop: CancellationToken) -> JoinHand
                 acknowledged.push(id);
             }
             id += 1;
-            // What was written into the gap is merged one by one while the application waits.
             tokio::time::sleep(std::time::Duration::from_millis(4)).await;
         }
         acknowledged

@@ -35,6 +35,7 @@ mod config;
 mod control;
 mod crash_matrix;
 mod cutover;
+mod cutover_gap;
 mod cutover_kills;
 mod cutover_switch;
 mod daily;

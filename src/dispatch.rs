@@ -12,16 +12,19 @@ use crate::cli::index::IndexAction;
 use crate::cli::report::ReportArgs;
 use crate::cli::{Cli, Command, Global, LogFormat};
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::event::Events;
 use crate::evidence::files::Files;
 use crate::mongo::Mongo;
 use crate::report::outcome::{Format, Outcome};
 use crate::report::progress::{self, Style};
+use crate::signals::{Drain, Received};
 use crate::{Context, backfill, cleanse, command, cutover, evidence, signals};
 
 /// How long closing the connections may take.
-const CLOSING: Duration = Duration::from_secs(2);
+const CLOSING: Duration = Duration::from_secs(1);
+/// How long telling the last events may take.
+const REPORTING: Duration = Duration::from_millis(500);
 
 /// Parses the command line.
 ///
@@ -31,14 +34,17 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub(crate) fn parse(arguments: &[OsString]) -> std::result::Result<Cli, u8> {
     Cli::try_parse_from(arguments).map_err(|error| {
         let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-        if is_help || !wants_json(arguments) {
+        let (result, log) = (wants_json(arguments, "--output"), wants_json(arguments, "--log-format"));
+        if is_help || !(result || log) {
             let _closed = error.print();
             return if is_help { 0 } else { 2 };
         }
         let rendered = error.to_string();
         let message = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
         let error = Error::usage(message).hint("see `mongorekey --help`");
-        Outcome::from_error(&typed_command(arguments), None, error).print(Format::Json)
+        let format = if result { Format::Json } else { Format::Text };
+        let log = if log { LogFormat::Json } else { LogFormat::Text };
+        Outcome::from_error(&typed_command(arguments), None, error).print(format, log)
     })
 }
 
@@ -50,25 +56,65 @@ fn typed_command(arguments: &[OsString]) -> String {
     words.into_iter().find(|word| known.contains(word)).unwrap_or_default()
 }
 
-fn wants_json(arguments: &[OsString]) -> bool {
+/// Whether an option of what could not be parsed asks for JSON.
+fn wants_json(arguments: &[OsString], option: &str) -> bool {
     let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
-    words.iter().any(|word| word == "--output=json")
-        || words.windows(2).any(|pair| pair == ["--output", "json"])
+    words.iter().any(|word| word.strip_prefix(option) == Some("=json"))
+        || words.windows(2).any(|pair| pair == [option, "json"])
 }
 
 /// Executes a command, from its configuration to its outcome.
 pub(crate) async fn execute(cli: Cli) -> Outcome {
     let (events, queue) = Events::channel();
     let reporter = progress::spawn(queue, style(&cli.global));
-    let name = cli.command.name();
-    let outcome = execute_with(cli, events.clone()).await;
+    let (name, exchanges) = (cli.command.name(), exchanges_names(&cli.command));
+    let (stop, drain) = (CancellationToken::new(), drain_of(&cli.command));
+    let signal = signals::watch(stop.clone(), events.clone(), drain);
+    let work = execute_with(cli, events.clone(), stop, signal.clone());
+    let outcome = tokio::select! {
+        biased;
+        outcome = work => outcome,
+        () = signal.overdue() => Err(given_up(signal.number(), exchanges)),
+    };
     let outcome = outcome.unwrap_or_else(|error| Outcome::from_error(name, None, error));
-    // The bar must be gone before the result is printed.
-    events.end().await;
-    if let Err(error) = reporter.await {
+    // The bar must be gone before the result is printed; who does not read it any more
+    // must not keep the result from others.
+    let end = async {
+        events.end().await;
+        reporter.await
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(REPORTING, end).await {
         tracing::warn!(%error, "the reporter failed");
     }
     outcome
+}
+
+fn drain_of(command: &Command) -> Drain {
+    match command {
+        // Writes may be held off that nobody else lets through.
+        Command::FenceWatchdog => Drain::Unbounded,
+        _ => Drain::Bounded,
+    }
+}
+
+fn exchanges_names(command: &Command) -> bool {
+    matches!(command, Command::Cutover(_) | Command::Rollback(_))
+}
+
+/// The error of a run that did not end in time after a signal.
+fn given_up(signal: u8, exchanges_names: bool) -> Error {
+    let seconds = signals::DRAINING.as_secs();
+    if exchanges_names {
+        let message = format!("interrupted; what was under way did not end within {seconds} s");
+        // It sees the end of this process, and recovers.
+        return Error::new(Class::Unknown, message).hint(
+            "writes that were held off are let through by the watchdog; `mongorekey status` tells which \
+             collection is live",
+        );
+    }
+    let message = format!("interrupted; what was under way did not end within {seconds} s and was given up");
+    Error::new(Class::Interrupted(signal), message)
+        .hint("the state is kept as it was last saved: start the same command again to go on")
 }
 
 fn style(global: &Global) -> Style {
@@ -79,9 +125,12 @@ fn style(global: &Global) -> Style {
     }
 }
 
-async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
-    let stop = CancellationToken::new();
-    let signal = signals::watch(stop.clone(), events.clone());
+async fn execute_with(
+    cli: Cli,
+    events: Events,
+    stop: CancellationToken,
+    signal: Arc<Received>,
+) -> Result<Outcome> {
     match &cli.command {
         Command::Init(args) => return command::init::run(cli.global.config.as_deref(), args.force),
         #[cfg(feature = "mock")]
@@ -95,7 +144,13 @@ async fn execute_with(cli: Cli, events: Events) -> Result<Outcome> {
     }
     let overrides = cli.overrides();
     let settings = Settings::load(&overrides)?;
-    let mongo = Mongo::connect(&settings.uri, &settings.state_database).await?;
+    let mongo = tokio::select! {
+        connected = Mongo::connect(&settings.uri, &settings.state_database) => connected?,
+        () = stop.cancelled() => {
+            let message = "interrupted before MongoDB answered; nothing was done";
+            return Err(Error::new(Class::Interrupted(signal.number()), message));
+        }
+    };
     // An abort is about just that, and reports it.
     if !matches!(&cli.command, Command::Cutover(args) if args.abort) {
         cutover::recover::lift_orphans(&mongo, &events).await;

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::mongo::door::given_up_for;
+
 /// What the reader of an error must do, and with it the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -128,6 +130,14 @@ pub trait Context<T> {
 impl<T> Context<T> for std::result::Result<T, mongodb::error::Error> {
     fn during(self, operation: impl fmt::Display) -> Result<T> {
         self.map_err(|source| {
+            if let Some(signal) = given_up_for(&source) {
+                let message =
+                    format!("interrupted; {operation} was given up: MongoDB did not answer in time");
+                return Error::new(Class::Interrupted(signal), message).hint(
+                    "the state is kept as it was last saved: start the same command again once the database \
+                     answers",
+                );
+            }
             let hint = if is_another_collection(&source) {
                 "another collection bears that name now: was it dropped, renamed or replaced? What was \
                  copied stays as it was; copy anew with --restart"

@@ -105,12 +105,12 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
         Err(error) => {
             let error = error::Error::stopped(format!("the runtime can't be started: {error}"));
             return report::outcome::Outcome::from_error(cli.command.name(), None, error)
-                .print(cli.global.output);
+                .print(cli.global.output, cli.global.log_format);
         }
     };
-    let format = cli.global.output;
+    let (format, log) = (cli.global.output, cli.global.log_format);
     let outcome = runtime.block_on(dispatch::execute(cli));
-    let exit = outcome.print(format);
+    let exit = outcome.print(format, log);
     runtime.shutdown_background();
     exit
 }

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Deadline, Moment};
-use crate::error::{Error, Result, describe_mongo};
+use crate::error::{Class, Error, Result, describe_mongo};
+use crate::mongo::door;
 
 /// How long a lease lasts without renewal.
 pub const LEASE_MILLISECONDS: i64 = 10_000;
@@ -119,6 +120,7 @@ impl LeaseWatch {
             }
             tokio::select! {
                 () = self.lost.cancelled() => {}
+                signal = door::closed() => return Err(interrupted(&self.job, signal)),
                 changed = valid_until.changed() => changed.map_err(|_| lost(&self.job))?,
                 () = tokio::time::sleep_until(given_up) => return Err(Error::stopped(format!(
                     "the lease of the job {} could not be renewed for {} s",
@@ -141,6 +143,14 @@ impl Drop for Lease {
 pub(crate) fn lost(job: &str) -> Error {
     Error::stopped(format!("the lease of the job {job} is lost: another process may run it now"))
         .hint("see `mongorekey status`; started again, the job goes on from its checkpoint")
+}
+
+/// The error of a holder that had to end before it knew whether it is one still.
+fn interrupted(job: &str, signal: u8) -> Error {
+    let message =
+        format!("interrupted; the lease of the job {job} could not be renewed: MongoDB did not answer");
+    Error::new(Class::Interrupted(signal), message)
+        .hint("started again once the database answers, the job goes on from its checkpoint")
 }
 
 fn holding_time() -> Duration {

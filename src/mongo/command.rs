@@ -12,6 +12,7 @@ use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use tokio_retry::RetryIf;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
+use super::door;
 use crate::error::{Context, Result, describe_mongo};
 
 /// Server errors that pass: elections, shutdowns, interrupted or conflicting
@@ -44,7 +45,7 @@ where
         }
         transient
     };
-    RetryIf::start(waits, action, is_transient).await.during(&operation)
+    door::ask(RetryIf::start(waits, action, is_transient)).await.during(&operation)
 }
 
 /// Whether the same operation may succeed a little later.
@@ -85,7 +86,9 @@ impl Attempts {
         self.failed += 1;
         let error = describe_mongo(error);
         tracing::debug!(%operation, error, "will be sent again");
-        tokio::time::sleep(jitter(wait)).await;
-        true
+        tokio::select! {
+            () = tokio::time::sleep(jitter(wait)) => true,
+            _signal = door::closed() => false,
+        }
     }
 }

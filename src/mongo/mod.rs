@@ -8,6 +8,7 @@ pub mod by_id;
 pub mod catalog;
 pub mod catch_up;
 pub mod command;
+pub mod door;
 pub mod draw;
 pub mod exchange;
 pub mod feed;

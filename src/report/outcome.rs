@@ -1,9 +1,10 @@
 //! What a command came to: one JSON document, one text, one exit code.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 
 use serde_json::{Value, json};
 
+use crate::cli::LogFormat;
 use crate::error::Error;
 
 /// The format of results on stdout.
@@ -83,23 +84,55 @@ impl Outcome {
 
     /// Prints the result to stdout and the error, if any, to stderr; returns
     /// the exit code.
-    pub fn print(self, format: Format) -> u8 {
+    pub fn print(self, format: Format, log: LogFormat) -> u8 {
         let result = match format {
             Format::Text => self.text,
             Format::Json => self.json.to_string(),
         };
-        if !result.is_empty() {
-            // A reader that went away is no failure of the command.
-            let _closed = writeln!(std::io::stdout(), "{result}");
-        }
+        let written = write(&result);
         if let Some(error) = self.error {
-            let _closed = writeln!(std::io::stderr(), "mongorekey: {error}");
-            if let Some(hint) = error.next_step() {
-                let _closed = writeln!(std::io::stderr(), "  next: {hint}");
-            }
+            tell(&error, log);
         }
-        self.exit
+        match written {
+            // A reader that went away is no failure of the command.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                let lost = Error::stopped(format!("the result can't be written to stdout: {error}"))
+                    .hint("what the command did is done; `mongorekey status` tells where the job is");
+                tell(&lost, log);
+                // An error of the command itself says more.
+                if self.exit <= 1 { lost.class().exit_code() } else { self.exit }
+            }
+            _ => self.exit,
+        }
     }
+}
+
+fn write(result: &str) -> std::io::Result<()> {
+    if result.is_empty() {
+        return Ok(());
+    }
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{result}")?;
+    stdout.flush()
+}
+
+/// Says on stderr what went wrong.
+fn tell(error: &Error, log: LogFormat) {
+    let text = match log {
+        LogFormat::Text => {
+            let next = error.next_step().map(|hint| format!("\n  next: {hint}")).unwrap_or_default();
+            format!("mongorekey: {error}{next}")
+        }
+        LogFormat::Json => json!({
+            "level": "error",
+            "at": jiff::Timestamp::now().to_string(),
+            "code": error.class().code(),
+            "message": error.message(),
+            "hint": error.next_step(),
+        })
+        .to_string(),
+    };
+    let _closed = writeln!(std::io::stderr(), "{text}");
 }
 
 fn error_json(error: &Error) -> Value {

@@ -111,6 +111,20 @@ async fn a_termination_finishes_what_is_under_way_and_the_next_start_completes()
     ended_by(Signal::Terminate, 143).await;
 }
 
+/// A process that was started by `nohup`, as these tests may be, goes on.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask");
+    u64::from_str_radix(ignored.trim(), 16).expect("a mask") & 1 != 0
+}
+
+#[tokio::test]
+async fn a_hangup_finishes_what_is_under_way_and_the_next_start_completes() {
+    if !is_hangup_ignored() {
+        ended_by(Signal::Hangup, 129).await;
+    }
+}
+
 #[tokio::test]
 async fn a_signal_does_not_wait_for_retries() {
     let bench = Bench::with_docs(20).await;

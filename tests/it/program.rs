@@ -38,6 +38,7 @@ pub struct Finished {
 /// The signals that tests send.
 #[derive(Clone, Copy)]
 pub enum Signal {
+    Hangup,
     Interrupt,
     Terminate,
     Stop,
@@ -152,6 +153,7 @@ impl Running {
 /// Sends a signal to a process.
 pub fn signal(pid: u32, kind: Signal) {
     let name = match kind {
+        Signal::Hangup => "-HUP",
         Signal::Interrupt => "-INT",
         Signal::Terminate => "-TERM",
         Signal::Stop => "-STOP",

@@ -12,9 +12,10 @@ use crate::cleanse::plan::Plan;
 use crate::cleanse::run::is_copied;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
-use crate::job::{Job, store};
+use crate::job::{Job, lanes, store};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
+use crate::mongo::others::ByOthers;
 use crate::mongo::valid::Valid;
 use crate::verify::{full, structure};
 
@@ -165,20 +166,31 @@ async fn compared(
     changed_at: Option<&Bson>,
     in_step: &mut InStep<'_>,
 ) -> Result<Gate> {
+    let halt = CancellationToken::new();
+    let judge = async {
+        let gate = judged(context, order, name, changed_at).await;
+        halt.cancel();
+        gate
+    };
+    let (gate, kept) = tokio::join!(judge, in_step.keep(&halt));
+    kept?;
+    gate
+}
+
+async fn judged(
+    context: &Context,
+    order: &full::Order<'_>,
+    name: &'static str,
+    changed_at: Option<&Bson>,
+) -> Result<Gate> {
     let gate = |passed, found: String| Gate { name, passed, found };
-    if let Some(at) = earlier_pass(&context.mongo, order, changed_at).await? {
-        return Ok(gate(true, format!("passed at {at}")));
+    match earlier_pass(&context.mongo, order, changed_at).await? {
+        Earlier::Passed(at) => return Ok(gate(true, format!("passed at {at}"))),
+        Earlier::Void(why) => context.events.note(format!("the last comparison no longer counts: {why}")),
+        Earlier::None => {}
     }
     context.events.note(format!("comparing {} with {} before the cutover", order.source, order.target));
-    let halt = CancellationToken::new();
-    let verify = async {
-        let result = full::run(context, order).await;
-        halt.cancel();
-        result
-    };
-    let (full, kept) = tokio::join!(verify, in_step.keep(&halt));
-    kept?;
-    let full = full?;
+    let full = full::run(context, order).await?;
     if let Some(error) = full.error {
         return Err(error);
     }
@@ -207,19 +219,52 @@ fn order(plan: &Plan) -> full::Order<'_> {
     }
 }
 
-/// When a comparison of these very collections passed, if that counts still.
-async fn earlier_pass(
-    mongo: &Mongo,
-    order: &full::Order<'_>,
-    changed_at: Option<&Bson>,
-) -> Result<Option<Bson>> {
+/// What became of an earlier comparison of these very collections.
+enum Earlier {
+    /// It passed at that time, and counts.
+    Passed(Bson),
+    /// It passed, and proves nothing any more, for this reason.
+    Void(String),
+    /// There is none that passed.
+    None,
+}
+
+async fn earlier_pass(mongo: &Mongo, order: &full::Order<'_>, changed_at: Option<&Bson>) -> Result<Earlier> {
     let stored = store::list(mongo, Some(&order.job)).await?.into_iter().next();
-    let Some(stored) = stored else { return Ok(None) };
+    let Some(stored) = stored else { return Ok(Earlier::None) };
     let uuids = doc! {
         "source": mongo.bearer(order.source).await?.unwrap_or(Bson::Null),
         "target": mongo.bearer(order.target).await?.unwrap_or(Bson::Null),
     };
-    Ok(counts(&stored, &uuids, &order.rules, changed_at))
+    let Some(at) = counts(&stored, &uuids, &order.rules, changed_at) else { return Ok(Earlier::None) };
+    Ok(match void(mongo, order, &stored, &uuids).await? {
+        Some(why) => Earlier::Void(why),
+        None => Earlier::Passed(at),
+    })
+}
+
+/// Why a comparison says nothing about what is in the target by now; `None` where nobody but
+/// the follower has written to it since.
+async fn void(
+    mongo: &Mongo,
+    order: &full::Order<'_>,
+    stored: &Document,
+    uuids: &Document,
+) -> Result<Option<String>> {
+    let target = order.target;
+    let copy = store::list(mongo, Some(order.copy)).await?.into_iter().next().unwrap_or_default();
+    let (Ok(since), Some(uuid)) = (stored.get_timestamp(full::SINCE), uuids.get("target")) else {
+        return Ok(Some("it does not tell since when".into()));
+    };
+    let removed = match mongo.by_others(&target.database, uuid, &lanes::all_sessions(&copy), since).await? {
+        ByOthers::Written => return Ok(Some(format!("others have written to {target} since"))),
+        ByOthers::Unknown => return Ok(Some(format!("nobody knows who has written to {target} since"))),
+        ByOthers::Removed(removed) => removed,
+    };
+    // As a TTL index does, on both sides.
+    let condition = &order.valid.condition;
+    let lost = mongo.by_ids(order.source, &removed, condition, None, |_| ()).await?.len();
+    Ok((lost > 0).then(|| format!("others have removed documents of {target} since")))
 }
 
 /// When a stored comparison of the copy that a job has made passed, if that

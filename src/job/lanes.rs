@@ -27,6 +27,10 @@ use crate::mongo::transaction::Transactions;
 pub const COLLECTION: &str = "lanes";
 /// The field of the job with the session of each lane.
 const SESSIONS: &str = "lane_sessions";
+/// The field of the job with the sessions of all lanes so far, the newest last.
+const ALL_SESSIONS: &str = "writing_sessions";
+/// So many of them are kept: events of older ones are taken for those of others.
+const MOST_SESSIONS: i32 = 1_000;
 /// The server gives a transaction up after a minute, whoever holds it.
 const LONGEST_RAISE: Duration = Duration::from_secs(75);
 /// One attempt: a transaction that is in the way has to be ended again.
@@ -92,7 +96,10 @@ impl Right {
             |document: &Document| RawDocumentBuf::try_from(document).map_err(mongodb::error::Error::custom);
         let job = doc! {
             "q": {"_id": &self.job, "fence": self.epoch},
-            "u": {"$set": {format!("{SESSIONS}.{name}"): session}},
+            "u": {
+                "$set": {format!("{SESSIONS}.{name}"): session},
+                "$push": {ALL_SESSIONS: {"$each": [session], "$slice": -MOST_SESSIONS}},
+            },
         };
         let lane = doc! {
             "q": {"_id": self.lane_id(name), "epoch": {"$lte": self.epoch}},
@@ -172,6 +179,13 @@ pub async fn end_transactions(mongo: &Mongo, job: &str) -> Result<()> {
 fn sessions(job: &Document) -> Vec<Document> {
     let sessions = job.get_document(SESSIONS).into_iter().flat_map(Document::values);
     sessions.filter_map(|session| session.as_document().cloned()).collect()
+}
+
+/// The sessions of all that was ever written on the strength of a job, by which its events are
+/// told from those of others.
+pub fn all_sessions(job: &Document) -> Vec<Document> {
+    let stored = job.get_array(ALL_SESSIONS).map(Vec::as_slice).unwrap_or_default();
+    stored.iter().filter_map(|session| session.as_document().cloned()).collect()
 }
 
 /// Only upwards: nobody gives a former holder his right back by coming late. Pure.

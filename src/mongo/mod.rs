@@ -27,6 +27,7 @@ pub mod name_history;
 pub mod notes;
 pub mod operation;
 pub mod oplog;
+pub mod others;
 pub mod outlook;
 pub mod preflight;
 pub mod quarantine;

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use bson::{Bson, Document, doc};
 use mongodb::Collection;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::cleanse_live::{RULE, live};
@@ -571,4 +572,41 @@ async fn writes_since_the_cutover_are_discarded_only_where_that_is_asked_for() {
     let command = format!("rollback --discard-writes-since-cutover {PATIENT}");
     bench.run(&command).await.expect_exit(0);
     assert_eq!(bytes(&bench, SOURCE).await.len(), 100);
+}
+
+fn verify_gate(run: &Finished) -> &Value {
+    let gates = run.json["gates"].as_array().unwrap_or_else(|| panic!("no gates: {}", run.output()));
+    let gate = gates.iter().find(|gate| gate["name"] == json!("verify"));
+    gate.unwrap_or_else(|| panic!("no verify gate: {}", run.output()))
+}
+
+/// The comparison has passed; what somebody else writes to the copy afterwards it knows nothing of.
+#[tokio::test]
+async fn a_copy_that_others_have_written_to_since_it_was_verified_is_compared_anew() {
+    let bench = small().await;
+    bench.run("verify --full --settle 1ms").await.expect_exit(0);
+    let target = bench.database.collection::<Document>(TARGET);
+    target.update_one(doc! {"_id": 1}, doc! {"$set": {"n": 1}}).await.expect("a write");
+    let refused = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(3);
+    assert_eq!(verify_gate(&refused)["passed"], json!(false), "{}", refused.output());
+    assert!(refused.stderr.contains("others have written to"), "{}", refused.stderr);
+}
+
+/// What the follower writes is what it was verified for, in whichever run; and a document that is gone
+/// from both sides, as by their TTL indexes, is not missing.
+#[tokio::test]
+async fn a_copy_that_only_the_follower_has_written_to_since_it_was_verified_is_not_compared_again() {
+    let bench = small().await;
+    bench.run("verify --full --settle 1ms").await.expect_exit(0);
+    let [source, target] = [SOURCE, TARGET].map(|name| bench.database.collection::<Document>(name));
+    for number in 0..2 {
+        source.update_many(doc! {}, doc! {"$set": {"n": number}}).await.expect("a write");
+        bench.run("cleanse").await.expect_exit(0);
+    }
+    for collection in [&source, &target] {
+        collection.delete_one(doc! {"_id": 1}).await.expect("a write");
+    }
+    let done = bench.run(&format!("cutover --mode swap {PATIENT}")).await.expect_exit(0);
+    let found = verify_gate(&done)["found"].as_str().unwrap_or_default();
+    assert!(found.starts_with("passed at"), "{}", done.output());
 }

@@ -8,10 +8,14 @@ use crate::error::Result;
 use crate::event::Events;
 use crate::job::{Job, JobState, store};
 use crate::mongo::Mongo;
+use crate::mongo::feed::after;
 use crate::mongo::range::Range;
 
 /// The word of the command in the job document.
 const COMMAND: &str = "verify";
+
+/// The field of the job with the moment from which writes may not have been compared.
+pub const SINCE: &str = "since";
 
 /// What a comparison is about; an interrupted one goes on only for the same.
 #[derive(Debug, Clone)]
@@ -108,12 +112,15 @@ pub fn seconds_before(job: &Job) -> f64 {
 /// A stop where they can't be stored.
 pub async fn lay_out(mongo: &Mongo, job: &Job, identity: &Identity, tiles: &[Range]) -> Result<Ranges> {
     let layout = i64::from(rand::random::<u32>());
+    // Before anything is read: what is written later may not have been compared.
+    let since = after(mongo.majority_time().await?);
     let begun_at = DateTime::now();
     let ranges = Ranges::of(mongo, job.name(), layout);
     ranges.create(tiles).await?;
     let fields = doc! {
         "layout": layout,
         "begun_at": begun_at,
+        SINCE: since,
         "uuids": identity.uuids.clone(),
         "seconds": 0.0,
         "verdict": Bson::Null,

@@ -13,6 +13,6 @@ pub mod sides;
 pub mod suspects;
 pub mod workers;
 
-pub use job::{name_beside as job_name, quarantine_name_beside as quarantine_job_name};
+pub use job::{SINCE, name_beside as job_name, quarantine_name_beside as quarantine_job_name};
 pub use outcome::Full;
 pub use run::{Order, run};

@@ -9,17 +9,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
+use bson::{RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::Cursor;
 use tokio_util::sync::CancellationToken;
 
 use super::follow::{Followed, Follower};
 use super::marks::Marks;
 use crate::config::values::Namespace;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::mongo::Mongo;
 use crate::mongo::catch_up::Applied;
 use crate::mongo::command::{is_transient, retrying};
+use crate::mongo::exact;
 use crate::mongo::groups;
 use crate::mongo::lanes::Lanes;
 use crate::mongo::notes::Notes;
@@ -145,16 +146,16 @@ impl Follower<'_> {
         &self,
         members: &[Member],
         after: Option<Timestamp>,
-    ) -> Result<BTreeMap<usize, Vec<Bson>>> {
+    ) -> Result<BTreeMap<usize, Vec<RawBson>>> {
         let mut distinct: BTreeMap<usize, HashMap<Vec<u8>, RawBson>> = BTreeMap::new();
-        let mut to_look_up: BTreeMap<usize, Vec<Bson>> = BTreeMap::new();
+        let mut to_look_up: BTreeMap<usize, Vec<RawBson>> = BTreeMap::new();
         for member in members {
             let values = distinct.entry(member.membership).or_default();
             values.extend(
                 member.values.iter().map(|value| (value_bytes(value.as_raw_bson_ref()), value.clone())),
             );
             if let Some(id) = &member.look_up {
-                to_look_up.entry(member.membership).or_default().push(to_bson(id)?);
+                to_look_up.entry(member.membership).or_default().push(id.clone());
             }
         }
         for (number, ids) in to_look_up {
@@ -163,8 +164,8 @@ impl Follower<'_> {
                 database: self.source.database.clone(),
                 collection: membership.collection.clone(),
             };
-            let filter = doc! {"_id": {"$in": ids}};
-            let projection = doc! {&membership.foreign: 1};
+            let filter = exact::with_ids(&ids);
+            let projection = exact::encoded(&doc! {&membership.foreign: 1})?;
             let documents = retrying(format!("looking up members in {namespace}"), || async {
                 let mut cursor = find(self.mongo, &namespace, &filter, &projection, after).await?;
                 let mut documents = Vec::new();
@@ -178,28 +179,23 @@ impl Follower<'_> {
             let known = distinct.entry(number).or_default();
             known.extend(values.map(|value| (value_bytes(value.as_raw_bson_ref()), value)));
         }
-        distinct
-            .into_iter()
-            .map(|(number, values)| {
-                let values =
-                    values.values().filter(|value| !matches!(value, RawBson::Null | RawBson::Undefined));
-                Ok((number, values.map(to_bson).collect::<Result<Vec<Bson>>>()?))
-            })
-            .collect()
+        let is_value = |value: &RawBson| !matches!(value, RawBson::Null | RawBson::Undefined);
+        let values = distinct.into_iter();
+        Ok(values.map(|(number, values)| (number, values.into_values().filter(is_value).collect())).collect())
     }
 
     /// As few as there may be of most values, there may be millions of one.
     async fn bring_those(
         &self,
         catch_up: &mut Lanes,
-        asking: &Document,
+        asking: &RawDocumentBuf,
         after: Option<Timestamp>,
         stop: &CancellationToken,
     ) -> Result<Option<Applied>> {
         let mut applied = Applied::default();
         let operation = format!("looking up documents of {} by their members", self.source);
         for attempt in 1.. {
-            let only_id = doc! {"_id": 1};
+            let only_id = rawdoc! {"_id": 1};
             let mut cursor =
                 retrying(&operation, || find(self.mongo, self.source, asking, &only_id, after)).await?;
             loop {
@@ -238,48 +234,47 @@ impl Follower<'_> {
 async fn find(
     mongo: &Mongo,
     namespace: &Namespace,
-    filter: &Document,
-    projection: &Document,
+    filter: &RawDocumentBuf,
+    projection: &RawDocumentBuf,
     after: Option<Timestamp>,
 ) -> mongodb::error::Result<Cursor<RawDocumentBuf>> {
-    let mut concern = doc! {"level": "majority"};
+    let mut concern = rawdoc! {"level": "majority"};
     if let Some(after) = after {
-        concern.insert("afterClusterTime", after);
+        concern.append(bson::cstr!("afterClusterTime"), after);
     }
-    let command = doc! {
-        "find": &namespace.collection,
+    let command = rawdoc! {
+        "find": namespace.collection.as_str(),
         "filter": filter.clone(),
         "projection": projection.clone(),
         "readConcern": concern,
     };
-    let cursor = mongo.database(&namespace.database).run_cursor_command(command).await?;
+    let cursor = mongo.database(&namespace.database).run_raw_cursor_command(command).await?;
     Ok(cursor.with_type())
 }
 
 async fn next_ids(cursor: &mut Cursor<RawDocumentBuf>) -> mongodb::error::Result<Vec<RawBson>> {
     let mut ids = Vec::new();
     while ids.len() < DOCUMENTS && cursor.advance().await? {
-        ids.extend(cursor.current().get("_id").ok().flatten().map(RawBson::from));
+        ids.extend(exact::id_of(cursor.current()));
     }
     Ok(ids)
-}
-
-fn to_bson(value: &RawBson) -> Result<Bson> {
-    Bson::try_from(value.clone())
-        .map_err(|error| Error::stopped(format!("a value in the database is no valid BSON: {error}")))
 }
 
 /// A note for each value, and one for what must be looked up.
 fn encode(member: &Member) -> Vec<Vec<u8>> {
     let number = i32::try_from(member.membership).unwrap_or(i32::MAX);
-    let value = |value: &RawBson| rawdoc! {"n": number, "value": value.clone()}.into_bytes();
-    let id = |id: &RawBson| rawdoc! {"n": number, "id": id.clone()}.into_bytes();
-    member.values.iter().map(value).chain(member.look_up.iter().map(id)).collect()
+    let note = |name: &str, value: &RawBson| {
+        let mut note = rawdoc! {"n": number};
+        exact::append(&mut note, name, value.as_raw_bson_ref());
+        note.into_bytes()
+    };
+    let values = member.values.iter().map(|value| note("value", value));
+    values.chain(member.look_up.iter().map(|id| note("id", id))).collect()
 }
 
 fn decode(note: &[u8]) -> Option<Member> {
     let note = RawDocument::from_bytes(note).ok()?;
-    let field = |name: &str| note.get(name).ok().flatten().map(RawBson::from);
+    let field = |name: &str| exact::field(note, name);
     let membership = usize::try_from(note.get_i32("n").ok()?).ok()?;
     Some(Member { membership, values: field("value").into_iter().collect(), look_up: field("id") })
 }

@@ -1,7 +1,6 @@
 //! Makes the target before the copy and finishes it afterwards.
 
-use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
-use mongodb::options::Hint;
+use bson::{Bson, Document, doc};
 
 use super::target::{self, PENDING, PENDING_INDEX, index_name};
 use crate::config::values::Namespace;
@@ -9,13 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::event::{Events, Progress};
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
-use crate::mongo::command::retrying;
 use crate::mongo::index::BuildProgress;
-use crate::mongo::sink::check_write_concern;
-use crate::mongo::valid::Valid;
-
-/// Marked documents that are fetched at once.
-const PENDING_BATCH: usize = 100;
 
 /// Describes the source, if it can be cleansed.
 ///
@@ -87,99 +80,6 @@ pub async fn index_pending(mongo: &Mongo, namespace: &Namespace) -> Result<()> {
         "partialFilterExpression": {PENDING: true},
     };
     mongo.build_indexes(namespace, vec![index], |_| {}).await
-}
-
-/// Replaces every mark by the document that it stands for, and drops the index
-/// that finds marks. Repeatable.
-///
-/// # Errors
-/// A stop where the server can't be read or written.
-pub async fn resolve_pending(
-    mongo: &Mongo,
-    source: &Namespace,
-    namespace: &Namespace,
-    valid: &Valid,
-) -> Result<()> {
-    fetch(mongo, source, namespace, valid, vec![Bson::Null]).await?;
-    let has_index =
-        mongo.describe(namespace).await?.is_some_and(|target| target.index(PENDING_INDEX).is_some());
-    if !has_index {
-        return Ok(());
-    }
-    let operation = format!("fetching the marked documents of {namespace}");
-    let collection = mongo.collection(namespace);
-    let mut marked = collection
-        .find(doc! {PENDING: true})
-        .projection(doc! {"_id": 1})
-        .hint(Hint::Name(PENDING_INDEX.into()))
-        .await
-        .during(&operation)?;
-    let mut ids = Vec::new();
-    while marked.advance().await.during(&operation)? {
-        let document = Document::try_from(marked.current().to_owned())
-            .map_err(|error| Error::stopped(format!("{operation} failed: {error}")))?;
-        ids.extend(document.get("_id").cloned());
-        if ids.len() >= PENDING_BATCH {
-            fetch(mongo, source, namespace, valid, std::mem::take(&mut ids)).await?;
-        }
-    }
-    fetch(mongo, source, namespace, valid, ids).await?;
-    collection.drop_index(PENDING_INDEX).await.during(format!("dropping {PENDING_INDEX}"))
-}
-
-/// Copies single documents byte for byte, by an update that replaces: an insert
-/// would change a `Timestamp(0, 0)`.
-async fn fetch(
-    mongo: &Mongo,
-    source: &Namespace,
-    namespace: &Namespace,
-    valid: &Valid,
-    ids: Vec<Bson>,
-) -> Result<()> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let pipeline = valid.candidates(doc! {"_id": {"$in": &ids}});
-    let operation = format!("fetching marked documents of {source}");
-    let from = mongo.collection(source);
-    let mut cursor = from.aggregate(pipeline).await.during(&operation)?.with_type::<RawDocumentBuf>();
-    let mut fetched = Vec::new();
-    while cursor.advance().await.during(&operation)? {
-        let document = cursor.current();
-        replace(mongo, namespace, document).await?;
-        let id = document.get("_id").ok().flatten().map(bson::RawBson::from);
-        fetched.extend(id.and_then(|id| Bson::try_from(id).ok()));
-    }
-    // A mark whose document was not fetched stands for one that is no longer valid.
-    let gone = doc! {"_id": {"$in": ids, "$nin": fetched}, PENDING: true};
-    mongo.collection(namespace).delete_many(gone).await.during(&operation).map(|_| ())
-}
-
-async fn replace(mongo: &Mongo, namespace: &Namespace, document: &bson::RawDocument) -> Result<()> {
-    let id = document.get("_id").ok().flatten().ok_or_else(|| Error::stopped("a document has no `_id`"))?;
-    let mut pipeline = RawArrayBuf::new();
-    pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});
-    let mut updates = RawArrayBuf::new();
-    updates.push(rawdoc! {"q": {"_id": {"$eq": id}}, "u": pipeline, "upsert": true});
-    let mut command = rawdoc! {"update": namespace.collection.as_str(), "writeConcern": {"w": "majority"}};
-    command.append(bson::cstr!("updates"), updates);
-    let database = mongo.database(&namespace.database);
-    let reply = retrying(format!("writing a document to {namespace}"), || {
-        let (database, command): (_, RawDocumentBuf) = (database.clone(), command.clone());
-        async move {
-            let reply = database.run_raw_command(command).await?;
-            // What a failover may take back was not written.
-            check_write_concern(&reply)?;
-            Ok(reply)
-        }
-    })
-    .await?;
-    match reply.get_array("writeErrors").ok().and_then(|errors| errors.first()) {
-        Some(error) => {
-            Err(Error::stopped(format!("a document could not be written to {namespace}: {error}")))
-        }
-        None => Ok(()),
-    }
 }
 
 /// When an index is built.

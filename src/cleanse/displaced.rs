@@ -7,7 +7,7 @@
 //! here, and put back when the value is free again: it would be nowhere else. Any
 //! change of its `_id` in the new collection makes it obsolete.
 
-use bson::{Bson, DateTime, Document, RawBson, RawDocumentBuf, doc};
+use bson::{Bson, DateTime, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, rawdoc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 
@@ -16,10 +16,11 @@ use crate::crash;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
+use crate::mongo::exact;
 use crate::mongo::insertion::{Insertion, Put};
 use crate::mongo::lanes::Lanes;
+use crate::mongo::notes;
 use crate::mongo::sink::{id_bytes, value_bytes};
-use crate::mongo::source::{collect, to_bson};
 
 /// In the state database: `{_id: {job, id}, at, document}`. Documents of the
 /// application, so that they are never cleared away.
@@ -28,67 +29,61 @@ pub const COLLECTION: &str = "displaced";
 /// The displaced documents of a job.
 #[derive(Debug)]
 struct Displaced {
+    mongo: Mongo,
     collection: Collection<Document>,
     job: String,
 }
 
 impl Displaced {
     fn of(mongo: &Mongo, job: &str) -> Self {
-        Self { collection: mongo.state(COLLECTION), job: job.into() }
+        Self { mongo: mongo.clone(), collection: mongo.state(COLLECTION), job: job.into() }
     }
 
-    fn key(&self, id: &RawBson) -> Result<Document> {
-        Ok(doc! {"job": &self.job, "id": to_bson(id)?})
+    fn key(&self, id: &RawBson) -> RawDocumentBuf {
+        let mut key = rawdoc! {"job": self.job.as_str()};
+        exact::append(&mut key, "id", id.as_raw_bson_ref());
+        key
     }
 
     async fn keep(&self, document: &RawDocumentBuf) -> Result<()> {
-        let operation = "keeping a document that gives way";
-        let key = self.key(&id_of(document)?)?;
-        let document = Document::try_from(document.clone())
-            .map_err(|error| Error::stopped(format!("{operation} failed: {error}")))?;
-        let entry = doc! {"_id": key.clone(), "at": DateTime::now(), "document": document};
-        retrying(operation, || {
-            let replace = self.collection.replace_one(doc! {"_id": key.clone()}, entry.clone()).upsert(true);
-            async move { replace.await }
-        })
-        .await
-        .map(|_| ())
+        let operation = "a document that gives way";
+        let key = self.key(&id_of(document)?);
+        // A replacement as a whole: a field may stand in the document twice.
+        let entry = rawdoc! {"_id": key.clone(), "at": DateTime::now(), "document": document.clone()};
+        let update = rawdoc! {"q": {"_id": key}, "u": entry, "upsert": true};
+        let command = rawdoc! {"update": COLLECTION, "updates": RawArrayBuf::from_iter([update])};
+        notes::write(&self.mongo, &self.collection, command, operation).await
     }
 
     /// Most often there is none, and then this is one question to a small collection.
     async fn forget(&self, ids: &[RawBson]) -> Result<()> {
-        let keys = ids.iter().map(|id| self.key(id)).collect::<Result<Vec<Document>>>()?;
-        let filter = doc! {"_id": {"$in": keys}};
-        let found = retrying("looking for documents that gave way", || {
-            let find = self.collection.find_one(filter.clone());
-            async move { find.await }
-        })
-        .await?;
-        if found.is_none() {
+        let keys: Vec<RawBson> = ids.iter().map(|id| self.key(id).into()).collect();
+        let filter = exact::with_ids(&keys);
+        if self.find(filter.clone(), 1).await?.is_empty() {
             return Ok(());
         }
-        retrying("forgetting documents that gave way", || {
-            let delete = self.collection.delete_many(filter.clone());
-            async move { delete.await }
-        })
-        .await
-        .map(|_| ())
+        let delete = rawdoc! {"q": filter, "limit": 0};
+        let command = rawdoc! {"delete": COLLECTION, "deletes": RawArrayBuf::from_iter([delete])};
+        notes::write(&self.mongo, &self.collection, command, "that a document gave way").await
     }
 
     async fn all(&self) -> Result<Vec<RawDocumentBuf>> {
-        let filter = doc! {"_id.job": &self.job};
-        let entries: Vec<Document> = retrying("reading documents that gave way", || {
-            let find = self.collection.find(filter.clone());
-            async move { find.await?.try_collect().await }
+        let entries = self.find(rawdoc! {"_id.job": self.job.as_str()}, 0).await?;
+        let document = |entry: &RawDocumentBuf| {
+            let document = entry.get_document("document").map(ToOwned::to_owned);
+            document.map_err(|error| Error::stopped(format!("a kept document can't be read: {error}")))
+        };
+        entries.iter().map(document).collect()
+    }
+
+    async fn find(&self, filter: RawDocumentBuf, most: i64) -> Result<Vec<RawDocumentBuf>> {
+        let database = self.mongo.database(&self.collection.namespace().db);
+        let command = rawdoc! {"find": COLLECTION, "filter": filter, "limit": most};
+        retrying("reading documents that gave way", || {
+            let find = database.run_raw_cursor_command(command.clone());
+            async move { find.await?.with_type().try_collect().await }
         })
-        .await?;
-        let documents = entries.iter().filter_map(|entry| entry.get_document("document").ok());
-        documents
-            .map(|document| {
-                RawDocumentBuf::try_from(document)
-                    .map_err(|error| Error::stopped(format!("a kept document can't be read: {error}")))
-            })
-            .collect()
+        .await
     }
 }
 
@@ -107,13 +102,9 @@ impl Follower<'_> {
         if self.direction != Direction::Back || parties.is_empty() {
             return Ok(parties);
         }
-        let filter = doc! {"_id": {"$in": parties.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?}};
         let find = async |namespace| {
-            let collection = self.mongo.collection(namespace);
-            retrying(format!("looking at what stands in the way in {namespace}"), || {
-                collect(collection.find(filter.clone()))
-            })
-            .await
+            let owned = |document: &RawDocument| document.to_owned();
+            self.mongo.by_ids(namespace, &parties, &Document::new(), None, owned).await
         };
         // During an exchange the old collection has the name of the attempt.
         let (old, new) = (find(lanes.target().unwrap_or(self.target)).await?, find(self.source).await?);
@@ -159,10 +150,9 @@ impl Follower<'_> {
 /// A stop where they can't be read.
 pub async fn displaced(mongo: &Mongo, job: &str) -> Result<Vec<Bson>> {
     let documents = Displaced::of(mongo, job).all().await?;
-    documents.iter().map(|document| to_bson(&id_of(document)?)).collect()
+    documents.iter().map(|document| Ok(exact::shown(&id_of(document)?))).collect()
 }
 
 fn id_of(document: &RawDocumentBuf) -> Result<RawBson> {
-    let id = document.get("_id").ok().flatten().map(RawBson::from);
-    id.ok_or_else(|| Error::stopped("a document has no `_id`"))
+    exact::id_of(document).ok_or_else(|| Error::stopped("a document has no `_id`"))
 }

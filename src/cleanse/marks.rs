@@ -4,13 +4,14 @@
 //! A mark has a generation, another one each time it is set, so that a removal that
 //! was meant for an earlier one does nothing, however late it arrives.
 
-use bson::{Bson, Document, RawBson, doc};
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, doc, rawdoc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
+use crate::mongo::exact;
 use crate::mongo::notes;
 
 /// The collection of marks in the state database.
@@ -46,14 +47,11 @@ impl Marks {
         if ids.is_empty() {
             return Ok(());
         }
-        let updates = ids
-            .iter()
-            .map(|id| {
-                let key = self.key(id)?;
-                Ok(doc! {"q": {"_id": key}, "u": {"$set": {"generation": notes::generation()}}, "upsert": true})
-            })
-            .collect::<Result<Vec<Document>>>()?;
-        self.command(doc! {"update": COLLECTION, "updates": updates}).await
+        let updates = ids.iter().map(|id| {
+            let update = rawdoc! {"$set": {"generation": notes::generation()}};
+            rawdoc! {"q": {"_id": self.key(id)}, "u": update, "upsert": true}
+        });
+        self.command(rawdoc! {"update": COLLECTION, "updates": RawArrayBuf::from_iter(updates)}).await
     }
 
     /// Some of the marks, in no order.
@@ -61,13 +59,7 @@ impl Marks {
     /// # Errors
     /// A stop where they can't be read.
     pub async fn some(&self, most: i64) -> Result<Vec<Mark>> {
-        let filter = self.all();
-        let documents: Vec<Document> = retrying("reading the marks", || {
-            let find = self.collection.find(filter.clone()).limit(most);
-            async move { find.await?.try_collect().await }
-        })
-        .await?;
-        documents.iter().map(read).collect()
+        self.find(rawdoc! {"find": COLLECTION, "filter": exact::encoded(&self.all())?, "limit": most}).await
     }
 
     /// The marks of these documents.
@@ -75,13 +67,7 @@ impl Marks {
     /// # Errors
     /// A stop where they can't be read.
     pub async fn these(&self, ids: &[RawBson]) -> Result<Vec<Mark>> {
-        let keys = ids.iter().map(|id| self.key(id)).collect::<Result<Vec<Document>>>()?;
-        let documents: Vec<Document> = retrying("reading the marks", || {
-            let find = self.collection.find(doc! {"_id": {"$in": keys.clone()}});
-            async move { find.await?.try_collect().await }
-        })
-        .await?;
-        documents.iter().map(read).collect()
+        self.find(rawdoc! {"find": COLLECTION, "filter": self.among(ids)}).await
     }
 
     /// The marks that follow a given one in their order, or the first ones.
@@ -89,17 +75,12 @@ impl Marks {
     /// # Errors
     /// A stop where they can't be read.
     pub async fn following(&self, last: Option<&Mark>, most: i64) -> Result<Vec<Mark>> {
-        let mut filter = self.all();
-        if let (Some(last), Ok(bounds)) = (last, filter.get_document_mut("_id")) {
-            bounds.remove("$gte");
-            bounds.insert("$gt", self.key(&last.id)?);
+        let mut filter = exact::encoded(&self.all())?;
+        if let Some(last) = last {
+            let beyond = rawdoc! {"_id": {"$gt": self.key(&last.id)}};
+            filter.append(bson::cstr!("$and"), RawArrayBuf::from_iter([beyond]));
         }
-        let documents: Vec<Document> = retrying("reading the marks", || {
-            let find = self.collection.find(filter.clone()).sort(doc! {"_id": 1}).limit(most);
-            async move { find.await?.try_collect().await }
-        })
-        .await?;
-        documents.iter().map(read).collect()
+        self.find(rawdoc! {"find": COLLECTION, "filter": filter, "sort": {"_id": 1}, "limit": most}).await
     }
 
     /// Whether one of these documents is marked.
@@ -107,14 +88,7 @@ impl Marks {
     /// # Errors
     /// A stop where that can't be read.
     pub async fn has_any(&self, ids: &[RawBson]) -> Result<bool> {
-        let keys = ids.iter().map(|id| self.key(id)).collect::<Result<Vec<Document>>>()?;
-        let filter = doc! {"_id": {"$in": keys}};
-        let found = retrying("reading the marks", || {
-            let find = self.collection.find_one(filter.clone());
-            async move { find.await }
-        })
-        .await?;
-        Ok(found.is_some())
+        Ok(!self.find(rawdoc! {"find": COLLECTION, "filter": self.among(ids), "limit": 1}).await?.is_empty())
     }
 
     /// Removes marks that were not set again since they were read.
@@ -125,14 +99,11 @@ impl Marks {
         if marks.is_empty() {
             return Ok(());
         }
-        let deletes = marks
-            .iter()
-            .map(|mark| {
-                let filter = doc! {"_id": self.key(&mark.id)?, "generation": mark.generation};
-                Ok(doc! {"q": filter, "limit": 1})
-            })
-            .collect::<Result<Vec<Document>>>()?;
-        self.command(doc! {"delete": COLLECTION, "deletes": deletes}).await
+        let deletes = marks.iter().map(|mark| {
+            let filter = rawdoc! {"_id": self.key(&mark.id), "generation": mark.generation};
+            rawdoc! {"q": filter, "limit": 1}
+        });
+        self.command(rawdoc! {"delete": COLLECTION, "deletes": RawArrayBuf::from_iter(deletes)}).await
     }
 
     /// How many documents are marked.
@@ -169,18 +140,35 @@ impl Marks {
         doc! {"_id": {"$gte": bound(Bson::MinKey), "$lte": bound(Bson::MaxKey)}}
     }
 
-    fn key(&self, id: &RawBson) -> Result<Document> {
-        Ok(doc! {"job": &self.job, "id": crate::mongo::source::askable(id)?})
+    /// The condition for the marks of these documents.
+    fn among(&self, ids: &[RawBson]) -> RawDocumentBuf {
+        let keys: Vec<RawBson> = ids.iter().map(|id| self.key(id).into()).collect();
+        exact::with_ids(&keys)
     }
 
-    async fn command(&self, command: Document) -> Result<()> {
+    fn key(&self, id: &RawBson) -> RawDocumentBuf {
+        let mut key = rawdoc! {"job": self.job.as_str()};
+        exact::append(&mut key, "id", id.as_raw_bson_ref());
+        key
+    }
+
+    async fn find(&self, command: RawDocumentBuf) -> Result<Vec<Mark>> {
+        let database = self.mongo.database(&self.collection.namespace().db);
+        let found: Vec<RawDocumentBuf> = retrying("reading the marks", || {
+            let find = database.run_raw_cursor_command(command.clone());
+            async move { find.await?.with_type().try_collect().await }
+        })
+        .await?;
+        found.iter().map(|mark| read(mark)).collect()
+    }
+
+    async fn command(&self, command: RawDocumentBuf) -> Result<()> {
         notes::write(&self.mongo, &self.collection, command, "a mark").await
     }
 }
 
-fn read(document: &Document) -> Result<Mark> {
-    let id = document.get_document("_id").ok().and_then(|key| key.get("id")).cloned();
-    let id = RawBson::try_from(id.unwrap_or(Bson::Null))
-        .map_err(|error| Error::stopped(format!("a mark can't be read: {error}")))?;
+fn read(document: &RawDocument) -> Result<Mark> {
+    let id = document.get_document("_id").ok().and_then(|key| exact::field(key, "id"));
+    let id = id.ok_or_else(|| Error::stopped("a mark can't be read: it names no document"))?;
     Ok(Mark { id, generation: document.get_i64("generation").unwrap_or(0) })
 }

@@ -23,6 +23,7 @@ pub mod names;
 pub mod needs;
 pub mod out;
 pub mod outlook;
+pub mod pending;
 pub mod plan;
 pub mod predicate;
 pub mod quarantine;

@@ -4,29 +4,24 @@
 //! It belongs to the job like the target does: made by it, recorded with its
 //! identity, dropped by `--restart`.
 
-use bson::{Bson, Document, RawBson, Timestamp, doc};
+use bson::{Bson, Document, doc};
 use mongodb::error::ErrorKind;
-use mongodb::options::Hint;
 
 use super::build;
-use super::follow::Follower;
 use super::names;
 use super::plan::{Plan, target_of};
-use super::target::{PENDING, PENDING_INDEX};
+use super::target::PENDING;
 use crate::config::values::Namespace;
 use crate::error::{Context, Error, Result};
 use crate::job::Job;
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
-use crate::mongo::lanes::Lanes;
 use crate::mongo::quarantine::{AROUND, LARGEST, parts_of};
 
 /// The field of the job document with the name of the collection.
 pub const NAME: &str = "quarantine";
 /// The field with its identity.
 pub const UUID: &str = "quarantine_uuid";
-/// Marked documents that are fetched at once: each may be as large as can be.
-const PENDING_BATCH: usize = 8;
 
 /// How rejected documents are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,43 +222,6 @@ pub fn is_too_deep(error: &mongodb::error::Error) -> bool {
 pub fn is_duplicate(error: &mongodb::error::Error) -> bool {
     const DUPLICATE_KEY: i32 = 11000;
     matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == DUPLICATE_KEY)
-}
-
-/// Brings the documents that are marked in the quarantine to where they belong,
-/// and drops the index that finds them. Repeatable.
-///
-/// # Errors
-/// A stop where the server can't be read or written.
-pub async fn resolve_pending(
-    follower: &Follower<'_>,
-    quarantine: &Namespace,
-    lanes: &mut Lanes,
-    after: Option<Timestamp>,
-) -> Result<()> {
-    let mongo = follower.mongo;
-    follower.apply(lanes, &[RawBson::Null], after).await?;
-    let has_index =
-        mongo.describe(quarantine).await?.is_some_and(|found| found.index(PENDING_INDEX).is_some());
-    if !has_index {
-        return Ok(());
-    }
-    let operation = format!("fetching the marked documents of {quarantine}");
-    let collection = mongo.collection(quarantine);
-    let mut marked = collection
-        .find(doc! {PENDING: true})
-        .projection(doc! {"_id": 1})
-        .hint(Hint::Name(PENDING_INDEX.into()))
-        .await
-        .during(&operation)?;
-    let mut ids = Vec::new();
-    while marked.advance().await.during(&operation)? {
-        ids.extend(marked.current().get("_id").ok().flatten().map(RawBson::from));
-        if ids.len() >= PENDING_BATCH {
-            follower.apply(lanes, &std::mem::take(&mut ids), after).await?;
-        }
-    }
-    follower.apply(lanes, &ids, after).await?;
-    collection.drop_index(PENDING_INDEX).await.during(format!("dropping {PENDING_INDEX}"))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use bson::{Bson, RawBson, RawDocumentBuf, Timestamp, doc};
+use bson::{RawBson, RawDocumentBuf, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::marks::Marks;
@@ -19,13 +19,12 @@ use crate::crash;
 use crate::error::{Class, Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::catch_up::distinct;
-use crate::mongo::command::retrying;
+use crate::mongo::exact;
 use crate::mongo::feed::{Feed, Position, nudge};
 use crate::mongo::insertion::{Insertion, Put, id_of};
 use crate::mongo::restore::Restore;
 use crate::mongo::restore::progress::Restored;
 use crate::mongo::sink::{id_bytes, value_bytes};
-use crate::mongo::source::{collect, to_bson};
 use crate::mongo::watched::Watched;
 use crate::throttle::pace::Pace;
 
@@ -103,22 +102,13 @@ impl Since {
         if deleted.is_empty() {
             return Ok(());
         }
-        let ids = distinct(deleted).iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
-        let filter = doc! {"_id": {"$in": ids}};
-        let collection = self.mongo.collection(&self.quarantine);
-        let ours = retrying(format!("looking for documents of {}", self.quarantine), || {
-            collect(collection.find(filter.clone()).projection(doc! {"_id": 1}))
-        })
-        .await?;
-        let ours: Vec<RawBson> =
-            ours.iter().filter_map(|found| found.get("_id").ok().flatten().map(RawBson::from)).collect();
-        self.marks.set(&ours).await
+        let ours = self.mongo.existing_ids(&self.quarantine, &distinct(deleted), exact::id_of).await?;
+        self.marks.set(&ours.into_iter().flatten().collect::<Vec<RawBson>>()).await
     }
 
     /// Takes out what was deleted, and tells how much that is.
     async fn take_out(&self, documents: &mut Vec<RawDocumentBuf>) -> Result<u64> {
-        let ids: Vec<RawBson> =
-            documents.iter().filter_map(|found| found.get("_id").ok().flatten().map(RawBson::from)).collect();
+        let ids: Vec<RawBson> = documents.iter().filter_map(|document| exact::id_of(document)).collect();
         let marks = self.marks.these(&ids).await?;
         let gone: HashSet<Vec<u8>> =
             marks.iter().map(|mark| value_bytes(mark.id.as_raw_bson_ref())).collect();

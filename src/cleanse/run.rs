@@ -17,6 +17,7 @@ use super::names::{self, TARGET_UUID};
 use super::needs;
 use super::out;
 use super::outlook::{self, Outlook};
+use super::pending;
 use super::plan::{Plan, prepare, range_count};
 use super::quarantine;
 use super::ranges::Ranges;
@@ -39,6 +40,10 @@ use crate::throttle::pace::Pace;
 
 /// The field of the job document with the options of the source.
 const SOURCE_OPTIONS: &str = "source_options";
+/// Marked documents that are fetched at once,
+const PENDING: usize = 100;
+/// and of those that were too large to stand beside their rule.
+const LARGE_PENDING: usize = 8;
 
 /// Runs the command.
 ///
@@ -324,9 +329,10 @@ async fn catch_up(
     let mut catch_up = follower.catch_up().await?;
     if is_to_finish {
         out::unmark(mongo, &plan.target).await?;
-        build::resolve_pending(mongo, &plan.source, &plan.target, &plan.predicate.valid()).await?;
+        let after = position.time();
+        pending::resolve(follower, &plan.target, &mut catch_up, after, PENDING).await?;
         if let Some(quarantine) = &plan.quarantine {
-            quarantine::resolve_pending(follower, quarantine, &mut catch_up, position.time()).await?;
+            pending::resolve(follower, quarantine, &mut catch_up, after, LARGE_PENDING).await?;
         }
         crash::point("cleanse_fetched");
         let building = build::indexes(mongo, &plan.target, &plan.description, When::Copied, events);

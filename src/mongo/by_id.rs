@@ -1,31 +1,34 @@
 //! Single documents by their `_id`s, as a majority has them.
 
-use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
-use mongodb::options::ReadConcern;
-use mongodb::{ClientSession, Collection};
+use std::borrow::Borrow;
+
+use bson::{Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, rawdoc};
 
 use super::Mongo;
 use super::command::Attempts;
-use super::source::to_bson;
+use super::exact;
+use super::identified::not_before;
 use crate::config::values::Namespace;
 use crate::error::{Context, Result};
 
 /// The condition for the document with this `_id`. The server finds it without
 /// any planning where the value stands by itself, which a pattern, an operator
 /// and null must not.
-pub(super) fn by_id(id: RawBson) -> RawDocumentBuf {
-    let stands_by_itself = match &id {
+pub(super) fn by_id(id: impl Borrow<RawBson>) -> RawDocumentBuf {
+    let id = id.borrow();
+    let stands_by_itself = match id {
         RawBson::RegularExpression(_) | RawBson::Null | RawBson::Undefined => false,
         RawBson::Document(document) => {
-            let first = document.iter().next().and_then(Result::ok);
-            first.is_none_or(|(name, _)| !name.as_str().starts_with('$'))
+            // By its name alone: the value may be one that can't be decoded.
+            let first = document.iter_elements().next().and_then(Result::ok);
+            first.is_none_or(|element| !element.key().as_str().starts_with('$'))
         }
         _ => true,
     };
     if stands_by_itself {
-        rawdoc! {"_id": id}
+        exact::single("_id", id.as_raw_bson_ref())
     } else {
-        rawdoc! {"_id": {"$eq": id}}
+        rawdoc! {"_id": exact::equal(id)}
     }
 }
 
@@ -33,7 +36,7 @@ pub(super) fn by_id(id: RawBson) -> RawDocumentBuf {
 pub(super) fn deletion(collection: &str, ids: &[RawBson]) -> RawDocumentBuf {
     let mut deletes = RawArrayBuf::new();
     for id in ids {
-        deletes.push(rawdoc! {"q": by_id(id.clone()), "limit": 1});
+        deletes.push(rawdoc! {"q": by_id(id), "limit": 1});
     }
     let mut command = rawdoc! {"delete": collection};
     command.append(bson::cstr!("deletes"), deletes);
@@ -70,7 +73,7 @@ impl Mongo {
         ids: &[RawBson],
         take: impl Fn(&RawDocument) -> T,
     ) -> Result<Vec<T>> {
-        self.find_by_ids(namespace, ids, &Document::new(), Some(doc! {"_id": 1}), None, take).await
+        self.find_by_ids(namespace, ids, &Document::new(), Some(rawdoc! {"_id": 1}), None, take).await
     }
 
     async fn find_by_ids<T>(
@@ -78,26 +81,25 @@ impl Mongo {
         namespace: &Namespace,
         ids: &[RawBson],
         condition: &Document,
-        projection: Option<Document>,
+        projection: Option<RawDocumentBuf>,
         after: Option<Timestamp>,
         take: impl Fn(&RawDocument) -> T,
     ) -> Result<Vec<T>> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let ids = ids.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
-        let mut filter = doc! {"_id": {"$in": ids}};
+        let mut filter = exact::with_ids(ids);
         if !condition.is_empty() {
-            filter.insert("$and", vec![condition.clone()]);
+            filter.append(bson::cstr!("$and"), RawArrayBuf::from_iter([exact::encoded(condition)?]));
         }
-        let mut session = self.client().start_session().await.during("starting a session")?;
-        if let Some(after) = after {
-            session.advance_operation_time(after);
+        let mut command = rawdoc! {"find": namespace.collection.as_str(), "filter": filter};
+        if let Some(projection) = projection {
+            command.append(bson::cstr!("projection"), projection);
         }
-        let collection = self.collection(namespace);
+        command.append(bson::cstr!("readConcern"), exact::encoded(&not_before(after))?);
         let (operation, mut attempts) = (format!("reading documents of {namespace}"), Attempts::default());
         loop {
-            match find(&collection, &filter, projection.as_ref(), &mut session, &take).await {
+            match find(self, namespace, &command, &take).await {
                 Err(error) if attempts.again(&operation, &error).await => {}
                 result => return result.during(&operation),
             }
@@ -106,19 +108,15 @@ impl Mongo {
 }
 
 async fn find<T>(
-    collection: &Collection<RawDocumentBuf>,
-    filter: &Document,
-    projection: Option<&Document>,
-    session: &mut ClientSession,
+    mongo: &Mongo,
+    namespace: &Namespace,
+    command: &RawDocumentBuf,
     take: &impl Fn(&RawDocument) -> T,
 ) -> mongodb::error::Result<Vec<T>> {
-    let mut find = collection.find(filter.clone()).read_concern(ReadConcern::majority());
-    if let Some(projection) = projection {
-        find = find.projection(projection.clone());
-    }
-    let mut cursor = find.session(&mut *session).await?;
+    let database = mongo.database(&namespace.database);
+    let mut cursor = database.run_raw_cursor_command(command.clone()).await?.with_type::<RawDocumentBuf>();
     let mut taken = Vec::new();
-    while cursor.advance(&mut *session).await? {
+    while cursor.advance().await? {
         taken.push(take(cursor.current()));
     }
     Ok(taken)
@@ -132,10 +130,10 @@ mod tests {
     fn only_plain_values_stand_by_themselves() {
         let regex = bson::Regex { pattern: "a".try_into().unwrap(), options: "".try_into().unwrap() };
         for id in [RawBson::Null, RawBson::RegularExpression(regex), rawdoc! {"$gt": 1}.into()] {
-            assert_eq!(by_id(id.clone()), rawdoc! {"_id": {"$eq": id}});
+            assert_eq!(by_id(&id), rawdoc! {"_id": {"$eq": id}});
         }
         for id in [RawBson::Int32(1), "$gt".into(), rawdoc! {"a": {"$gt": 1}}.into(), rawdoc! {}.into()] {
-            assert_eq!(by_id(id.clone()), rawdoc! {"_id": id});
+            assert_eq!(by_id(&id), rawdoc! {"_id": id});
         }
     }
 }

@@ -12,18 +12,18 @@ mod read;
 
 use std::collections::{HashMap, HashSet};
 
-use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc};
+use bson::{Document, RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 
 use self::quarantine::Sorted;
 use self::read::part_read;
 use super::Mongo;
 use super::by_id::deletion;
 use super::command::retrying;
+use super::exact;
 use super::groups::Groups;
 use super::identified::Identities;
 use super::lane::{Lane, Parts, Refused};
 use super::sink::{id_bytes, value_bytes};
-use super::source::to_bson;
 use super::state::write_states;
 use super::valid::Valid;
 use super::watched::values_at;
@@ -301,7 +301,7 @@ impl CatchUp {
                 INVALID if !bypasses => self.bypasses = true,
                 OTHER_ID if anew.insert(part.start + refused.statement) => {}
                 DUPLICATE_KEY => {
-                    parties.extend(document.get("_id").ok().flatten().map(RawBson::from));
+                    parties.extend(exact::id_of(document));
                     parties.extend(self.rivals(document, &refused.error).await?);
                     parts.refused(refused.statement);
                 }
@@ -329,16 +329,10 @@ impl CatchUp {
     /// The documents of the target that hold what a document was refused for.
     async fn rivals(&self, document: &RawDocumentBuf, error: &Document) -> Result<Vec<RawBson>> {
         let pattern = error.get_document("keyPattern").ok().filter(|pattern| !pattern.contains_key("_id"));
-        match (error.get_document("collation"), pattern) {
-            // The server tells the key of the index, by which no document is found.
-            (Ok(collation), Some(pattern)) => {
-                self.holding(equal_values(document, pattern)?, Some(collation)).await
-            }
-            _ => match error.get_document("keyValue").ok().filter(|values| !values.contains_key("_id")) {
-                Some(values) => self.holders(values).await,
-                None => Ok(Vec::new()),
-            },
-        }
+        // Not by the values that the server tells: with a collation they are keys of the index, by
+        // which no document is found, and of a text that is not UTF-8 they are only like it.
+        let Some(pattern) = pattern else { return Ok(Vec::new()) };
+        self.holding(equal_values(document, pattern), error.get_document("collation").ok()).await
     }
 
     /// The documents of the target that hold these values.
@@ -348,20 +342,21 @@ impl CatchUp {
     pub async fn holders(&self, values: &Document) -> Result<Vec<RawBson>> {
         let filter: Document =
             values.iter().map(|(field, value)| (field.clone(), doc! {"$eq": value.clone()}.into())).collect();
-        self.holding(filter, None).await
+        self.holding(exact::encoded(&filter)?, None).await
     }
 
-    async fn holding(&self, filter: Document, collation: Option<&Document>) -> Result<Vec<RawBson>> {
-        let mut command = doc! {"find": &self.target.collection, "filter": filter, "projection": {"_id": 1}};
+    async fn holding(&self, filter: RawDocumentBuf, collation: Option<&Document>) -> Result<Vec<RawBson>> {
+        let name = self.target.collection.as_str();
+        let mut command = rawdoc! {"find": name, "filter": filter, "projection": {"_id": 1}};
         if let Some(collation) = collation {
-            command.insert("collation", collation.clone());
+            command.append(bson::cstr!("collation"), exact::encoded(collation)?);
         }
         let identity = self.identities.target.as_ref();
         let found = retrying(format!("finding what stands in the way in {}", self.target), || {
             self.mongo.documents_of(&self.target, command.clone(), doc! {"level": "local"}, identity)
         })
         .await?;
-        Ok(found.iter().filter_map(|holder| holder.get("_id").ok().flatten().map(RawBson::from)).collect())
+        Ok(found.iter().filter_map(|holder| exact::id_of(holder)).collect())
     }
 
     async fn send(&mut self, namespace: &Namespace, commands: &[RawDocumentBuf]) -> Result<Option<Refused>> {
@@ -378,18 +373,19 @@ impl CatchUp {
 
 /// The condition for documents with the values that this one has in the fields of
 /// an index; of an array one element is enough. Pure.
-fn equal_values(document: &RawDocument, pattern: &Document) -> Result<Document> {
-    let mut all = Vec::new();
+fn equal_values(document: &RawDocument, pattern: &Document) -> RawDocumentBuf {
+    let mut all = RawArrayBuf::new();
     for field in pattern.keys() {
-        let values = values_at(document, field).iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;
-        let any: Vec<Document> = values.into_iter().map(|value| doc! {field: {"$eq": value}}).collect();
+        let values = values_at(document, field);
+        let equal = |value: &RawBson| exact::single(field, exact::equal(value).as_ref().into());
+        let any: Vec<RawDocumentBuf> = values.iter().map(equal).collect();
         all.push(if any.is_empty() {
-            doc! {field: Bson::Null}
+            exact::single(field, RawBsonRef::Null)
         } else {
-            doc! {"$or": any}
+            rawdoc! {"$or": RawArrayBuf::from_iter(any)}
         });
     }
-    Ok(doc! {"$and": all})
+    rawdoc! {"$and": all}
 }
 
 /// How many documents to read at once, so that they are no more than a command

@@ -18,6 +18,7 @@ use mongodb::Cursor;
 
 use super::Mongo;
 use super::command::retrying;
+use super::exact;
 use crate::config::values::Namespace;
 use crate::error::{Context, Result};
 
@@ -93,8 +94,8 @@ impl Draw {
                 continue;
             }
             let drawn = cursor.current();
-            if let (Ok(Some(id)), Ok(place)) = (drawn.get("_id"), drawn.get_i64("place")) {
-                return Ok(Some(Drawn { place, id: id.into() }));
+            if let (Some(id), Ok(place)) = (exact::id_of(drawn), drawn.get_i64("place")) {
+                return Ok(Some(Drawn { place, id }));
             }
         }
     }

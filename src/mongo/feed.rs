@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Mongo;
 use super::command::{is_transient, retrying};
+use super::exact;
 use super::watched::{Member, Watched};
 use crate::error::{Context, Error, Result};
 
@@ -345,9 +346,8 @@ fn take(watched: &Watched, event: &RawDocumentBuf, changes: &mut Changes) {
     match kind {
         "insert" | "update" | "replace" | "delete" => {
             let key = event.get_document("documentKey").ok();
-            let id = key.and_then(|key| key.get("_id").ok().flatten());
             let is_of_source = watched.is_of_source(event);
-            let id = id.filter(|_| is_of_source).map(RawBson::from);
+            let id = key.filter(|_| is_of_source).and_then(exact::id_of);
             let which = if kind == "delete" { &mut changes.deleted } else { &mut changes.written };
             which.extend(id.clone());
             if let Some(id) = id {

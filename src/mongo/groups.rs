@@ -46,16 +46,16 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::Mongo;
 use super::catch_up::{Applied, CatchUp, MOST_STATEMENTS};
 use super::command::retrying;
+use super::exact;
 use super::identified::not_before;
 use super::notes::Notes;
 use super::sink::{id_bytes, value_bytes};
-use super::source::to_bson;
 use super::valid::{Grouping, Key, Valid};
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
@@ -288,7 +288,7 @@ impl CatchUp {
     async fn write_as_of(&mut self, at: Timestamp, ids: &[RawBson], applied: &mut Applied) -> Result<Taken> {
         let mut blocked = Vec::new();
         for part in ids.chunks(DOCUMENTS) {
-            let pipeline = vec![doc! {"$match": {"_id": {"$in": list(part)?}}}];
+            let pipeline = exact::pipeline(exact::with_ids(part), &[])?;
             let read = retrying(format!("reading winners of {}", self.source), || {
                 unless_stale(self.of_source(&pipeline, as_of(at)))
             });
@@ -306,7 +306,7 @@ impl CatchUp {
     /// All that a pipeline leaves of the source.
     async fn of_source(
         &self,
-        pipeline: &[Document],
+        pipeline: &RawArrayBuf,
         concern: Document,
     ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
         rows(&self.mongo, &self.source, pipeline, concern, self.identities.source.as_ref()).await
@@ -315,7 +315,7 @@ impl CatchUp {
     /// All that a pipeline leaves of the target.
     async fn of_target(
         &self,
-        pipeline: &[Document],
+        pipeline: &RawArrayBuf,
         concern: Document,
     ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
         rows(&self.mongo, &self.target, pipeline, concern, self.identities.target.as_ref()).await
@@ -323,7 +323,7 @@ impl CatchUp {
 
     /// The groups in which copies stand.
     async fn keys_of_copies(&self, grouping: &Grouping, ids: &[RawBson]) -> Result<Vec<Key>> {
-        let pipeline = by_id(grouping, ids)?;
+        let pipeline = exact::pipeline(exact::with_ids(ids), &[projection(grouping)])?;
         let copies = retrying(format!("reading groups of {}", self.target), || {
             self.of_target(&pipeline, doc! {"level": "local"})
         })
@@ -377,9 +377,8 @@ impl CatchUp {
     /// `_id`s for the same, though their bytes are not.
     async fn has_twins(&self, ids: &[RawBson], at: Timestamp) -> mongodb::error::Result<bool> {
         for part in ids.chunks(MOST_STATEMENTS) {
-            let ids = list(part).map_err(DriverError::custom)?;
-            let pipeline =
-                [doc! {"$match": {"_id": {"$in": ids}}}, doc! {"$limit": 1}, doc! {"$project": {"_id": 1}}];
+            let only_one = [doc! {"$limit": 1}, doc! {"$project": {"_id": 1}}];
+            let pipeline = piped(exact::with_ids(part), &only_one)?;
             if !self.of_target(&pipeline, not_before(Some(at))).await?.is_empty() {
                 return Ok(true);
             }
@@ -398,10 +397,9 @@ impl CatchUp {
         for id in ids {
             look.see(&value_bytes(id.as_raw_bson_ref()), id);
         }
-        let only = by_id(grouping, ids).map_err(DriverError::custom)?;
-        let mut candidates =
-            self.valid.candidates(only[0].get_document("$match").cloned().unwrap_or_default());
-        candidates.push(only[1].clone());
+        let (only, projection) = (exact::with_ids(ids), projection(grouping));
+        let candidates = piped(only.clone(), &[self.valid.stages(), vec![projection.clone()]].concat())?;
+        let copies = piped(only, &[projection])?;
         let mut keys = Vec::new();
         for document in self.of_source(&candidates, as_of(at)).await? {
             let Some((bytes, id)) = id_of(&document) else { continue };
@@ -409,7 +407,7 @@ impl CatchUp {
             keys.extend(key.clone());
             look.see(&bytes, &id).candidate = Some(key);
         }
-        for document in self.of_target(&only, not_before(Some(at))).await? {
+        for document in self.of_target(&copies, not_before(Some(at))).await? {
             let Some((bytes, id)) = id_of(&document) else { continue };
             let key = grouping.key_of(&document);
             keys.extend(key.clone());
@@ -427,14 +425,13 @@ impl CatchUp {
         look: &mut Look,
     ) -> mongodb::error::Result<Vec<RawBson>> {
         let of_groups = grouping.of_groups(keys);
-        let mut winners = self.valid.candidates(of_groups.clone());
-        winners.extend(grouping.winners());
+        let winners = piped(of_groups.clone(), &[self.valid.stages(), grouping.winners()].concat())?;
         let copies = [
-            doc! {"$match": of_groups},
             doc! {"$match": grouping.in_a_group()},
             doc! {"$limit": i64::try_from(MOST_COPIES).unwrap_or(i64::MAX)},
             doc! {"$project": {"_id": 1}},
         ];
+        let copies = piped(of_groups, &copies)?;
         let winners = self.of_source(&winners, as_of(at)).await?;
         let copies = self.of_target(&copies, not_before(Some(at))).await?;
         look.is_cut |= copies.len() >= MOST_COPIES;
@@ -467,25 +464,25 @@ impl Look {
 
 /// A note of a document. The fields of a group's note are numbers.
 fn id_note(id: &RawBson) -> Vec<u8> {
-    rawdoc! {"id": id.clone()}.into_bytes()
+    exact::single("id", id.as_raw_bson_ref()).into_bytes()
 }
 
 fn noted_id(note: &[u8]) -> Option<RawBson> {
-    RawDocument::from_bytes(note).ok()?.get("id").ok().flatten().map(RawBson::from)
+    exact::field(RawDocument::from_bytes(note).ok()?, "id")
 }
 
 fn id_of(document: &RawDocument) -> Option<(Vec<u8>, RawBson)> {
-    let id = document.get("_id").ok().flatten()?;
-    Some((value_bytes(id), id.into()))
+    let id = exact::id_of(document)?;
+    Some((value_bytes(id.as_raw_bson_ref()), id))
 }
 
-fn list(ids: &[RawBson]) -> Result<Vec<Bson>> {
-    ids.iter().map(to_bson).collect()
+/// What tells the group of a document.
+fn projection(grouping: &Grouping) -> Document {
+    doc! {"$project": grouping.projection()}
 }
 
-/// Documents by `_id`, as what tells their group.
-fn by_id(grouping: &Grouping, ids: &[RawBson]) -> Result<[Document; 2]> {
-    Ok([doc! {"$match": {"_id": {"$in": list(ids)?}}}, doc! {"$project": grouping.projection()}])
+fn piped(condition: RawDocumentBuf, stages: &[Document]) -> mongodb::error::Result<RawArrayBuf> {
+    exact::pipeline(condition, stages).map_err(DriverError::custom)
 }
 
 fn as_of(at: Timestamp) -> Document {
@@ -504,13 +501,13 @@ async fn moment(mongo: &Mongo, floor: Option<Timestamp>) -> mongodb::error::Resu
 async fn rows(
     mongo: &Mongo,
     namespace: &Namespace,
-    pipeline: &[Document],
+    pipeline: &RawArrayBuf,
     concern: Document,
     identity: Option<&Bson>,
 ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
-    let command = doc! {
-        "aggregate": &namespace.collection,
-        "pipeline": pipeline.to_vec(),
+    let command = rawdoc! {
+        "aggregate": namespace.collection.as_str(),
+        "pipeline": pipeline.clone(),
         "cursor": {},
         "allowDiskUse": true,
     };
@@ -550,8 +547,8 @@ impl Mongo {
         let distinct: Vec<Key> = distinct.into_values().collect();
         let mut winners = HashSet::new();
         for part in distinct.chunks(KEYS) {
-            let mut pipeline = valid.candidates(grouping.of_groups(part));
-            pipeline.extend(grouping.winners());
+            let stages = [valid.stages(), grouping.winners()].concat();
+            let pipeline = piped(grouping.of_groups(part), &stages)?;
             let found = rows(self, namespace, &pipeline, doc! {"level": "majority"}, None).await?;
             winners.extend(found.iter().filter_map(|document| id_bytes(document)));
         }

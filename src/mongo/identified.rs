@@ -4,7 +4,8 @@
 //! meanwhile, and what is not there would be removed from the target: of an
 //! accidental drop the copy would not survive either.
 
-use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
+use bson::{Bson, Document, RawBson, RawDocumentBuf, Timestamp, doc};
+use mongodb::error::Error as DriverError;
 
 use super::Mongo;
 use crate::config::values::Namespace;
@@ -43,7 +44,7 @@ impl Mongo {
     pub(super) async fn documents_of(
         &self,
         namespace: &Namespace,
-        command: Document,
+        command: RawDocumentBuf,
         concern: Document,
         identity: Option<&Bson>,
     ) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
@@ -59,15 +60,16 @@ impl Mongo {
         &self,
         bytes: usize,
         namespace: &Namespace,
-        mut command: Document,
+        mut command: RawDocumentBuf,
         concern: Document,
         identity: Option<&Bson>,
     ) -> mongodb::error::Result<Read> {
-        command.insert("readConcern", concern);
+        let encoded = |value: Bson| RawBson::try_from(value).map_err(DriverError::custom);
+        command.append(bson::cstr!("readConcern"), encoded(concern.into())?);
         if let Some(identity) = identity {
-            command.insert("collectionUUID", identity.clone());
+            command.append(bson::cstr!("collectionUUID"), encoded(identity.clone())?);
         }
-        let cursor = self.database(&namespace.database).run_cursor_command(command).await?;
+        let cursor = self.database(&namespace.database).run_raw_cursor_command(command).await?;
         let mut cursor = cursor.with_type::<RawDocumentBuf>();
         let (mut documents, mut size) = (Vec::new(), 0_usize);
         while cursor.advance().await? {

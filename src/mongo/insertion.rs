@@ -14,11 +14,11 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, Timestamp, doc, rawdoc};
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestamp, rawdoc};
 use mongodb::error::{Error as DriverError, ErrorKind};
-use mongodb::options::ReadConcern;
 
-use super::command::{is_transient, is_transient_code, retrying};
+use super::command::{is_transient, is_transient_code};
+use super::exact;
 use super::index::whole_number;
 use super::lane::Lane;
 use super::sink::id_bytes;
@@ -84,14 +84,10 @@ impl Insertion {
     /// A stop where they can't be read.
     pub async fn present(&self, documents: &[RawDocumentBuf]) -> Result<HashMap<Vec<u8>, RawDocumentBuf>> {
         let mut found = HashMap::new();
-        let collection = self.lane.mongo().collection(&self.into);
         for part in split(documents) {
-            let ids = part.iter().map(id_of).collect::<Result<Vec<Bson>>>()?;
-            let filter = doc! {"_id": {"$in": ids}};
-            let there = retrying(format!("looking for documents of {}", self.into), || {
-                super::source::collect(collection.find(filter.clone()).read_concern(ReadConcern::majority()))
-            })
-            .await?;
+            let ids = part.iter().map(|document| exact_id_of(document)).collect::<Result<Vec<RawBson>>>()?;
+            let (anything, owned) = (Document::new(), |document: &RawDocument| document.to_owned());
+            let there = self.lane.mongo().by_ids(&self.into, &ids, &anything, None, owned).await?;
             found.extend(there.into_iter().filter_map(|document| Some((id_bytes(&document)?, document))));
         }
         Ok(found)
@@ -162,13 +158,16 @@ impl Insertion {
     }
 }
 
-/// The `_id` of a document.
+/// The `_id` of a document, to be shown.
 ///
 /// # Errors
 /// A stop for a document without.
-pub fn id_of(document: &RawDocumentBuf) -> Result<Bson> {
-    let id = document.get("_id").ok().flatten().ok_or_else(|| Error::stopped("a document has no `_id`"))?;
-    super::source::to_bson(&id.into())
+pub fn id_of(document: &RawDocument) -> Result<Bson> {
+    Ok(exact::shown(&exact_id_of(document)?))
+}
+
+fn exact_id_of(document: &RawDocument) -> Result<RawBson> {
+    exact::id_of(document).ok_or_else(|| Error::stopped("a document has no `_id`"))
 }
 
 /// A document that was not written.
@@ -252,6 +251,7 @@ fn split(documents: &[RawDocumentBuf]) -> Vec<&[RawDocumentBuf]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bson::doc;
 
     #[test]
     fn commands_stay_below_the_size_of_a_message() {

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use bson::{Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, rawdoc};
 
+use super::exact;
 use super::index::whole_number;
 use super::lane::Lane;
 use super::sink::id_bytes;
@@ -214,11 +215,11 @@ fn only_if(old: &RawDocument, bytes: usize) -> Result<RawDocumentBuf> {
         let size = i64::try_from(old.as_bytes().len()).unwrap_or(i64::MAX);
         rawdoc! {"$eq": [{"$bsonSize": "$$ROOT"}, size]}
     };
-    Ok(rawdoc! {"_id": {"$eq": id}, "$expr": same})
+    Ok(rawdoc! {"_id": exact::equal(&id), "$expr": same})
 }
 
 fn id_of(document: &RawDocument) -> Option<RawBson> {
-    document.get("_id").ok().flatten().map(RawBson::from)
+    exact::id_of(document)
 }
 
 fn is_about_id(error: &Document) -> bool {

@@ -4,17 +4,21 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use bson::{Document, RawBson, RawBsonRef, Timestamp};
+use bson::{Document, RawBson, RawBsonRef, RawDocument, Timestamp};
 use futures_util::future::join_all;
 
 use super::catch_up::quarantine::Quarantine;
 use super::catch_up::{Applied, Attempt, CatchUp};
+use super::exact;
 use super::identified::Identities;
 use super::lane::Lane;
 use super::sink::value_bytes;
 use super::valid::Valid;
 use crate::config::values::Namespace;
 use crate::error::Result;
+
+/// Stands for any text where texts may be equal that look different.
+const TEXT: u8 = 2;
 
 /// Catch-ups of one source and one target.
 #[derive(Debug)]
@@ -155,20 +159,27 @@ fn hash(value: RawBsonRef<'_>, has_collation: bool, hasher: &mut impl Hasher) {
         return bits.hash(hasher);
     }
     match value {
-        RawBsonRef::String(_) | RawBsonRef::Symbol(_) if has_collation => 2.hash(hasher),
+        RawBsonRef::String(_) | RawBsonRef::Symbol(_) if has_collation => TEXT.hash(hasher),
         RawBsonRef::String(text) | RawBsonRef::Symbol(text) => text.hash(hasher),
-        RawBsonRef::Document(document) => {
-            for (name, value) in document.iter().flatten() {
-                name.as_str().hash(hasher);
-                hash(value, has_collation, hasher);
-            }
-        }
+        // A text that is not UTF-8, which may be equal to others too.
+        _ if exact::is_carried(value) => TEXT.hash(hasher),
+        RawBsonRef::Document(document) => hash_fields(document, has_collation, hasher),
         RawBsonRef::Array(array) => {
-            for value in array.into_iter().flatten() {
-                hash(value, has_collation, hasher);
+            if let Ok(items) = RawDocument::from_bytes(array.as_bytes()) {
+                hash_fields(items, has_collation, hasher);
             }
         }
         other => value_bytes(other).hash(hasher),
+    }
+}
+
+fn hash_fields(document: &RawDocument, has_collation: bool, hasher: &mut impl Hasher) {
+    for element in document.iter_elements().map_while(std::result::Result::ok) {
+        element.key().as_str().hash(hasher);
+        match element.value() {
+            Ok(value) => hash(value, has_collation, hasher),
+            Err(_) => TEXT.hash(hasher),
+        }
     }
 }
 
@@ -203,6 +214,7 @@ mod tests {
         assert_eq!(lane(-0.0, false), lane(0, false));
         assert_eq!(lane(Bson::Symbol("a".into()), false), lane("a", false));
         assert_eq!(lane("a", true), lane("Ä", true));
+        assert_eq!(lane(doc! {"a": ["a"]}, true), lane(doc! {"a": ["Ä"]}, true));
         assert_ne!(lane("a", false), lane("A", false));
         assert_ne!(lane(7, false), lane(8, false));
         assert_ne!(lane(doc! {"a": 1}, false), lane(doc! {"b": 1}, false));

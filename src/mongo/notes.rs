@@ -7,11 +7,12 @@
 use std::collections::HashSet;
 
 use bson::spec::BinarySubtype;
-use bson::{Binary, Bson, Document, doc};
+use bson::{Binary, Bson, Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 
 use super::command::retrying;
+use super::exact;
 use super::index::whole_number;
 use super::{Mongo, majority_document};
 use crate::error::{Error, Result};
@@ -182,7 +183,7 @@ impl Notes {
             name: self.collection.name(),
             field: statements,
         };
-        write(&self.mongo, &self.collection, command, "a note").await
+        write(&self.mongo, &self.collection, exact::encoded(&command)?, "a note").await
     }
 }
 
@@ -201,16 +202,16 @@ pub fn generation() -> i64 {
 pub async fn write(
     mongo: &Mongo,
     collection: &Collection<Document>,
-    mut command: Document,
+    mut command: RawDocumentBuf,
     what: &str,
 ) -> Result<()> {
-    command.insert("ordered", false);
-    command.insert("writeConcern", majority_document());
+    command.append(bson::cstr!("ordered"), false);
+    command.append(bson::cstr!("writeConcern"), exact::encoded(&majority_document())?);
     let database = mongo.database(&collection.namespace().db);
     let reply = retrying(format!("writing {what}"), || {
         let (database, command) = (database.clone(), command.clone());
         async move {
-            let reply = database.run_command(command).await?;
+            let reply = exact::answered(database.run_raw_command(command).await)?;
             super::sink::check_write_concern(&reply)?;
             Ok(reply)
         }

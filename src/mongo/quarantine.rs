@@ -6,12 +6,11 @@
 //! own, so that none is lost and each comes back byte for byte.
 
 use bson::spec::BinarySubtype;
-use bson::{Binary, Document, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
+use bson::{Binary, Document, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, rawdoc};
 use sha2::{Digest as _, Sha256};
 
 use super::Mongo;
-use super::command::retrying;
-use super::source::{collect, to_bson};
+use super::exact;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 use crate::report::json::extended;
@@ -78,14 +77,11 @@ pub fn parts_of(quarantine: &Namespace) -> Namespace {
 /// # Errors
 /// A stop for a document without an `_id`.
 pub fn wrap(rule: &str, document: &RawDocument) -> Result<Stored> {
-    let id: RawBson = document
-        .get("_id")
-        .ok()
-        .flatten()
-        .map(Into::into)
-        .ok_or_else(|| Error::stopped("a document has no `_id`"))?;
+    let id = exact::id_of(document).ok_or_else(|| Error::stopped("a document has no `_id`"))?;
     if !is_too_deep(document, DEEPEST) {
-        let whole = rawdoc! {"_id": id.clone(), "rule": rule, "document": document.to_owned()};
+        let mut whole = exact::single("_id", id.as_raw_bson_ref());
+        whole.append(bson::cstr!("rule"), rule);
+        whole.append(bson::cstr!("document"), document.to_owned());
         if whole.as_bytes().len() <= LARGEST {
             return Ok(Stored::Whole(whole));
         }
@@ -99,19 +95,19 @@ fn in_parts(id: RawBson, rule: &str, bytes: &[u8]) -> Stored {
         .zip(bytes.chunks(PART))
         .map(|(part, bytes)| rawdoc! {"_id": part_id(&id, part), "bytes": binary(bytes)})
         .collect();
-    let head = rawdoc! {
-        "_id": id,
-        "rule": rule,
-        "parts": i32::try_from(parts.len()).unwrap_or(i32::MAX),
-        "size": i64::try_from(bytes.len()).unwrap_or(i64::MAX),
-        "sha256": binary(&Sha256::digest(bytes)),
-    };
+    let mut head = exact::single("_id", id.as_raw_bson_ref());
+    head.append(bson::cstr!("rule"), rule);
+    head.append(bson::cstr!("parts"), i32::try_from(parts.len()).unwrap_or(i32::MAX));
+    head.append(bson::cstr!("size"), i64::try_from(bytes.len()).unwrap_or(i64::MAX));
+    head.append(bson::cstr!("sha256"), binary(&Sha256::digest(bytes)));
     Stored::InParts { head, parts }
 }
 
 /// The `_id` of a part.
 pub fn part_id(id: &RawBson, part: i32) -> RawDocumentBuf {
-    rawdoc! {"of": id.clone(), "part": part}
+    let mut id = exact::single("of", id.as_raw_bson_ref());
+    id.append(bson::cstr!("part"), part);
+    id
 }
 
 /// Reads a document of the quarantine.
@@ -132,7 +128,7 @@ pub fn rule(stored: &RawDocument) -> Option<&str> {
 
 fn head(stored: &RawDocument) -> Option<Head> {
     Some(Head {
-        id: stored.get("_id").ok()??.into(),
+        id: exact::id_of(stored)?,
         parts: stored.get_i32("parts").ok().filter(|parts| (1..=MOST_PARTS).contains(parts))?,
         size: stored.get_i64("size").ok()?,
         sha256: stored.get_binary("sha256").ok()?.bytes.to_vec(),
@@ -140,7 +136,7 @@ fn head(stored: &RawDocument) -> Option<Head> {
 }
 
 fn unreadable(stored: &RawDocument, why: &str) -> Error {
-    let id = stored.get("_id").ok().flatten().map(extended).unwrap_or_default();
+    let id = exact::id_of(stored).map(|id| extended(id.as_raw_bson_ref())).unwrap_or_default();
     Error::stopped(format!("the document {id} of the quarantine can't be read: {why}"))
         .hint("has anybody else written to the quarantine?")
 }
@@ -157,7 +153,8 @@ fn assemble(head: &Head, parts: &[RawDocumentBuf]) -> Option<RawDocumentBuf> {
 }
 
 fn is_too_deep(document: &RawDocument, levels: usize) -> bool {
-    document.iter().any(|field| field.is_ok_and(|(_, value)| is_value_too_deep(value, levels)))
+    let elements = document.iter_elements().map_while(Result::ok);
+    elements.filter_map(|element| element.value().ok()).any(|value| is_value_too_deep(value, levels))
 }
 
 fn is_value_too_deep(value: RawBsonRef<'_>, levels: usize) -> bool {
@@ -165,7 +162,7 @@ fn is_value_too_deep(value: RawBsonRef<'_>, levels: usize) -> bool {
         RawBsonRef::Document(_) | RawBsonRef::Array(_) if levels == 0 => true,
         RawBsonRef::Document(inner) => is_too_deep(inner, levels - 1),
         RawBsonRef::Array(items) => {
-            items.into_iter().any(|item| item.is_ok_and(|item| is_value_too_deep(item, levels - 1)))
+            RawDocument::from_bytes(items.as_bytes()).is_ok_and(|items| is_too_deep(items, levels - 1))
         }
         _ => false,
     }
@@ -200,15 +197,9 @@ impl Mongo {
         head: &Head,
     ) -> Result<Option<RawDocumentBuf>> {
         let parts = parts_of(quarantine);
-        let ids = (0..head.parts)
-            .map(|part| Ok(doc! {"of": to_bson(&head.id)?, "part": part}))
-            .collect::<Result<Vec<Document>>>()?;
-        let filter = doc! {"_id": {"$in": ids}};
-        let collection = self.collection(&parts);
-        let mut found = retrying(format!("reading the parts of a document in {parts}"), || {
-            collect(collection.find(filter.clone()))
-        })
-        .await?;
+        let ids: Vec<RawBson> = (0..head.parts).map(|part| part_id(&head.id, part).into()).collect();
+        let (anything, owned) = (Document::new(), |part: &RawDocument| part.to_owned());
+        let mut found = self.by_ids(&parts, &ids, &anything, None, owned).await?;
         found.sort_by_key(|part| part.get_document("_id").and_then(|id| id.get_i32("part")).unwrap_or(0));
         Ok(assemble(head, &found))
     }

@@ -4,13 +4,14 @@
 //! or open at an end, is compared by `$expr`. Within one type plain bounds are
 //! used: they are faster.
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use mongodb::options::Hint;
 
 use super::Mongo;
 use super::command::retrying;
-use super::index::whole_number;
+use super::exact;
+use super::source;
 use crate::config::values::Namespace;
 use crate::error::Result;
 
@@ -141,21 +142,25 @@ impl Mongo {
             doc! {"$limit": most + 1},
             doc! {"$group": {"_id": Bson::Null, "n": {"$sum": 1_i64}, "last": {"$last": "$_id"}}},
         ];
-        let collection = self.collection(namespace).clone_with_type::<Document>();
-        let found: Vec<Document> = retrying(format!("cutting a range of {namespace}"), || {
+        let collection = self.collection(namespace);
+        let found: Vec<RawDocumentBuf> = retrying(format!("cutting a range of {namespace}"), || {
             let mut cursor = collection.aggregate(pipeline.clone());
             if let Some(hint) = hint.clone() {
                 cursor = cursor.hint(hint);
             }
-            async move { cursor.await?.try_collect().await }
+            async move { cursor.await?.with_type().try_collect().await }
         })
         .await?;
-        let Some(mut found) = found.into_iter().next() else { return Ok((0, None)) };
-        let count = found.get("n").and_then(whole_number).unwrap_or(0);
+        let Some(found) = found.first() else { return Ok((0, None)) };
+        let count = found.get_i64("n").ok().and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
         if count <= documents {
             return Ok((count, None));
         }
-        Ok((documents, found.remove("last")))
+        match bound_in(found, "last") {
+            Some(last) => Ok((documents, Some(last))),
+            // It can't be a bound, so one further on is.
+            None => Box::pin(self.cut(namespace, range, documents.saturating_mul(2).max(1), hint)).await,
+        }
     }
 
     async fn ranges_with(
@@ -181,15 +186,21 @@ impl Mongo {
         }
         // The server sorts, because only it knows the order of mixed types and of a collation.
         pipeline.push(doc! {"$sort": {"_id": 1}});
-        let collection = self.collection(namespace).clone_with_type::<Document>();
-        let sampled: Vec<Document> = retrying(format!("sampling `_id`s of {namespace}"), || {
+        let collection = self.collection(namespace);
+        let sampled: Vec<RawDocumentBuf> = retrying(format!("sampling `_id`s of {namespace}"), || {
             let cursor = collection.aggregate(pipeline.clone()).allow_disk_use(true);
-            async move { cursor.await?.try_collect().await }
+            async move { cursor.await?.with_type().try_collect().await }
         })
         .await?;
-        let ids: Vec<Bson> = sampled.into_iter().filter_map(|mut document| document.remove("_id")).collect();
+        let ids: Vec<Bson> = sampled.iter().filter_map(|document| bound_in(document, "_id")).collect();
         Ok(tile(pick(&ids, ranges)))
     }
+}
+
+/// A value that may be a bound; `None` for one that can't be asked for exactly: ranges tile the
+/// key space whatever their bounds are.
+fn bound_in(document: &RawDocument, field: &str) -> Option<Bson> {
+    source::exact(&exact::field(document, field)?)
 }
 
 #[cfg(test)]

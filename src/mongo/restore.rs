@@ -2,11 +2,11 @@
 
 pub mod progress;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
-use mongodb::options::Hint;
+use bson::{RawBson, RawDocumentBuf, rawdoc};
 
 use super::Mongo;
 use super::command::retrying;
+use super::exact;
 use super::insertion::Insertion;
 use super::lane::Lane;
 use super::quarantine::{self, Read};
@@ -46,16 +46,14 @@ impl Restore {
     ///
     /// # Errors
     /// A stop where they can't be read.
-    pub async fn batch(&self, after: Option<&Bson>) -> Result<(Vec<RawDocumentBuf>, Option<Bson>)> {
+    pub async fn batch(&self, after: Option<&RawBson>) -> Result<(Vec<RawDocumentBuf>, Option<RawBson>)> {
         // `$expr` sees all types, where `{_id: {$gt}}` sees one only.
-        let filter = after.map_or_else(Document::new, |after| {
-            doc! {"$expr": {"$gt": ["$_id", {"$literal": after.clone()}]}}
+        let filter = after.map_or_else(RawDocumentBuf::new, |after| {
+            let after = exact::single("$literal", after.as_raw_bson_ref());
+            rawdoc! {"$expr": {"$gt": ["$_id", after]}}
         });
         let stored = retrying(format!("reading {}", self.quarantine), || self.read(filter.clone())).await?;
-        let position = match stored.last().and_then(|last| last.get("_id").ok().flatten()) {
-            Some(id) => Some(super::source::to_bson(&id.into())?),
-            None => None,
-        };
+        let position = stored.last().and_then(|last| exact::id_of(last));
         let mut documents = Vec::with_capacity(stored.len());
         for stored in &stored {
             documents.push(self.mongo.unwrap_quarantined(&self.quarantine, stored).await?);
@@ -63,11 +61,16 @@ impl Restore {
         Ok((documents, position))
     }
 
-    async fn read(&self, filter: Document) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
-        let collection = self.mongo.collection(&self.quarantine);
-        let limit = i64::try_from(MOST_DOCUMENTS).unwrap_or(i64::MAX);
-        let find = collection.find(filter).sort(doc! {"_id": 1}).limit(limit);
-        let mut cursor = find.hint(Hint::Keys(doc! {"_id": 1})).await?;
+    async fn read(&self, filter: RawDocumentBuf) -> mongodb::error::Result<Vec<RawDocumentBuf>> {
+        let command = rawdoc! {
+            "find": self.quarantine.collection.as_str(),
+            "filter": filter,
+            "sort": {"_id": 1},
+            "hint": {"_id": 1},
+            "limit": i64::try_from(MOST_DOCUMENTS).unwrap_or(i64::MAX),
+        };
+        let database = self.mongo.database(&self.quarantine.database);
+        let mut cursor = database.run_raw_cursor_command(command).await?.with_type::<RawDocumentBuf>();
         let (mut stored, mut bytes) = (Vec::new(), 0);
         while bytes < MOST_BYTES && cursor.advance().await? {
             let document = cursor.current();

@@ -3,13 +3,15 @@
 //! A reply of the server is walked where it lies: nothing is copied or decoded
 //! per document.
 
-use bson::{Document, RawDocument, RawDocumentBuf};
+use bson::{Document, RawBson, RawDocument, RawDocumentBuf, rawdoc};
 use futures_util::StreamExt;
+use mongodb::Cursor;
+use mongodb::error::Error as DriverError;
 use mongodb::options::{Hint, ReadConcern};
 use tokio_util::sync::CancellationToken;
 
-use super::Mongo;
 use super::valid::Valid;
+use super::{Mongo, exact};
 use crate::config::values::Namespace;
 
 /// Documents whose groups are looked at together.
@@ -70,13 +72,40 @@ impl Mongo {
         Ok(false)
     }
 
+    /// The same for the documents with these `_id`s among them, whatever their bytes, and others
+    /// that the server takes for equal.
+    ///
+    /// # Errors
+    /// As [`Mongo::scan`].
+    pub async fn scan_ids(
+        &self,
+        scan: &Scan,
+        ids: &[RawBson],
+        stop: &CancellationToken,
+        each: impl FnMut(&[&RawDocument]) -> bool,
+    ) -> mongodb::error::Result<bool> {
+        let name = scan.namespace.collection.as_str();
+        let rest = exact::encoded(&scan.filter).map_err(DriverError::custom)?;
+        let filter = rawdoc! {"$and": [exact::with_ids(ids), rest]};
+        let concern = rawdoc! {"level": "majority"};
+        let command = if scan.valid.is_condition() {
+            let batch = i64::from(scan.batch);
+            rawdoc! {"find": name, "filter": filter, "batchSize": batch, "readConcern": concern}
+        } else {
+            let pipeline = exact::pipeline(filter, &scan.valid.stages()).map_err(DriverError::custom)?;
+            rawdoc! {"aggregate": name, "pipeline": pipeline, "cursor": {}, "readConcern": concern}
+        };
+        let cursor = self.database(&scan.namespace.database).run_raw_cursor_command(command).await?;
+        self.judge(scan, cursor.with_type(), stop, each).await
+    }
+
     /// The same where the rules look at other documents: reply after reply is
     /// asked for its winners.
     async fn scan_valid(
         &self,
         scan: &Scan,
         stop: &CancellationToken,
-        mut each: impl FnMut(&[&RawDocument]) -> bool,
+        each: impl FnMut(&[&RawDocument]) -> bool,
     ) -> mongodb::error::Result<bool> {
         let collection = self.collection(&scan.namespace);
         let mut aggregate = collection
@@ -87,7 +116,17 @@ impl Mongo {
         if scan.by_id {
             aggregate = aggregate.hint(Hint::Keys(bson::doc! {"_id": 1}));
         }
-        let mut cursor = aggregate.await?.with_type::<RawDocumentBuf>();
+        let cursor = aggregate.await?.with_type();
+        self.judge(scan, cursor, stop, each).await
+    }
+
+    async fn judge(
+        &self,
+        scan: &Scan,
+        mut cursor: Cursor<RawDocumentBuf>,
+        stop: &CancellationToken,
+        mut each: impl FnMut(&[&RawDocument]) -> bool,
+    ) -> mongodb::error::Result<bool> {
         let batch = usize::try_from(scan.batch).unwrap_or(1).min(MOST_JUDGED);
         let mut documents = Vec::new();
         while !stop.is_cancelled() {

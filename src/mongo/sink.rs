@@ -328,14 +328,12 @@ fn field(name: &bson::raw::CStr, value: impl Into<RawBson>) -> RawDocumentBuf {
 
 /// The bytes of a document's `_id`, its type before them: equal only if identical.
 pub(crate) fn id_bytes(document: &bson::RawDocument) -> Option<Vec<u8>> {
-    document.get("_id").ok().flatten().map(value_bytes)
+    super::exact::id_bytes(document)
 }
 
 /// The bytes of a value with its type.
 pub(crate) fn value_bytes(value: RawBsonRef<'_>) -> Vec<u8> {
-    let mut wrapped = RawDocumentBuf::new();
-    wrapped.append(bson::cstr!(""), value);
-    wrapped.into_bytes()
+    super::exact::bytes_of(value)
 }
 
 fn approximate_size(update: &Update) -> usize {

@@ -13,7 +13,6 @@ use super::sink::value_bytes;
 use crate::config::{Target, values};
 use crate::error::{Error, Result};
 use crate::legacy_key;
-use crate::report::json::extended;
 
 /// Documents that are looked up by their keys at once.
 pub const MOST_BY_KEY: i64 = 10_000;
@@ -431,22 +430,6 @@ pub(crate) fn exact(value: &RawBson) -> Option<Bson> {
     let owned = Bson::try_from(value.clone()).ok()?;
     let again = RawBson::try_from(owned.clone()).ok()?;
     (value_bytes(again.as_raw_bson_ref()) == value_bytes(value.as_raw_bson_ref())).then_some(owned)
-}
-
-/// An `_id` to ask for, where that is possible.
-///
-/// # Errors
-/// A stop where it is not: the document would seem to be gone.
-pub(crate) fn askable(id: &RawBson) -> Result<Bson> {
-    exact(id).ok_or_else(|| {
-        not_askable(extended(id.as_raw_bson_ref()))
-            .hint("such a document can be copied, but what is written to it can't be followed")
-    })
-}
-
-/// The stop for an `_id`, shown as extended JSON, that can't be asked for.
-pub(crate) fn not_askable(shown: impl std::fmt::Display) -> Error {
-    Error::stopped(format!("the `_id` {shown} can't be asked for: a field stands in it twice"))
 }
 
 pub(super) fn to_bson_array<'a>(values: impl Iterator<Item = &'a RawBson>) -> Result<Vec<Bson>> {

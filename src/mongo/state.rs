@@ -11,6 +11,7 @@
 use bson::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, rawdoc};
 
 use super::by_id::{by_id, deletion};
+use super::exact;
 use crate::error::{Error, Result};
 
 /// The commands after which a collection holds these documents, to be sent in this order within one
@@ -28,7 +29,7 @@ pub(super) fn write_states(
             updates.push(insertion(document)?);
             removed.push(id);
         } else {
-            updates.push(rawdoc! {"q": by_id(id), "u": document.clone(), "upsert": true});
+            updates.push(rawdoc! {"q": by_id(&id), "u": document.clone(), "upsert": true});
         }
     }
     let mut commands = Vec::new();
@@ -49,7 +50,7 @@ pub(super) fn insertion(document: &RawDocument) -> Result<RawDocumentBuf> {
     let mut pipeline = RawArrayBuf::new();
     pipeline.push(rawdoc! {"$replaceWith": {"$literal": document.to_owned()}});
     Ok(rawdoc! {
-        "q": {"_id": {"$eq": id_of(document)?}, "$nor": [{}]},
+        "q": {"_id": exact::equal(&id_of(document)?), "$nor": [{}]},
         "u": pipeline,
         "upsert": true,
     })
@@ -59,19 +60,21 @@ pub(super) fn insertion(document: &RawDocument) -> Result<RawDocumentBuf> {
 /// becomes the time of day.
 pub(super) fn is_changed_by_inserts(document: &RawDocument) -> bool {
     let zero = RawBsonRef::Timestamp(Timestamp { time: 0, increment: 0 });
-    document.iter().any(|field| field.is_ok_and(|(_, value)| value == zero))
+    document
+        .iter_elements()
+        .any(|element| element.is_ok_and(|element| element.value().is_ok_and(|value| value == zero)))
 }
 
 /// Whether a plain replacement leaves exactly this document.
 pub(super) fn is_replaceable(document: &RawDocument) -> bool {
     let has_dollar = |name: &str| name.starts_with('$');
     !is_changed_by_inserts(document)
-        && document.iter().all(|field| field.is_ok_and(|(name, _)| !has_dollar(name.as_str())))
+        // The values play no part, and one may be a text that can't be decoded.
+        && document.iter_elements().all(|element| element.is_ok_and(|element| !has_dollar(element.key().as_str())))
 }
 
 fn id_of(document: &RawDocument) -> Result<RawBson> {
-    let id = document.get("_id").ok().flatten().map(RawBson::from);
-    id.ok_or_else(|| Error::stopped("a document has no `_id`"))
+    exact::id_of(document).ok_or_else(|| Error::stopped("a document has no `_id`"))
 }
 
 #[cfg(test)]

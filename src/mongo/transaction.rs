@@ -14,6 +14,7 @@ use mongodb::ClientSession;
 use mongodb::error::{Error as DriverError, ErrorKind};
 
 use super::command::Attempts;
+use super::exact;
 use super::lane::Gate;
 use super::{Mongo, WRITE_TIMEOUT, majority_document};
 use crate::error::{Context, Error, Result};
@@ -114,7 +115,8 @@ impl Transactions {
         command.append(bson::cstr!("autocommit"), false);
         let limit = i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
         command.append(bson::cstr!("maxTimeMS"), limit);
-        self.mongo.database(database).run_raw_command(command).session(&mut self.session).await
+        let database = self.mongo.database(database);
+        exact::answered(database.run_raw_command(command).session(&mut self.session).await)
     }
 
     /// Commits, again and again under the same number, so that the server tells what

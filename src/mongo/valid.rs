@@ -5,7 +5,9 @@
 //! judged document by document and make a pipeline, the *candidates*; who wins a
 //! group is asked of all its candidates at once (see [`super::groups`]).
 
-use bson::{Bson, Document, RawArrayBuf, RawBson, RawBsonRef, RawDocument, doc};
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, doc, rawdoc};
+
+use super::exact;
 
 /// A document within a pipeline that has to keep it as it is.
 const WHOLE: &str = "d";
@@ -207,30 +209,29 @@ impl Grouping {
 
     /// The condition that an index can follow to the documents of some groups. It
     /// holds for a few more: arrays with such a value.
-    pub fn of_groups(&self, keys: &[Key]) -> Document {
-        let value = |value: &RawBson| Bson::try_from(value.clone()).unwrap_or(Bson::Null);
+    pub fn of_groups(&self, keys: &[Key]) -> RawDocumentBuf {
         // In a list a pattern would match, and a document with a `$` be refused.
         let is_plain =
             |key: &Key| !matches!(key.0.as_slice(), [RawBson::RegularExpression(_) | RawBson::Document(_)]);
         let (mut any, mut listed) = (Vec::new(), Vec::new());
         for key in keys {
             match (self.by.as_slice(), key.0.as_slice()) {
-                ([_], [only]) if is_plain(key) => listed.push(value(only)),
+                ([_], [only]) if is_plain(key) => listed.push(only),
                 (by, values) => {
-                    let fields = by.iter().zip(values);
-                    let all: Document = fields
-                        .map(|(field, found)| (field.clone(), doc! {"$eq": value(found)}.into()))
-                        .collect();
-                    any.push(Bson::Document(all));
+                    let mut all = RawDocumentBuf::new();
+                    for (field, found) in by.iter().zip(values) {
+                        exact::append(&mut all, field, exact::equal(found).as_ref().into());
+                    }
+                    any.push(all);
                 }
             }
         }
         if let ([field], false) = (self.by.as_slice(), listed.is_empty()) {
-            any.push(doc! {field: {"$in": listed}}.into());
+            any.push(exact::single(field, exact::one_of(listed).as_ref().into()));
         }
         match any.as_slice() {
-            [Bson::Document(only)] => only.clone(),
-            _ => doc! {"$or": any},
+            [only] => only.clone(),
+            _ => rawdoc! {"$or": RawArrayBuf::from_iter(any)},
         }
     }
 
@@ -257,10 +258,10 @@ impl Grouping {
 /// nothing is grouped.
 fn value_at(document: &RawDocument, path: &str) -> Option<RawBson> {
     let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
-    match (document.get(name).ok().flatten()?, rest) {
-        (RawBsonRef::Document(inner), Some(rest)) => value_at(inner, rest),
-        (_, Some(_)) | (RawBsonRef::Null | RawBsonRef::Undefined | RawBsonRef::Array(_), None) => None,
-        (value, None) => Some(value.into()),
+    match (exact::field(document, name)?, rest) {
+        (RawBson::Document(inner), Some(rest)) => value_at(&inner, rest),
+        (_, Some(_)) | (RawBson::Null | RawBson::Undefined | RawBson::Array(_), None) => None,
+        (value, None) => Some(value),
     }
 }
 
@@ -268,24 +269,24 @@ impl Key {
     /// The values as bytes: what is equal here is the same group, though what
     /// differs may be it too, as 1 and 1.0.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut values = RawArrayBuf::new();
-        for value in &self.0 {
-            values.push(value.clone());
+        let mut values = RawDocumentBuf::new();
+        for (number, value) in self.0.iter().enumerate() {
+            exact::append(&mut values, &number.to_string(), value.as_raw_bson_ref());
         }
-        values.as_bytes().to_vec()
+        values.into_bytes()
     }
 
     /// Reads what [`Key::bytes`] made.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let values = RawDocument::from_bytes(bytes).ok()?;
-        values.iter().map(|entry| entry.ok().map(|(_, value)| value.into())).collect::<Option<_>>().map(Self)
+        let names = values.iter_elements().map(|element| element.ok().map(|element| element.key().as_str()));
+        names.map(|name| exact::field(values, name?)).collect::<Option<_>>().map(Self)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::rawdoc;
 
     fn grouping(by: &[&str]) -> Grouping {
         Grouping { by: by.iter().map(|field| (*field).into()).collect(), keep_latest: "at".into() }
@@ -329,10 +330,10 @@ mod tests {
         let pattern =
             bson::Regex { pattern: "^a".try_into().expect("text"), options: bson::cstr!("").to_owned() };
         let keys = [Key(vec![1.into()]), Key(vec!["a".into()])];
-        assert_eq!(grouping(&["k"]).of_groups(&keys), doc! {"k": {"$in": [1, "a"]}});
+        assert_eq!(grouping(&["k"]).of_groups(&keys), rawdoc! {"k": {"$in": [1, "a"]}});
         let with_pattern = [Key(vec![RawBson::RegularExpression(pattern.clone())])];
-        assert_eq!(grouping(&["k"]).of_groups(&with_pattern), doc! {"k": {"$eq": pattern}});
+        assert_eq!(grouping(&["k"]).of_groups(&with_pattern), rawdoc! {"k": {"$eq": pattern}});
         let two = [Key(vec![1.into(), 2.into()])];
-        assert_eq!(grouping(&["k", "l"]).of_groups(&two), doc! {"k": {"$eq": 1}, "l": {"$eq": 2}});
+        assert_eq!(grouping(&["k", "l"]).of_groups(&two), rawdoc! {"k": {"$eq": 1}, "l": {"$eq": 2}});
     }
 }

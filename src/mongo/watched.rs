@@ -8,13 +8,18 @@
 //! pre-images. Between the value before a change and the one that stands now lie
 //! only values that were lost by later changes, whose own events tell them.
 
-use bson::{Bson, Document, RawArray, RawBson, RawBsonRef, RawDocument, doc};
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, doc, rawdoc};
 
+use super::exact;
 use super::valid::Membership;
 use crate::config::values::Namespace;
 
-/// What stands for a path in the fields that are asked for.
+/// The document as it was before a change.
 const BEFORE: &str = "fullDocumentBeforeChange";
+/// What an insert or a replacement has put in its place.
+const AFTER: &str = "fullDocument";
+/// The names of the fields that an update has changed.
+const CHANGED: &str = "changed";
 /// Events that touch a document.
 const TOUCHES: [&str; 4] = ["insert", "update", "replace", "delete"];
 
@@ -55,7 +60,10 @@ impl Watched {
         for membership in self.memberships.iter().filter(|membership| membership.needs_images()) {
             // Also what tells that there is one at all.
             fields.insert(format!("{BEFORE}._id"), 1);
-            fields.insert(format!("{BEFORE}.{}", membership.foreign), 1);
+            for side in [BEFORE, AFTER] {
+                fields.insert(format!("{side}.{}", membership.foreign), 1);
+            }
+            fields.insert(CHANGED, changed());
         }
         let names: Vec<&str> = self.collections().collect();
         let ours = doc! {"$match": {"$or": [
@@ -104,19 +112,21 @@ impl Watched {
             return Ok(Vec::new());
         }
         let collection = collection_of(event);
-        let id = || event.get_document("documentKey").ok()?.get("_id").ok()?.map(RawBson::from);
+        let id = || exact::id_of(event.get_document("documentKey").ok()?);
         let mut members = Vec::new();
         for (number, membership) in self.memberships.iter().enumerate() {
             if collection != Some(membership.collection.as_str()) {
                 continue;
             }
             if !membership.needs_images() {
-                // Whether it came or went: an update changes nothing, but costs little.
-                members.push(Member {
-                    membership: number,
-                    values: id().into_iter().collect(),
-                    look_up: None,
-                });
+                // An `_id` comes and goes with its document, and never changes.
+                if matches!(kind, "insert" | "delete") {
+                    let values = id().into_iter().collect();
+                    members.push(Member { membership: number, values, look_up: None });
+                }
+                continue;
+            }
+            if leaves_alone(kind, event, &membership.foreign) {
                 continue;
             }
             let before = event.get_document(BEFORE).ok();
@@ -137,6 +147,42 @@ impl Membership {
     }
 }
 
+/// The names of the fields that an update has changed, as an expression: their values may have
+/// megabytes.
+fn changed() -> Document {
+    let names = |of: Document, name: &str| doc! {"$map": {"input": of, "in": format!("$$this.{name}")}};
+    let description =
+        |part: &str, otherwise: Bson| doc! {"$ifNull": [format!("$updateDescription.{part}"), otherwise]};
+    let nothing = || Bson::Array(Vec::new());
+    let updated = doc! {"$objectToArray": description("updatedFields", Document::new().into())};
+    doc! {"$concatArrays": [
+        names(updated, "k"),
+        description("removedFields", nothing()),
+        names(description("truncatedArrays", nothing()), "field"),
+    ]}
+}
+
+/// Whether a change has left what stands at a path as it was.
+fn leaves_alone(kind: &str, event: &RawDocument, path: &str) -> bool {
+    let top = |path: &str| path.split('.').next().map(ToOwned::to_owned);
+    match (kind, event.get_array(CHANGED), event.get_document(BEFORE), event.get_document(AFTER)) {
+        // What is within it is changed by a path that begins with the same field.
+        ("update", Ok(changed), ..) => exact::elements(changed)
+            .iter()
+            .all(|name| name.as_str().is_some_and(|name| top(name) != top(path))),
+        ("replace", _, Ok(before), Ok(after)) => {
+            let bytes = |document| -> Vec<Vec<u8>> {
+                values_at(document, path)
+                    .iter()
+                    .map(|value| exact::bytes_of(value.as_raw_bson_ref()))
+                    .collect()
+            };
+            bytes(before) == bytes(after)
+        }
+        _ => false,
+    }
+}
+
 fn collection_of(event: &RawDocument) -> Option<&str> {
     event.get_document("ns").ok()?.get_str("coll").ok()
 }
@@ -151,40 +197,38 @@ pub fn values_at(document: &RawDocument, path: &str) -> Vec<RawBson> {
 
 fn collect(document: &RawDocument, path: &str, values: &mut Vec<RawBson>) {
     let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
-    let Ok(Some(value)) = document.get(name) else { return };
+    let Some(value) = exact::field(document, name) else { return };
     match (value, rest) {
-        (RawBsonRef::Document(inner), Some(rest)) => collect(inner, rest, values),
-        (RawBsonRef::Array(items), Some(rest)) => {
-            for inner in elements(items).filter_map(|item| item.as_document()) {
-                collect(inner, rest, values);
+        (RawBson::Document(inner), Some(rest)) => collect(&inner, rest, values),
+        (RawBson::Array(items), Some(rest)) => {
+            for item in exact::elements(&items) {
+                if let RawBson::Document(inner) = item {
+                    collect(&inner, rest, values);
+                }
             }
         }
-        (_, Some(_)) | (RawBsonRef::Null | RawBsonRef::Undefined, None) => {}
+        (_, Some(_)) | (RawBson::Null | RawBson::Undefined, None) => {}
         (value, None) => {
-            values.push(value.into());
-            let items = value.as_array().into_iter().flat_map(elements);
-            let is_value = |item: &RawBsonRef<'_>| !matches!(item, RawBsonRef::Null | RawBsonRef::Undefined);
-            values.extend(items.filter(is_value).map(RawBson::from));
+            let items = value.as_array().map(exact::elements).unwrap_or_default();
+            let is_value = |item: &RawBson| !matches!(item, RawBson::Null | RawBson::Undefined);
+            values.push(value);
+            values.extend(items.into_iter().filter(is_value));
         }
     }
 }
 
-fn elements(items: &RawArray) -> impl Iterator<Item = RawBsonRef<'_>> {
-    items.into_iter().filter_map(std::result::Result::ok)
-}
-
 /// The condition for documents that one of these values answers for.
-pub fn asks_for(local: &str, values: &[Bson]) -> Document {
+pub fn asks_for(local: &str, values: &[RawBson]) -> RawDocumentBuf {
     // In a list a pattern would match, and a document with a `$` be refused.
-    let (single, listed): (Vec<&Bson>, Vec<&Bson>) =
-        values.iter().partition(|value| matches!(value, Bson::RegularExpression(_) | Bson::Document(_)));
-    let mut any: Vec<Bson> =
-        single.into_iter().map(|value| Bson::Document(doc! {local: {"$eq": value.clone()}})).collect();
-    let listed: Vec<Bson> = listed.into_iter().cloned().collect();
-    any.push(doc! {local: {"$in": listed}}.into());
+    let (single, listed): (Vec<&RawBson>, Vec<&RawBson>) = values
+        .iter()
+        .partition(|value| matches!(value, RawBson::RegularExpression(_) | RawBson::Document(_)));
+    let asks = |condition: RawDocumentBuf| exact::single(local, condition.as_ref().into());
+    let mut any: Vec<RawDocumentBuf> = single.into_iter().map(|value| asks(exact::equal(value))).collect();
+    any.push(asks(exact::one_of(listed)));
     match any.as_slice() {
-        [Bson::Document(only)] => only.clone(),
-        _ => doc! {"$or": any},
+        [only] => only.clone(),
+        _ => rawdoc! {"$or": RawArrayBuf::from_iter(any)},
     }
 }
 
@@ -221,8 +265,36 @@ mod tests {
         let inserted = watched.members(&event("insert")).expect("needs nothing");
         assert_eq!((inserted[0].values.len(), &inserted[0].look_up), (0, &Some(7.into())));
         let mut updated = event("update");
+        updated.append(bson::cstr!("changed"), ["x", "a.b"].into_iter().collect::<RawArrayBuf>());
         updated.append(bson::cstr!("fullDocumentBeforeChange"), rawdoc! {"_id": 7, "a": {"b": 3}});
         assert_eq!(watched.members(&updated).expect("told")[0].values, [RawBson::Int32(3)]);
+    }
+
+    #[test]
+    fn a_change_that_leaves_the_value_alone_says_nothing() {
+        let event = |kind: &str, changed: &[&str], after: RawDocumentBuf| {
+            rawdoc! {
+                "operationType": kind,
+                "ns": {"coll": "members"},
+                "documentKey": {"_id": 7},
+                "changed": changed.iter().copied().collect::<RawArrayBuf>(),
+                "fullDocumentBeforeChange": {"_id": 7, "a": {"b": 3}},
+                "fullDocument": after,
+            }
+        };
+        let told = |foreign: &str, kind: &str, changed: &[&str], after: RawDocumentBuf| {
+            watched(foreign).members(&event(kind, changed, after)).expect("told").len()
+        };
+        let same = || rawdoc! {"_id": 7, "a": {"b": 3}};
+        assert_eq!(told("a.b", "update", &["lastLogin", "b", "ab.b"], rawdoc! {}), 0);
+        for changed in ["a", "a.b", "a.b.0", "a.0.b"] {
+            assert_eq!(told("a.b", "update", &["x", changed], rawdoc! {}), 1, "{changed}");
+        }
+        assert_eq!(told("a.b", "replace", &[], same()), 0);
+        assert_eq!(told("a.b", "replace", &[], rawdoc! {"_id": 7, "a": {"b": 3_i64}}), 1);
+        assert_eq!(told("a.b", "replace", &[], rawdoc! {"_id": 7}), 1);
+        assert_eq!((told("_id", "update", &["x"], same()), told("_id", "replace", &[], same())), (0, 0));
+        assert_eq!((told("_id", "delete", &[], same()), told("_id", "insert", &[], same())), (1, 1));
     }
 
     #[test]

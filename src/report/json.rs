@@ -3,8 +3,10 @@
 use bson::{Bson, RawBson, RawBsonRef};
 use serde_json::Value;
 
+use crate::mongo::exact;
+
 /// A value as canonical extended JSON, which keeps its type.
 pub fn extended(value: RawBsonRef<'_>) -> Value {
     let raw: RawBson = value.into();
-    Bson::try_from(raw).map_or_else(|_| Value::from("(invalid BSON)"), Bson::into_canonical_extjson)
+    Bson::try_from(raw.clone()).unwrap_or_else(|_| exact::shown(&raw)).into_canonical_extjson()
 }

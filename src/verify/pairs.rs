@@ -3,15 +3,12 @@
 
 use std::collections::HashMap;
 
-use bson::{Document, RawBson, RawDocument, Timestamp, rawdoc};
-use serde_json::json;
+use bson::{Document, RawBson, RawDocument, Timestamp};
 
 use super::full::matching::{Digest, Id, digest_of};
 use crate::config::values::Namespace;
 use crate::error::Result;
 use crate::mongo::Mongo;
-use crate::mongo::source::not_askable;
-use crate::report::json::extended;
 
 /// Documents that are looked up at once.
 const AT_ONCE: usize = 1_000;
@@ -94,9 +91,8 @@ impl Pairs<'_> {
     /// source is read first: what follows it has a moment more.
     ///
     /// # Errors
-    /// A stop where the server can't be read or asked for one of them.
+    /// A stop where the server can't be read.
     pub async fn look_up(&self, ids: &[Id], after: Option<Timestamp>) -> Result<HashMap<Id, Seen>> {
-        ids.iter().try_for_each(check_askable)?;
         let mut seen: HashMap<Id, Seen> = ids.iter().map(|id| (id.clone(), Seen::default())).collect();
         for part in ids.chunks(AT_ONCE) {
             let values: Vec<RawBson> = part.iter().filter_map(Id::value).collect();
@@ -114,28 +110,10 @@ impl Pairs<'_> {
     }
 }
 
-/// Makes sure that a document can be asked for by its `_id`: not found on either
-/// side it would count as equal.
-///
-/// # Errors
-/// A stop where it can't.
-pub fn check_askable(id: &Id) -> Result<()> {
-    if id.bson().is_some() {
-        return Ok(());
-    }
-    let shown = id.value().map_or(json!("(invalid BSON)"), |id| extended(id.as_raw_bson_ref()));
-    Err(not_askable(shown)
-        .hint("compare by `verify --full`, which reads all documents without asking for their `_id`"))
-}
-
-/// The identity of a document with this `_id`.
-pub fn id_of(value: &RawBson) -> Option<Id> {
-    Id::of(&rawdoc! {"_id": value.clone()})
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bson::rawdoc;
 
     #[test]
     fn each_difference_has_its_kind() {

@@ -1,6 +1,6 @@
 //! Random documents of one side looked up on the other.
 
-use bson::{Bson, RawBson};
+use bson::RawBson;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -10,12 +10,11 @@ use super::full::matching::{Id, Pair, Side};
 use super::full::outcome;
 use super::full::sides::{Sides as Both, Sizes};
 use super::full::suspects::{Suspect, Suspects, digests};
-use super::pairs::{check_askable, id_of};
 use super::sides::Sides;
 use crate::Context;
 use crate::cli::verify::VerifyArgs;
 use crate::config::values::Namespace;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::{Events, Progress};
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
@@ -176,10 +175,10 @@ impl Sample<'_> {
 
     /// What stands on both sides, in the order in which they were drawn.
     async fn look_up(&self, ids: &[Id]) -> Result<Vec<(Id, Pair)>> {
-        let values = || ids.iter().filter_map(Id::bson).collect::<Vec<Bson>>();
+        let values: Vec<RawBson> = ids.iter().filter_map(Id::value).collect();
         let interrupted = || self.context.interrupted("interrupted");
-        let source = digests(self.both, Side::Source, values()).await?.ok_or_else(interrupted)?;
-        let target = digests(self.both, Side::Target, values()).await?.ok_or_else(interrupted)?;
+        let source = digests(self.both, Side::Source, &values).await?.ok_or_else(interrupted)?;
+        let target = digests(self.both, Side::Target, &values).await?.ok_or_else(interrupted)?;
         let pair = |id: &Id| Pair { source: source.get(id).copied(), target: target.get(id).copied() };
         Ok(ids.iter().map(|id| (id.clone(), pair(id))).collect())
     }
@@ -193,14 +192,9 @@ pub(super) async fn batch(draw: &mut Draw) -> Result<Vec<Id>> {
     let mut ids = Vec::new();
     while ids.len() < BATCH {
         let Some(drawn) = draw.next().await? else { break };
-        ids.push(known(&drawn.id)?);
+        ids.push(Id::from_value(&drawn.id));
     }
     Ok(ids)
-}
-
-fn known(id: &RawBson) -> Result<Id> {
-    let id = id_of(id).ok_or_else(|| Error::stopped("an `_id` that was drawn can't be read"))?;
-    check_askable(&id).map(|()| id)
 }
 
 fn nothing(namespace: &Namespace) -> String {

@@ -9,6 +9,7 @@ use bson::spec::BinarySubtype;
 use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, Timestamp, doc, rawdoc};
 use futures_util::TryStreamExt;
 use mongodb::{Collection, Database};
+use mongorekey::mongo::exact;
 
 use crate::config::Config;
 use crate::harness::{Bench, uri};
@@ -102,9 +103,7 @@ pub async fn bytes_where(bench: &Bench, collection: &str, filter: Document) -> B
 }
 
 fn raw_id(document: &RawDocument) -> Vec<u8> {
-    let mut id = RawDocumentBuf::new();
-    id.append(bson::cstr!(""), document.get("_id").expect("valid BSON").expect("an _id"));
-    id.into_bytes()
+    exact::id_bytes(document).expect("an _id")
 }
 
 /// Says which documents differ instead of printing megabytes.

@@ -10,6 +10,7 @@ mod batches;
 mod canary;
 mod chunk_cost;
 mod cleanse;
+mod cleanse_any_document;
 mod cleanse_combine;
 mod cleanse_conflicts;
 mod cleanse_control;

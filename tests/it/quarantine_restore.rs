@@ -20,7 +20,7 @@ use crate::cleansing::{
 use crate::harness::Bench;
 
 const QUARANTINE: &str = "rejected";
-const INTO: &str = "into";
+pub const INTO: &str = "into";
 
 async fn mongo(bench: &Bench) -> Mongo {
     let uri = Secret::new(bench.uri.clone());
@@ -51,7 +51,8 @@ async fn quarantine_all(bench: &Bench) {
     }
 }
 
-async fn restore(bench: &Bench) -> Restored {
+/// Puts all of it back.
+pub async fn restore(bench: &Bench) -> Restored {
     let mut restored = Restored::default();
     restore_from(bench, &mut restored, false).await;
     assert!(restored.is_complete);

@@ -17,7 +17,7 @@ use crate::event::Progress;
 use crate::job::Job;
 use crate::mongo::lane::Lane;
 use crate::verify::full::matching::Id;
-use crate::verify::pairs::{Pairs, Seen, id_of};
+use crate::verify::pairs::{Pairs, Seen};
 
 /// Marks that are compared at once.
 const BATCH: usize = 1_000;
@@ -133,7 +133,7 @@ impl<'a> Comparison<'a> {
         self.last = Some(last.clone());
         self.figures.compared += u64::try_from(marks.len()).unwrap_or(0);
         let mut by_id: HashMap<Id, Mark> =
-            marks.into_iter().filter_map(|mark| Some((id_of(&mark.id)?, mark))).collect();
+            marks.into_iter().map(|mark| (Id::from_value(&mark.id), mark)).collect();
         let ids: Vec<Id> = by_id.keys().cloned().collect();
         let seen = self.pairs.look_up(&ids, self.after).await?;
         let (mut agreeing, mut strangers, now) = (Vec::new(), Vec::new(), Instant::now());

@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use super::compare::Comparison;
 use super::suspect::Suspect;
 use crate::error::{Context as _, Result};
+use crate::mongo::exact;
 use crate::mongo::keeping::{Change, Refusal};
 use crate::report::json::extended;
 use crate::verify::compare::difference;
 use crate::verify::full::matching::Id;
-use crate::verify::pairs::{Seen, Version, id_of};
+use crate::verify::pairs::{Seen, Version};
 
 /// Bytes of documents that are held in memory and sent at once, if it is more
 /// than one.
@@ -113,8 +114,8 @@ impl Comparison<'_> {
         let mut cursor = collection.find(filter).projection(doc! {"_id": 1}).await.during(&operation)?;
         let mut parties = Vec::new();
         while cursor.advance().await.during(&operation)? {
-            let id = cursor.current().get("_id").ok().flatten().map(RawBson::from);
-            parties.extend(id.filter(|id| id_of(id).as_ref() != Some(but)));
+            let id = exact::id_of(cursor.current());
+            parties.extend(id.filter(|id| Id::from_value(id) != *but));
         }
         Ok(parties)
     }

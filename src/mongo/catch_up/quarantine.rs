@@ -13,6 +13,7 @@ use super::CatchUp;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
 use crate::mongo::command::retrying;
+use crate::mongo::exact;
 use crate::mongo::lane::Refused;
 use crate::mongo::quarantine::{MOST_PARTS, Stored, part_id, parts_of, wrap};
 use crate::mongo::sink::id_bytes;
@@ -79,8 +80,7 @@ impl CatchUp {
         let mut open = gone.clone();
         for (rule, condition) in hits {
             for document in self.find(&open, &condition).await? {
-                let id = document.get("_id").ok().flatten().map(RawBson::from);
-                let Some((id, bytes)) = id.zip(id_bytes(&document)) else { continue };
+                let Some((id, bytes)) = exact::id_of(&document).zip(id_bytes(&document)) else { continue };
                 open.remove(&bytes);
                 sorted.rejected.push((id, wrap(&rule, &document)?));
             }
@@ -91,11 +91,8 @@ impl CatchUp {
                 gone.remove(&bytes);
             }
         }
-        sorted.leaving = valid
-            .iter()
-            .filter_map(|document| document.get("_id").ok().flatten().map(RawBson::from))
-            .chain(open.into_values())
-            .collect();
+        sorted.leaving =
+            valid.iter().filter_map(|document| exact::id_of(document)).chain(open.into_values()).collect();
         Ok(sorted)
     }
 

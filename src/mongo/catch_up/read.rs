@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 
-use bson::{Bson, RawBson, RawDocumentBuf, Timestamp, doc};
+use bson::{RawBson, RawDocumentBuf, Timestamp, rawdoc};
 
 use super::CatchUp;
 use crate::error::Result;
 use crate::mongo::command::retrying;
+use crate::mongo::exact;
 use crate::mongo::identified::{Read, not_before};
 use crate::mongo::sink::{id_bytes, value_bytes};
-use crate::mongo::source::askable;
 use crate::mongo::valid::Valid;
 
 impl CatchUp {
@@ -47,15 +47,15 @@ impl CatchUp {
         valid: &Valid,
         after: Option<Timestamp>,
     ) -> Result<Read> {
-        let ids = ids.iter().map(askable).collect::<Result<Vec<Bson>>>()?;
         let all_at_once = i64::try_from(ids.len() + 1).unwrap_or(i64::MAX);
-        let by_id = doc! {"_id": {"$in": ids}};
-        let collection = &self.source.collection;
+        let by_id = exact::with_ids(ids);
+        let collection = self.source.collection.as_str();
         let command = if valid.is_condition() {
-            let condition = doc! {"$and": [by_id, valid.condition.clone()]};
-            doc! {"find": collection, "filter": condition, "batchSize": all_at_once}
+            let condition = rawdoc! {"$and": [by_id, exact::encoded(&valid.condition)?]};
+            rawdoc! {"find": collection, "filter": condition, "batchSize": all_at_once}
         } else {
-            doc! {"aggregate": collection, "pipeline": valid.candidates(by_id), "cursor": {}}
+            let pipeline = exact::pipeline(by_id, &valid.stages())?;
+            rawdoc! {"aggregate": collection, "pipeline": pipeline, "cursor": {}}
         };
         let identity = self.identities.source.as_ref();
         retrying(format!("re-reading documents of {}", self.source), || {

@@ -1,14 +1,18 @@
 //! How far a quarantine is put back, and what became of its documents, as it is
 //! stored.
 
-use bson::{Bson, Document, doc};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, RawBson, doc};
 
+use crate::mongo::exact;
 use crate::mongo::index::{stored_count, whole_number};
 
 /// `_id`s of documents that stay as the application has written them, of which is told.
 const KEPT_LISTED: usize = 20;
 /// Documents that could not be put back, of which is told.
 const REFUSALS_LISTED: usize = 1000;
+/// Where the position is stored, as bytes: an `_id` may be what no stored value of ours can be.
+const POSITION: &str = "position_bytes";
 /// Letters of a reason.
 const REASON: usize = 300;
 
@@ -39,7 +43,7 @@ pub struct Restored {
     pub refusals: Vec<Refusal>,
     /// The `_id` up to which everything was looked at, in the order of `_id`: to go
     /// on from there.
-    pub position: Option<Bson>,
+    pub position: Option<RawBson>,
     /// Whether the whole quarantine was looked at.
     pub is_complete: bool,
 }
@@ -63,7 +67,8 @@ impl Restored {
         };
         // Absent at the start; an `_id` may itself be null.
         if let Some(position) = &self.position {
-            document.insert("position", position.clone());
+            let bytes = exact::bytes_of(position.as_raw_bson_ref());
+            document.insert(POSITION, Binary { subtype: BinarySubtype::Generic, bytes });
         }
         document
     }
@@ -83,7 +88,7 @@ impl Restored {
             deleted_since: count("deleted_since"),
             refused: count("refused"),
             refusals: refusals.collect(),
-            position: document.get("position").cloned(),
+            position: position_in(document),
             is_complete: document.get_bool("is_complete").unwrap_or(false),
         }
     }
@@ -105,6 +110,14 @@ impl Restored {
     }
 }
 
+fn position_in(document: &Document) -> Option<RawBson> {
+    match document.get_binary_generic(POSITION) {
+        Ok(bytes) => exact::from_bytes(bytes),
+        // As it was stored by an earlier version.
+        Err(_) => document.get("position").and_then(|position| RawBson::try_from(position.clone()).ok()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +131,7 @@ mod tests {
             deleted_since: 3,
             refused: 1,
             refusals: vec![Refusal { id: Bson::Int32(7), reason: "a duplicate".into() }],
-            position: Some(Bson::Null),
+            position: Some(RawBson::Null),
             is_complete: true,
         };
         for restored in [restored, Restored::default()] {

@@ -17,8 +17,9 @@ use crate::event::Progress;
 use crate::mongo::Mongo;
 use crate::mongo::feed::{Feed, Position, after, nudge};
 use crate::mongo::watched::Watched as Changed;
+use crate::verify::full::matching::Id;
 use crate::verify::full::matching::Side;
-use crate::verify::pairs::{Pairs, id_of};
+use crate::verify::pairs::Pairs;
 
 /// News that wait to be taken; the streams wait for room.
 const QUEUE: usize = 1_000;
@@ -198,7 +199,7 @@ impl Watch<'_> {
                 .hint("start the same command again to watch what is there now"));
         }
         let admits = !matches!(self.stage, Stage::Judging(_));
-        for id in news.touched.iter().filter_map(id_of) {
+        for id in news.touched.iter().map(Id::from_value) {
             self.watched.note(id, news.side, news.at, admits);
         }
         if let Some(reached) = self.reached.get_mut(place) {

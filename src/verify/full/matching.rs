@@ -8,10 +8,10 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, RawBson, RawDocument, cstr};
+use bson::{RawBson, RawDocument, cstr};
 use sha2::{Digest as _, Sha256};
 
-use crate::mongo::source::exact;
+use crate::mongo::exact;
 
 /// The first 128 bits of SHA-256 of a document's bytes.
 pub type Digest = u128;
@@ -37,14 +37,7 @@ pub struct Id(Box<[u8]>);
 impl Id {
     /// The value.
     pub fn value(&self) -> Option<RawBson> {
-        let document = RawDocument::from_bytes(&self.0).ok()?;
-        document.get("").ok().flatten().map(Into::into)
-    }
-
-    /// The value, for a query; `None` where a query can't hold it: of two fields of
-    /// one name only the last would be asked for.
-    pub fn bson(&self) -> Option<Bson> {
-        exact(&self.value()?)
+        exact::from_bytes(&self.0)
     }
 
     /// What an entry with it takes in memory, about.
@@ -57,6 +50,11 @@ impl Id {
         let mut bytes = Vec::new();
         write_id(document, &mut bytes)?;
         Some(Self(bytes.into_boxed_slice()))
+    }
+
+    /// That of a document with this `_id`.
+    pub fn from_value(id: &RawBson) -> Self {
+        Self(exact::bytes_of(id.as_raw_bson_ref()).into_boxed_slice())
     }
 }
 
@@ -237,7 +235,7 @@ fn write_id(document: &RawDocument, bytes: &mut Vec<u8>) -> Option<()> {
 mod tests {
     use super::*;
     use bson::rawdoc;
-    use bson::{RawDocumentBuf, doc};
+    use bson::{Bson, RawDocumentBuf, doc};
 
     /// All documents.
     const ALL: Share = Share { index: 0, of: 1 };
@@ -247,7 +245,10 @@ mod tests {
         assert!(source.iter().all(|document| matcher.take(Side::Source, document)));
         assert!(target.iter().all(|document| matcher.take(Side::Target, document)));
         let (_, _, suspects) = matcher.finish();
-        suspects.into_iter().map(|(id, pair)| (id.bson().expect("an _id"), pair)).collect()
+        suspects
+            .into_iter()
+            .map(|(id, pair)| (Bson::try_from(id.value().expect("an _id")).expect("plain"), pair))
+            .collect()
     }
 
     fn raw(document: bson::Document) -> RawDocumentBuf {
@@ -273,7 +274,8 @@ mod tests {
             let expected = crate::mongo::sink::id_bytes(&front).expect("an _id");
             assert_eq!(Id::of(&front).expect("an _id").0.as_ref(), expected.as_slice());
             assert_eq!(Id::of(&front), Id::of(&back));
-            assert_eq!(raw(doc! {"": Id::of(&front).and_then(|id| id.bson())}).into_bytes(), expected);
+            let value = Id::of(&front).and_then(|id| id.value()).expect("a value");
+            assert_eq!(rawdoc! {"": value}.into_bytes(), expected);
         }
         assert_eq!(Id::of(&rawdoc! {"a": 1}), None);
     }

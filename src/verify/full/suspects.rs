@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use bson::{Bson, RawDocumentBuf, doc};
+use bson::{Document, RawBson, RawDocumentBuf};
 use tokio::time::Instant;
 
 use super::matching::{Digest, Id, Pair, Side, digest_of};
@@ -63,10 +63,6 @@ impl Suspect {
 
     /// What is left of the suspicion when that is seen; remembers so many earlier states.
     fn again(&self, seen: Pair, now: Instant, most_earlier: usize) -> Option<Self> {
-        if self.id.bson().is_none() {
-            // An `_id` that can't be asked for: what the comparison saw stands.
-            return Some(self.clone());
-        }
         if seen.source == seen.target {
             return None;
         }
@@ -212,9 +208,9 @@ impl Suspects {
         let most_earlier = (MOST_EARLIER_OF_ALL / self.kept.len().max(1)).clamp(2, MOST_EARLIER);
         for chunk in self.kept.chunks(size) {
             // The source first: whatever follows it has a moment more.
-            let ids = || chunk.iter().filter_map(|suspect| suspect.id.bson()).collect();
-            let Some(source) = digests(sides, Side::Source, ids()).await? else { return Ok(false) };
-            let Some(target) = digests(sides, Side::Target, ids()).await? else { return Ok(false) };
+            let ids: Vec<RawBson> = chunk.iter().filter_map(|suspect| suspect.id.value()).collect();
+            let Some(source) = digests(sides, Side::Source, &ids).await? else { return Ok(false) };
+            let Some(target) = digests(sides, Side::Target, &ids).await? else { return Ok(false) };
             let now = Instant::now();
             left.extend(chunk.iter().filter_map(|suspect| {
                 let pair = Pair {
@@ -234,13 +230,13 @@ impl Suspects {
 ///
 /// # Errors
 /// A stop where the server can't be read.
-pub async fn digests(sides: &Sides, side: Side, ids: Vec<Bson>) -> Result<Option<HashMap<Id, Digest>>> {
-    let scan = sides.scan(side, doc! {"_id": {"$in": ids}});
+pub async fn digests(sides: &Sides, side: Side, ids: &[RawBson]) -> Result<Option<HashMap<Id, Digest>>> {
+    let scan = sides.scan(side, Document::new());
     let read = retrying(format!("reading differing documents of {} again", scan.namespace), || async {
         let (mut found, mut in_parts) = (HashMap::new(), Vec::new());
         let is_whole = sides
             .mongo
-            .scan(&scan, &sides.stop, |documents| {
+            .scan_ids(&scan, ids, &sides.stop, |documents| {
                 for document in documents {
                     if sides.is_in_parts(side, document) {
                         in_parts.push((*document).to_owned());
@@ -268,13 +264,13 @@ pub async fn digests(sides: &Sides, side: Side, ids: Vec<Bson>) -> Result<Option
 /// # Errors
 /// A stop where the server can't be read.
 pub async fn fetch(sides: &Sides, side: Side, id: &Id) -> Result<Option<RawDocumentBuf>> {
-    let Some(value) = id.bson() else { return Ok(None) };
-    let scan = sides.scan(side, doc! {"_id": {"$in": [value]}});
+    let Some(value) = id.value() else { return Ok(None) };
+    let scan = sides.scan(side, Document::new());
     let found = retrying(format!("reading a differing document of {}", scan.namespace), || async {
         let mut found = None;
         sides
             .mongo
-            .scan(&scan, &sides.stop, |documents| {
+            .scan_ids(&scan, std::slice::from_ref(&value), &sides.stop, |documents| {
                 // Under a collation others may be equal to it.
                 found = documents
                     .iter()

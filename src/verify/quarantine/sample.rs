@@ -4,22 +4,20 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
+use bson::{Document, RawBson, RawDocument, RawDocumentBuf};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Quarantined;
 use crate::Context;
 use crate::cleanse::count;
-use crate::cleanse::predicate::all_of;
 use crate::cli::verify::VerifyArgs;
 use crate::config::values::Namespace;
 use crate::error::Result;
 use crate::mongo::Mongo;
-use crate::mongo::command::retrying;
 use crate::mongo::draw::Draw;
+use crate::mongo::exact;
 use crate::mongo::quarantine::rule;
-use crate::mongo::source::collect;
 use crate::report::json::extended;
 use crate::verify::check::Check;
 use crate::verify::compare;
@@ -187,7 +185,7 @@ impl Quarantined<'_> {
             match mongo.unwrap_quarantined(self.quarantine, stored).await {
                 Ok(document) => by_rule.entry(rule(stored).unwrap_or_default()).or_default().push(document),
                 Err(error) => looked_up.add(stored, || {
-                    let shown = stored.get("_id").ok().flatten().map(extended);
+                    let shown = exact::id_of(stored).map(|id| extended(id.as_raw_bson_ref()));
                     let difference = json!({"_id": shown, "kind": "unreadable", "detail": error.message()});
                     Some(Seen { difference, bytes: [Some(digest_of(stored)), None] })
                 }),
@@ -231,7 +229,7 @@ fn judge(suspect: &Suspect, seen: Seen) -> Suspect {
 
 /// How a quarantined document differs from what the source has.
 fn seen(document: &RawDocumentBuf, other: Option<&RawDocumentBuf>) -> Option<Seen> {
-    let shown = extended(document.get("_id").ok().flatten()?);
+    let shown = extended(exact::id_of(document)?.as_raw_bson_ref());
     let difference = match other {
         None => json!({"_id": shown, "kind": "extra"}),
         Some(other) => different(shown, &compare::difference(other, document))?,
@@ -241,9 +239,9 @@ fn seen(document: &RawDocumentBuf, other: Option<&RawDocumentBuf>) -> Option<See
 
 /// The documents with exactly these `_id`s, as they are stored.
 async fn stored(mongo: &Mongo, quarantine: &Namespace, ids: &[Id]) -> Result<Vec<RawDocumentBuf>> {
-    let values: Vec<Bson> = ids.iter().filter_map(Id::bson).collect();
+    let values: Vec<RawBson> = ids.iter().filter_map(Id::value).collect();
     let asked_for: HashSet<&Id> = ids.iter().collect();
-    let found = find(mongo, quarantine, doc! {"_id": {"$in": values}}).await?;
+    let found = mongo.by_ids(quarantine, &values, &Document::new(), None, RawDocument::to_owned).await?;
     let is_asked_for = |document: &RawDocumentBuf| Id::of(document).is_some_and(|id| asked_for.contains(&id));
     Ok(found.into_iter().filter(is_asked_for).collect())
 }
@@ -256,17 +254,9 @@ async fn rejected(
     condition: &Document,
     documents: &[RawDocumentBuf],
 ) -> Result<HashMap<Id, RawDocumentBuf>> {
-    let ids: Vec<Bson> = documents.iter().filter_map(|document| Id::of(document)?.bson()).collect();
-    let by_id = doc! {"_id": {"$in": ids}};
-    let filter = all_of(vec![Bson::Document(by_id), Bson::Document(condition.clone())]);
-    let found = find(mongo, namespace, filter).await?;
+    let ids: Vec<RawBson> = documents.iter().filter_map(|document| exact::id_of(document)).collect();
+    let found = mongo.by_ids(namespace, &ids, condition, None, RawDocument::to_owned).await?;
     Ok(found.into_iter().filter_map(|document| Some((Id::of(&document)?, document))).collect())
-}
-
-async fn find(mongo: &Mongo, namespace: &Namespace, filter: Document) -> Result<Vec<RawDocumentBuf>> {
-    let collection = mongo.collection(namespace);
-    let operation = format!("looking up documents of {namespace}");
-    retrying(operation, || collect(collection.find(filter.clone()))).await
 }
 
 #[cfg(test)]

@@ -260,7 +260,7 @@ impl Merging<'_> {
     }
 
     async fn forget(&self, aside: &Namespace, batch: &[RawDocumentBuf]) -> Result<()> {
-        let ids = batch.iter().map(id_of).collect::<Result<Vec<Bson>>>()?;
+        let ids = batch.iter().map(|document| id_of(document)).collect::<Result<Vec<Bson>>>()?;
         let collection = self.mongo.collection(aside);
         retrying("forgetting what is merged", || {
             let delete = collection.delete_many(doc! {"_id": {"$in": ids.clone()}});

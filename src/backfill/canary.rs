@@ -1,6 +1,7 @@
 //! The canary: some documents first, each shown with what became of it, before
 //! all the others follow.
 
+use super::counts::shown;
 use super::plan::Options;
 use super::summary::Report;
 use crate::Context;
@@ -38,7 +39,7 @@ pub(super) async fn goes_on(context: &Context, options: &Options, report: &Repor
     }
     // The lines above must be seen before the question.
     context.events.settled().await;
-    let (documents, left) = (&report.documents, report.documents.candidates_left);
+    let (documents, left) = (&report.documents, shown(report.documents.candidates_left));
     let question = format!(
         "{} filled, {} flagged, {} failed. Go on with the {left} candidates left?",
         documents.filled, documents.flagged, documents.failed

@@ -17,7 +17,7 @@ pub const FLAGGED: &str = "flagged_";
 pub const ANSWERED: &str = "answered_";
 
 /// Documents, by what became of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Documents {
     /// Candidates found at the start.
     pub candidates: u64,
@@ -35,8 +35,37 @@ pub struct Documents {
     pub flagged_by: BTreeMap<String, u64>,
     /// Failures by reason.
     pub failed_by: BTreeMap<String, u64>,
-    /// Candidates at the end.
+    /// Candidates at the end; [`UNKNOWN`] until they are counted.
+    #[serde(serialize_with = "null_where_unknown")]
     pub candidates_left: u64,
+}
+
+/// Stands for a count that could not be taken; null for programs.
+pub const UNKNOWN: u64 = u64::MAX;
+
+impl Default for Documents {
+    fn default() -> Self {
+        Self {
+            candidates: 0,
+            filled: 0,
+            flagged: 0,
+            already_filled: 0,
+            changed: 0,
+            failed: 0,
+            flagged_by: BTreeMap::new(),
+            failed_by: BTreeMap::new(),
+            candidates_left: UNKNOWN,
+        }
+    }
+}
+
+fn null_where_unknown<S: serde::Serializer>(count: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    if *count == UNKNOWN { serializer.serialize_none() } else { serializer.serialize_u64(*count) }
+}
+
+/// A count for people.
+pub fn shown(count: u64) -> String {
+    if count == UNKNOWN { "unknown".into() } else { count.to_string() }
 }
 
 impl Documents {
@@ -215,6 +244,14 @@ mod tests {
         let first = doc! {"filled": 5_i64, "calls": 7_i32};
         assert_eq!(add(Some(&first), &doc! {"filled": 2_i64}), doc! {"filled": 7_i64, "calls": 7_i64});
         assert_eq!(add(None, &doc! {"filled": 2_i64}), doc! {"filled": 2_i64});
+    }
+
+    #[test]
+    fn candidates_that_nobody_counted_are_null() {
+        let documents = |left| Documents { candidates_left: left, ..Documents::default() };
+        let json = |left| serde_json::to_value(documents(left)).expect("JSON")["candidates_left"].clone();
+        assert_eq!((json(UNKNOWN), json(0)), (serde_json::Value::Null, 0.into()));
+        assert!(bson::serialize_to_bson(&documents(UNKNOWN)).is_ok());
     }
 
     #[test]

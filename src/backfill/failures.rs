@@ -17,6 +17,9 @@ const COLLECTION: &str = "failures";
 /// So many failures of a run are listed; beyond that the counts tell enough.
 const MOST: u64 = 100_000;
 
+/// Characters of a legacy key that are listed: it may be megabytes long.
+const MOST_SHOWN: usize = 1000;
+
 /// Keeps the list of a job's failures.
 #[derive(Debug)]
 pub struct Failures {
@@ -55,7 +58,7 @@ impl Failures {
             "worker": &self.worker,
             "collection": collection,
             "document": Bson::try_from(candidate.id.clone()).unwrap_or(Bson::Null),
-            "legacy_key": candidate.legacy.text(),
+            "legacy_key": candidate.legacy.text().map(|text| text.chars().take(MOST_SHOWN).collect::<String>()),
             "reason": reason,
             "description": description,
             "at": DateTime::now(),

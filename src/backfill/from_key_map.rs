@@ -1,50 +1,44 @@
-//! `backfill --from-key-map`: what is known already is filled within the
-//! database, without a call and without moving a document to this machine.
+//! `backfill --from-key-map`: what is known already is filled without a call.
 //!
-//! The found answers are copied beside each target once, because a join sees
-//! one database only; then the candidates are filled by ranges of `_id`, each in
-//! one operation. A range that the server refuses as a whole, for one document
-//! that breaks a validator, is written document by document, and so is a
-//! collection with a collation, where a join would take one key for another.
+//! The candidates are read by chunks in the order of `_id`, their keys looked up
+//! in the key map and written by the same guarded updates as after a call, a few
+//! chunks side by side. The server would do it alone by a join and a `$merge`;
+//! but that rebuilds every document, and a backfill changes one field of it.
 //!
-//! There is nothing to resume: what is filled is no candidate any more. An
-//! operation that outlived its process is ended by the next start, which finds
-//! its session in the job.
+//! There is nothing to resume: what is filled is no candidate any more. Earlier
+//! versions did it by `$merge`: what one of them left behind, an operation and a
+//! copy of the keys, is removed by the next start.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bson::{Bson, Document, RawBson, doc};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::task::JoinSet;
 
 use super::beside::steer;
-use super::counts::{ApiCounters, Documents, add};
+use super::counts::{ApiCounters, Documents, add, shown};
+use super::failures::Failures;
 use super::plan::{Options, default_job, identity};
+use super::worker::candidates_left;
 use crate::Context;
 use crate::config::Target;
 use crate::config::values::{Namespace, ReadPreference};
-use crate::error::{Context as _, Error, Result, describe_mongo};
+use crate::error::{Error, Result, joined};
 use crate::event::Progress;
 use crate::job::{Job, JobState};
 use crate::key_map::{Answer, KeyMap};
 use crate::mongo::Mongo;
-use crate::mongo::command::is_transient;
-use crate::mongo::operation::Operation;
 use crate::mongo::sink::{Update, Written};
-use crate::mongo::source::{Candidate, TargetCollection};
+use crate::mongo::source::{Candidate, Obstacle, TargetCollection};
 use crate::report::outcome::Outcome;
 use crate::throttle::pace::Pace;
 
-/// Candidates per operation: one or two seconds of work, so that a signal, a
-/// lost lease or an election costs little.
-const RANGE: u64 = 20_000;
-/// Candidates per read where documents are written one by one.
+/// Candidates per read, and updates per command.
 const CHUNK: usize = 1000;
-/// Attempts per operation; elections and network errors pass.
-const ATTEMPTS: u32 = 8;
-/// How long an operation may go on after the first signal.
-const GRACE: Duration = Duration::from_secs(5);
+/// Chunks whose keys are looked up and written at once.
+const SIDE_BY_SIDE: usize = 4;
 /// So many write refusals in a row mean that no document can be written.
 const REFUSALS_IN_A_ROW: u64 = 20;
 /// Failures that are shown one by one.
@@ -71,7 +65,9 @@ pub async fn run(context: &Context, options: &Options) -> Result<Outcome> {
     let key_map = KeyMap::open(&context.mongo, context.settings.key_api()?, job.name());
     let (context, pace) = (&context.of_one_run(), Arc::new(Pace::new(0)));
     let _beside = steer(context, &job, &pace);
-    let mut fill = Fill { context, job, key_map, pace, documents: Documents::default(), refused_in_a_row: 0 };
+    let failures = Failures::new(&context.mongo, job.name(), job.run(), &job.member());
+    let documents = Documents::default();
+    let mut fill = Fill { context, job, key_map, pace, documents, failures, refused_in_a_row: 0 };
     let result = fill.all(&plan).await;
     // Without the lease the copies may be those of whoever has it now.
     let cleared = if fill.job.lease().is_valid() { fill.drop_copies(&plan).await } else { Ok(()) };
@@ -111,6 +107,68 @@ fn copy_beside(target: &Target, job: &str) -> Namespace {
     Namespace { database: target.namespace.database.clone(), collection: format!("mongorekey_keys_{hash}") }
 }
 
+/// Updates with what became of them.
+type Chunk = Vec<(Update, Written)>;
+
+/// Chunks that are looked up and written.
+#[derive(Default)]
+struct UnderWay {
+    tasks: JoinSet<(u64, Result<Chunk>)>,
+    /// Their documents.
+    candidates: u64,
+}
+
+impl UnderWay {
+    fn start(
+        &mut self,
+        collection: Arc<TargetCollection>,
+        key_map: KeyMap,
+        candidates: Vec<Candidate>,
+        job: &str,
+    ) {
+        let (count, job) = (u64::try_from(candidates.len()).unwrap_or(u64::MAX), job.to_owned());
+        self.candidates += count;
+        self.tasks.spawn(async move { (count, fill(&collection, &key_map, candidates, &job).await) });
+    }
+
+    async fn next(&mut self) -> Option<Result<Chunk>> {
+        let (count, chunk) = match joined(self.tasks.join_next().await?) {
+            Ok(done) => done,
+            Err(error) => return Some(Err(error)),
+        };
+        self.candidates -= count;
+        Some(chunk)
+    }
+}
+
+/// Writes the keys that are known.
+async fn fill(
+    collection: &TargetCollection,
+    key_map: &KeyMap,
+    candidates: Vec<Candidate>,
+    job: &str,
+) -> Result<Chunk> {
+    let updates = known(key_map, candidates).await?;
+    let results = collection.write(&updates, job).await?;
+    Ok(updates.into_iter().zip(results).collect())
+}
+
+/// The updates for candidates whose key is known.
+async fn known(key_map: &KeyMap, candidates: Vec<Candidate>) -> Result<Vec<Update>> {
+    let texts: Vec<(String, Candidate)> =
+        candidates.into_iter().filter_map(|candidate| Some((candidate.legacy.text()?, candidate))).collect();
+    let keys: Vec<&str> = texts.iter().map(|(text, _)| text.as_str()).collect();
+    let known = key_map.look_up(&keys).await?;
+    let update = |(text, candidate): (String, Candidate)| match known.get(&text) {
+        Some(remembered) if !remembered.held => match &remembered.answer {
+            found @ Answer::Found(_) => Some(Update { candidate, write: found.write() }),
+            Answer::NotFound | Answer::Rejected => None,
+        },
+        _ => None,
+    };
+    Ok(texts.into_iter().filter_map(update).collect())
+}
+
 /// A fill under way.
 struct Fill<'a> {
     context: &'a Context,
@@ -119,6 +177,7 @@ struct Fill<'a> {
     /// Holds the next piece of work off.
     pace: Arc<Pace>,
     documents: Documents,
+    failures: Failures,
     refused_in_a_row: u64,
 }
 
@@ -142,19 +201,13 @@ impl Fill<'_> {
                 waiting.push(collection);
             }
         }
-        let mut copied: Vec<Namespace> = Vec::new();
         for collection in waiting {
-            let copy = copy_beside(&collection.target, &plan.job);
-            if !collection.has_collation && !copied.contains(&copy) && !self.is_stopped() {
-                self.copy_keys(&copy).await?;
-                copied.push(copy.clone());
-            }
-            self.collection(collection, &copy.collection, plan.limit).await?;
+            self.collection(collection, plan.limit).await?;
         }
         Ok(())
     }
 
-    /// A killed client does not stop its operation.
+    /// A killed client of an earlier version does not stop its operation.
     async fn end_earlier_operation(&self) -> Result<()> {
         match self.job.stored("operation") {
             Some(Bson::Document(session)) => self.mongo().end_operations(std::slice::from_ref(session)).await,
@@ -169,162 +222,83 @@ impl Fill<'_> {
         Ok(())
     }
 
-    async fn copy_keys(&self, copy: &Namespace) -> Result<()> {
-        let from = self.key_map.namespace();
-        self.context.events.note(format!("copying the found keys to {copy}, for as long as this run takes"));
-        let run = async |operation: &mut Operation| {
-            self.mongo().copy_found_keys(operation, &from, copy, self.job.name()).await
-        };
-        match self.operation(run).await? {
-            Some(Err(error)) => Err(error).during(format!("copying the key map to {copy}")),
-            _ => Ok(()),
-        }
-    }
-
-    /// Runs an operation on a session that is recorded before. It is sent again
-    /// after what passes; other failures are given back. `None`: a signal came.
-    async fn operation(
-        &self,
-        mut run: impl AsyncFnMut(&mut Operation) -> mongodb::error::Result<()>,
-    ) -> Result<Option<mongodb::error::Result<()>>> {
-        for attempt in 1.. {
-            self.job.lease().valid().await?;
-            let mut operation = self.mongo().operation().await?;
-            let session = operation.id();
-            self.job.save(doc! {"operation": session.clone()}).await?;
-            let (result, interrupted) = self.until_stopped(run(&mut operation), &session).await;
-            match result {
-                Err(_) if interrupted => return Ok(None),
-                Err(error) if is_transient(&error) => {
-                    // It may still run, without anybody who waits for it.
-                    self.mongo().end_operations(&[session]).await?;
-                    if attempt == ATTEMPTS {
-                        return Ok(Some(Err(error)));
-                    }
-                    let error = describe_mongo(&error);
-                    tracing::warn!(error, "the operation is sent again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-                result => return Ok(Some(result)),
-            }
-        }
-        Ok(None)
-    }
-
-    /// After a signal an operation may finish within a moment, else its session
-    /// is killed. Either way it is awaited.
-    async fn until_stopped(
-        &self,
-        run: impl Future<Output = mongodb::error::Result<()>>,
-        session: &Document,
-    ) -> (mongodb::error::Result<()>, bool) {
-        let mut run = std::pin::pin!(run);
-        tokio::select! {
-            result = &mut run => return (result, false),
-            () = async { self.context.stop.cancelled().await; tokio::time::sleep(GRACE).await } => {}
-        }
-        let (killed, result) = tokio::join!(self.mongo().end_operations(std::slice::from_ref(session)), run);
-        if let Err(error) = killed {
-            tracing::warn!(%error, "the interrupted operation could not be ended");
-        }
-        (result, true)
-    }
-
     /// Fills one collection, up to the last candidate that it has now.
-    async fn collection(&mut self, collection: &TargetCollection, keys: &str, limit: u64) -> Result<()> {
+    async fn collection(&mut self, collection: &Arc<TargetCollection>, limit: u64) -> Result<()> {
         let Some(bound) = collection.highest().await? else { return Ok(()) };
-        let mut last: Option<RawBson> = None;
-        loop {
-            self.pace.free(&self.context.stop).await;
-            let left = limit.saturating_sub(self.documents.filled);
-            if self.is_stopped() || left == 0 {
-                return Ok(());
-            }
-            let next = collection.nth_after(last.as_ref(), &bound, RANGE.min(left)).await?;
-            let is_last = next.is_none();
-            let end = next.unwrap_or_else(|| bound.clone());
-            self.range(collection, keys, last.as_ref(), &end).await?;
-            self.show(collection);
-            if is_last {
-                return Ok(());
-            }
-            last = Some(end);
+        let mut under_way = UnderWay::default();
+        let result = self.chunks(collection, &bound, limit, &mut under_way).await;
+        // What is under way is written, whatever happened: it counts.
+        let mut last = Ok(());
+        while let Some(chunk) = under_way.next().await {
+            last = last.and(chunk.and_then(|chunk| self.take(collection, chunk)));
         }
+        result.and(last)
     }
 
-    async fn range(
+    async fn chunks(
         &mut self,
-        collection: &TargetCollection,
-        keys: &str,
-        last: Option<&RawBson>,
-        end: &RawBson,
+        collection: &Arc<TargetCollection>,
+        bound: &RawBson,
+        limit: u64,
+        under_way: &mut UnderWay,
     ) -> Result<()> {
-        if collection.has_collation {
-            return self.one_by_one(collection, last, end).await;
-        }
-        let before = collection.count_between(last, end).await?;
-        let candidates = collection.between(last, end)?;
-        let run = async |operation: &mut Operation| {
-            let job = self.job.name();
-            collection.fill_from(self.mongo(), operation, keys, candidates.clone(), job).await
-        };
-        let result = self.operation(run).await?;
-        // `$merge` does not say what it wrote. What the application filled within
-        // the same second counts as ours.
-        let after = collection.count_between(last, end).await?;
-        self.documents.filled += before.saturating_sub(after);
-        match result {
-            Some(Err(error)) => {
-                let (namespace, error) = (&collection.target.namespace, describe_mongo(&error));
-                tracing::info!(error, %namespace, "a range was refused as a whole; writing one by one");
-                self.one_by_one(collection, last, end).await
-            }
-            Some(Ok(())) | None => Ok(()),
-        }
-    }
-
-    async fn one_by_one(
-        &mut self,
-        collection: &TargetCollection,
-        last: Option<&RawBson>,
-        end: &RawBson,
-    ) -> Result<()> {
-        let mut position = last.cloned();
+        let mut position: Option<RawBson> = None;
         loop {
             self.pace.free(&self.context.stop).await;
-            if self.is_stopped() {
-                break;
+            // Each of those under way may come to be filled.
+            let left = limit.saturating_sub(self.documents.filled + under_way.candidates);
+            if self.is_stopped() || (left == 0 && under_way.tasks.is_empty()) {
+                return Ok(());
+            }
+            if left == 0 || under_way.tasks.len() >= SIDE_BY_SIDE {
+                if let Some(chunk) = under_way.next().await {
+                    self.take(collection, chunk?)?;
+                    self.show(collection);
+                }
+                continue;
             }
             self.job.lease().valid().await?;
-            let (candidates, next) = collection.chunk(position.as_ref(), end, CHUNK, true).await?;
-            let Some(next) = next else { break };
-            let updates = self.known(candidates).await?;
-            let results = collection.write(&updates, self.job.name()).await?;
-            for (update, written) in updates.iter().zip(results) {
-                self.count(collection, update, written)?;
-            }
+            let most = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
+            let (candidates, next) = collection.chunk(position.as_ref(), bound, most, true).await?;
+            let Some(next) = next else { return Ok(()) };
             position = Some(next);
+            let (candidates, hindered): (Vec<_>, Vec<_>) =
+                candidates.into_iter().partition(|candidate| candidate.obstacle.is_none());
+            for candidate in &hindered {
+                self.fail_for_obstacle(collection, candidate);
+            }
+            under_way.start(collection.clone(), self.key_map.clone(), candidates, self.job.name());
         }
-        Ok(())
     }
 
-    /// The updates for candidates whose key is known.
-    async fn known(&self, candidates: Vec<Candidate>) -> Result<Vec<Update>> {
-        let texts: Vec<(String, Candidate)> = candidates
-            .into_iter()
-            .filter(|candidate| candidate.writable)
-            .filter_map(|candidate| Some((candidate.legacy.text()?, candidate)))
-            .collect();
-        let keys: Vec<&str> = texts.iter().map(|(text, _)| text.as_str()).collect();
-        let known = self.key_map.look_up(&keys).await?;
-        let update = |(text, candidate): (String, Candidate)| match known.get(&text) {
-            Some(remembered) if !remembered.held => match &remembered.answer {
-                found @ Answer::Found(_) => Some(Update { candidate, write: found.write() }),
-                Answer::NotFound | Answer::Rejected => None,
-            },
-            _ => None,
-        };
-        Ok(texts.into_iter().filter_map(update).collect())
+    fn take(&mut self, collection: &TargetCollection, chunk: Chunk) -> Result<()> {
+        let mut result = Ok(());
+        for (update, written) in chunk {
+            result = result.and(self.count(collection, &update, written));
+        }
+        result
+    }
+
+    fn fail_for_obstacle(&mut self, collection: &TargetCollection, candidate: &Candidate) {
+        if let Some(obstacle) = candidate.obstacle {
+            self.fail(collection, candidate, obstacle.reason(), obstacle.description());
+        }
+    }
+
+    fn fail(
+        &mut self,
+        collection: &TargetCollection,
+        candidate: &Candidate,
+        reason: &str,
+        description: &str,
+    ) {
+        let namespace = collection.target.namespace.to_string();
+        self.documents.fail(reason);
+        self.failures.record(&namespace, candidate, reason, description);
+        if self.documents.failed <= SHOWN_FAILURES {
+            let id = crate::report::json::extended(candidate.id.as_raw_bson_ref());
+            self.context.events.warn(format!("{namespace} {id}: {reason}: {description}"));
+        }
     }
 
     fn count(&mut self, collection: &TargetCollection, update: &Update, written: Written) -> Result<()> {
@@ -333,17 +307,17 @@ impl Fill<'_> {
             match written {
                 Written::AlreadyFilled => self.documents.already_filled += 1,
                 Written::Changed => self.documents.changed += 1,
+                Written::Unwritable => {
+                    let obstacle = Obstacle::UnwritablePath;
+                    self.fail(collection, &update.candidate, obstacle.reason(), obstacle.description());
+                }
                 _ => self.documents.filled += 1,
             }
             return Ok(());
         };
-        self.documents.fail("write_refused");
+        self.fail(collection, &update.candidate, "write_refused", &format!("error {code}: {message}"));
         self.refused_in_a_row += 1;
         let namespace = &collection.target.namespace;
-        if self.documents.failed <= SHOWN_FAILURES {
-            let id = crate::report::json::extended(update.candidate.id.as_raw_bson_ref());
-            self.context.events.warn(format!("{namespace} {id}: write_refused: error {code}: {message}"));
-        }
         if self.refused_in_a_row < REFUSALS_IN_A_ROW {
             return Ok(());
         }
@@ -365,9 +339,8 @@ impl Fill<'_> {
     }
 
     async fn finish(mut self, plan: &Plan, result: Result<()>, elapsed: f64) -> Result<Outcome> {
-        for collection in &plan.collections {
-            self.documents.candidates_left += collection.count().await.unwrap_or(0);
-        }
+        self.documents.candidates_left = candidates_left(self.context, &plan.collections).await;
+        let result = result.and(self.failures.flush().await);
         let state = match &result {
             Err(_) => JobState::Stopped,
             Ok(()) if self.is_stopped() => JobState::Interrupted,
@@ -415,7 +388,7 @@ fn text(plan: &Plan, state: JobState, documents: &Documents, elapsed: f64) -> St
         format!("  candidates      {:>12}", documents.candidates),
         format!("  filled          {:>12}", documents.filled),
         format!("  failed          {:>12}", documents.failed),
-        format!("  candidates left {:>12}", documents.candidates_left),
+        format!("  candidates left {:>12}", shown(documents.candidates_left)),
     ];
     if documents.candidates_left > 0 {
         lines.push("next: `mongorekey backfill` asks for what the key map does not know".into());

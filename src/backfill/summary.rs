@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::counts::{Api, Documents};
+use super::counts::{Api, Documents, UNKNOWN, shown};
 use super::engine::Recorded;
 use crate::error::Error;
 use crate::job::JobState;
@@ -36,7 +36,7 @@ impl Report {
         Self {
             state,
             error: None,
-            documents: Documents { candidates_left: u64::MAX, ..Documents::default() },
+            documents: Documents::default(),
             api: Api::default(),
             limits: Vec::new(),
             recorded: Vec::new(),
@@ -63,7 +63,7 @@ impl Report {
     #[must_use]
     pub fn followed_by(mut self, rest: Self) -> Self {
         self.documents.forget_failures_since(&Documents::default());
-        self.documents.candidates_left = u64::MAX;
+        self.documents.candidates_left = UNKNOWN;
         self.state = rest.state;
         self.merge(rest);
         self
@@ -96,7 +96,7 @@ impl Report {
             format!("  flagged         {:>12}{}", documents.flagged, reasons(&documents.flagged_by)),
             format!("  already filled  {:>12}", documents.already_filled),
             format!("  failed          {:>12}{}", documents.failed, reasons(&documents.failed_by)),
-            format!("  candidates left {:>12}", documents.candidates_left),
+            format!("  candidates left {:>12}", shown(documents.candidates_left)),
             format!(
                 "  API calls       {:>12}  ({} of them retries; {} keys answered by the key map)",
                 api.calls, api.retries, api.from_key_map

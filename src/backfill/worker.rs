@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::asker::Asker;
 use super::beside::Beside;
 use super::checkpoint::{Board, Checkpoints, Course, fields};
-use super::counts::ApiCounters;
+use super::counts::{ApiCounters, UNKNOWN};
 use super::engine::{Engine, Parts};
 use super::failures::Failures;
 use super::plan::Plan;
@@ -300,11 +300,8 @@ impl Worker {
     async fn finish(mut self, result: Result<()>) -> (Report, Result<()>) {
         let state = self.state(&result);
         let cleared = self.clear_up(state).await;
-        let mut left = 0;
-        for collection in &self.plan.collections {
-            left += collection.count().await.unwrap_or(0);
-        }
-        self.engine.documents_mut().candidates_left = left;
+        self.engine.documents_mut().candidates_left =
+            candidates_left(&self.context, &self.plan.collections).await;
         let mut fields = fields(&self.engine, &self.earlier);
         if let Some(calls) = self.engine.calls_of_day(0) {
             fields.insert("calls_of_day", calls);
@@ -355,6 +352,22 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Candidates that are left; unknown, with a reason for people, where they
+/// can't be counted.
+pub(super) async fn candidates_left(context: &Context, collections: &[Arc<TargetCollection>]) -> u64 {
+    let mut left = 0;
+    for collection in collections {
+        match collection.count().await {
+            Ok(count) => left += count,
+            Err(error) => {
+                context.events.warn(format!("how many candidates are left is unknown: {error}"));
+                return UNKNOWN;
+            }
+        }
+    }
+    left
 }
 
 /// The calls that may still be made today; the job remembers those that were.

@@ -64,10 +64,20 @@ pub fn fill_batch_body(template: &str, legacy_keys: &[String]) -> String {
     template.replace(KEYS_JSON, &serde_json::Value::from(legacy_keys).to_string())
 }
 
-/// Whether a key would change its meaning as a segment of a path: a client
-/// resolves `.` and `..` before it sends.
+/// Bytes of the longest URL that a client sends.
+const LONGEST_URL: usize = 65_534;
+
+/// Whether a key can be sent as itself: as a segment of a path a client resolves
+/// `.` and `..` before it sends, and it sends no URL of more than 64 KB.
 pub fn is_sendable(template: &str, legacy_key: &str) -> bool {
-    !(matches!(legacy_key, "." | "..") && template.split('?').next().is_some_and(|path| path.contains(KEY)))
+    let is_short = || {
+        // An encoded byte takes three at most.
+        let most = template.len() + 3 * legacy_key.len();
+        most <= LONGEST_URL || fill_url(template, legacy_key).len() <= LONGEST_URL
+    };
+    is_short()
+        && !(matches!(legacy_key, "." | "..")
+            && template.split('?').next().is_some_and(|path| path.contains(KEY)))
 }
 
 /// The template without its query, which may hold a token: for showing.
@@ -99,6 +109,15 @@ mod tests {
         assert!(!is_sendable("http://h/{key}", "."));
         assert!(is_sendable("http://h/{key}", "..."));
         assert!(is_sendable("http://h/?k={key}", ".."));
+    }
+
+    #[test]
+    fn a_key_that_makes_the_url_too_long_cannot_be_sent() {
+        let room = LONGEST_URL - "http://h/".len();
+        assert!(is_sendable("http://h/{key}", &"a".repeat(room)));
+        assert!(!is_sendable("http://h/{key}", &"a".repeat(room + 1)));
+        assert!(!is_sendable("http://h/{key}", &"/".repeat(room / 3 + 1)));
+        assert!(is_sendable("http://h/keys", &"a".repeat(2 * room)));
     }
 
     #[test]

@@ -79,6 +79,9 @@ pub enum Written {
         /// The legacy key that has it.
         owner: String,
     },
+    /// The document still is a candidate, and no write makes it another thing:
+    /// the field stands in it twice, or holds an array with a null.
+    Unwritable,
     /// The server refuses the write for good.
     Refused {
         /// The server's error code.
@@ -95,9 +98,17 @@ struct WriteError {
     message: String,
 }
 
+/// Updates of a round that are sent once more.
+#[derive(Default)]
+struct Again {
+    /// The server refused them for a passing reason.
+    refused: Vec<usize>,
+    /// They matched nothing, and their documents still wait for them.
+    unmatched: Vec<usize>,
+}
+
 struct Reply {
     matched: u64,
-    modified: u64,
     errors: Vec<WriteError>,
 }
 
@@ -110,15 +121,24 @@ impl TargetCollection {
     pub async fn write(&self, updates: &[Update], job: &str) -> Result<Vec<Written>> {
         let mut results: Vec<Option<Written>> = vec![None; updates.len()];
         let mut open: Vec<usize> = (0..updates.len()).collect();
+        let mut unmatched = Vec::new();
         for _ in 0..MOST_ROUNDS {
-            let mut again = Vec::new();
+            let mut again = Again::default();
             for batch in self.split(&open, updates) {
                 self.write_batch(batch, updates, job, &mut results, &mut again).await?;
             }
-            if again.is_empty() {
+            open = [again.refused.as_slice(), again.unmatched.as_slice()].concat();
+            if open.is_empty() {
                 return Ok(results.into_iter().flatten().collect());
             }
-            open = again;
+            unmatched = again.unmatched;
+        }
+        // They wait for a write that they do not take, round after round.
+        for index in &unmatched {
+            results[*index] = Some(Written::Unwritable);
+        }
+        if unmatched.len() == open.len() {
+            return Ok(results.into_iter().flatten().collect());
         }
         Err(Error::stopped(format!(
             "{} updates on {} were refused again and again for a passing reason",
@@ -134,14 +154,14 @@ impl TargetCollection {
         updates: &[Update],
         job: &str,
         results: &mut [Option<Written>],
-        again: &mut Vec<usize>,
+        again: &mut Again,
     ) -> Result<()> {
         let reply = self.send(batch.iter().map(|index| &updates[*index]), job).await?;
         let refused = u64::try_from(reply.errors.len()).unwrap_or(u64::MAX);
         for error in reply.errors {
             let index = batch[error.index];
             if is_transient_code(error.code) {
-                again.push(index);
+                again.refused.push(index);
             } else {
                 results[index] = Some(Written::Refused { code: error.code, message: error.message });
             }
@@ -149,10 +169,9 @@ impl TargetCollection {
         let unknown: Vec<usize> = batch
             .iter()
             .copied()
-            .filter(|index| results[*index].is_none() && !again.contains(index))
+            .filter(|index| results[*index].is_none() && !again.refused.contains(index))
             .collect();
-        let settled = if self.guards_in_pipeline { reply.modified } else { reply.matched };
-        if settled + refused >= u64::try_from(batch.len()).unwrap_or(u64::MAX) {
+        if reply.matched + refused >= u64::try_from(batch.len()).unwrap_or(u64::MAX) {
             unknown.iter().for_each(|index| results[*index] = Some(Written::Done));
             return Ok(());
         }
@@ -188,7 +207,9 @@ impl TargetCollection {
     }
 
     /// Guarded by key and flag, which are still null or missing, and by the legacy
-    /// value, which is of the type and value that was read.
+    /// value, which is of the type and value that was read. Never a pipeline: the
+    /// server would rebuild the whole document, and it aborts where a field stands
+    /// in it twice.
     fn statement(&self, update: &Update, job: &str) -> Result<RawDocumentBuf> {
         let (name, value) = match &update.write {
             Write::Key(key) => (self.key_name(), RawBson::from(key.as_str())),
@@ -198,31 +219,14 @@ impl TargetCollection {
             ),
         };
         let candidate = &update.candidate;
-        if self.guards_in_pipeline {
-            return self.guarded_by_pipeline(candidate, name, value);
-        }
+        let mut conditions = self.writable_conditions();
+        conditions.push(self.legacy_unchanged(candidate)?);
         let mut guard = by_id(candidate.id.clone());
         guard.append(self.key_name(), RawBson::Null);
         guard.append(self.flag_name(), RawBson::Null);
-        guard.append(bson::cstr!("$expr"), raw(&self.legacy_unchanged(candidate)?)?);
-        Ok(rawdoc! {"q": guard, "u": {"$set": field(name, value)}})
-    }
-
-    /// The document is found by its `_id` alone, which the server does without any
-    /// planning, and left as it is where the guard does not hold: half the cost of
-    /// a guard within the query. A field that is missing stays missing.
-    fn guarded_by_pipeline(
-        &self,
-        candidate: &Candidate,
-        name: &bson::raw::CStr,
-        value: RawBson,
-    ) -> Result<RawDocumentBuf> {
-        let path = |name: &bson::raw::CStr| format!("${}", name.as_str());
-        let is_open = |name| rawdoc! {"$eq": [{"$ifNull": [path(name), RawBson::Null]}, RawBson::Null]};
-        let unchanged = raw(&self.legacy_unchanged(candidate)?)?;
-        let guard = rawdoc! {"$and": [is_open(self.key_name()), is_open(self.flag_name()), unchanged]};
-        let value = rawdoc! {"$cond": [guard, {"$literal": value}, path(name)]};
-        Ok(rawdoc! {"q": by_id(candidate.id.clone()), "u": [{"$set": field(name, value)}]})
+        guard.append(bson::cstr!("$expr"), raw(&doc! {"$and": conditions})?);
+        // One document by its `_id`: nothing to choose, and no plan to forget.
+        Ok(rawdoc! {"q": guard, "u": {"$set": field(name, value)}, "hint": {"_id": 1}})
     }
 
     fn legacy_unchanged(&self, candidate: &Candidate) -> Result<Document> {
@@ -256,13 +260,14 @@ impl TargetCollection {
         updates: &[Update],
         job: &str,
         results: &mut [Option<Written>],
-        again: &mut Vec<usize>,
+        again: &mut Again,
     ) -> Result<()> {
         let namespace = &self.target.namespace;
         let ids = to_bson_array(unknown.iter().map(|index| &updates[*index].candidate.id))?;
         let mut projection = legacy_projection(&self.target.legacy_field);
         projection.insert("k", format!("${}", self.target.key_field));
         projection.insert("f", format!("${}", self.target.flag_field));
+        projection.insert("w", doc! {"$and": self.writable_conditions()});
         let filter = doc! {"_id": {"$in": ids}};
         let documents = retrying(format!("reading back {namespace}"), || {
             collect(self.primary().find(filter.clone()).projection(projection.clone()))
@@ -275,7 +280,7 @@ impl TargetCollection {
             let document = now.get(&value_bytes(update.candidate.id.as_raw_bson_ref()));
             match document.map_or(Some(Written::Changed), |document| fate(document, update, job)) {
                 Some(written) => results[*index] = Some(written),
-                None => again.push(*index),
+                None => again.unmatched.push(*index),
             }
         }
         Ok(())
@@ -302,22 +307,38 @@ impl TargetCollection {
 /// The fate of an update as the document shows it; `None` where the document
 /// still waits for it and it should be sent again.
 fn fate(document: &RawDocumentBuf, update: &Update, job: &str) -> Option<Written> {
-    let present = |name: &str| document.get(name).ok().flatten().filter(|value| *value != RawBsonRef::Null);
+    let is_absent = |value: &RawBsonRef<'_>| matches!(value, RawBsonRef::Null | RawBsonRef::Undefined);
+    // What can't be read is somebody's value, too.
+    let present = |name: &str| match document.get(name) {
+        Ok(value) => value.filter(|value| !is_absent(value)),
+        Err(_) => Some(RawBsonRef::MinKey),
+    };
+    let holds_null = |value: &Option<RawBsonRef<'_>>| match value {
+        Some(RawBsonRef::Array(items)) => items.into_iter().flatten().any(|item| is_absent(&item)),
+        _ => false,
+    };
     let (key, flag) = (present("k"), present("f"));
+    let is_open = |value: &Option<RawBsonRef<'_>>| value.is_none() || holds_null(value);
     let is_ours = match (&update.write, key, flag) {
         (Write::Key(ours), Some(RawBsonRef::String(theirs)), None) => ours == theirs,
         (Write::Flag(reason), None, Some(RawBsonRef::Document(flag))) => {
             flag.get_str("reason").ok() == Some(reason.as_str()) && flag.get_str("job").ok() == Some(job)
         }
-        (_, None, None) => {
-            let same_type = document.get_str("t").ok() == Some(update.candidate.legacy.type_name.as_str());
-            let value: Option<RawBson> = document.get("v").ok().flatten().map(Into::into);
-            let unchanged = same_type && value == update.candidate.legacy.value;
-            return if unchanged { None } else { Some(Written::Changed) };
-        }
+        (_, key, flag) if is_open(&key) && is_open(&flag) => return still_open(document, update),
         _ => false,
     };
     Some(if is_ours { Written::Done } else { Written::AlreadyFilled })
+}
+
+/// The fate of an update whose document still lacks key and flag.
+fn still_open(document: &RawDocumentBuf, update: &Update) -> Option<Written> {
+    let same_type = document.get_str("t").ok() == Some(update.candidate.legacy.type_name.as_str());
+    let value: Option<RawBson> = document.get("v").ok().flatten().map(Into::into);
+    if !same_type || value != update.candidate.legacy.value {
+        return Some(Written::Changed);
+    }
+    let is_writable = document.get_bool("w").unwrap_or(false);
+    if is_writable { None } else { Some(Written::Unwritable) }
 }
 
 fn field(name: &bson::raw::CStr, value: impl Into<RawBson>) -> RawDocumentBuf {
@@ -386,7 +407,6 @@ fn read_reply(reply: &Document) -> Reply {
     let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
     Reply {
         matched: reply.get("n").and_then(whole_number).unwrap_or(0),
-        modified: reply.get("nModified").and_then(whole_number).unwrap_or(0),
         errors: errors
             .iter()
             .filter_map(Bson::as_document)

@@ -16,6 +16,8 @@ use crate::legacy_key;
 
 /// Documents that are looked up by their keys at once.
 pub const MOST_BY_KEY: i64 = 10_000;
+/// Documents in a row that may have an `_id` from which reading can't go on.
+const MOST_UNREADABLE: usize = 200_000;
 
 /// A document that lacks key and flag, reduced to what the backfill needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,9 +26,45 @@ pub struct Candidate {
     pub id: RawBson,
     /// The legacy value as it was read.
     pub legacy: LegacyValue,
-    /// Whether key and flag can be written: each parent of their paths is
-    /// missing or a document.
-    pub writable: bool,
+    /// Why it can't receive anything, where that is so.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Why a candidate can't receive a key or a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A parent of the key or flag field is no document, one of the fields on
+    /// the way stands twice, or it is an array that holds a null.
+    UnwritablePath,
+    /// The `_id` can't be asked for: it holds a field twice, or text that is not
+    /// UTF-8. The one at hand is for people only.
+    UnreadableId,
+    /// The legacy key is text that is not UTF-8.
+    UnreadableKey,
+}
+
+impl Obstacle {
+    /// The reason as counted.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::UnwritablePath => "unwritable_path",
+            Self::UnreadableId => "unreadable_id",
+            Self::UnreadableKey => "unreadable_key",
+        }
+    }
+
+    /// The same for people.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::UnwritablePath => {
+                "the key or flag field can't be set: a parent is no document, a field on the way stands twice, or it is an array"
+            }
+            Self::UnreadableId => {
+                "the `_id` holds text that is not UTF-8, or a field twice: it can't be asked for"
+            }
+            Self::UnreadableKey => "the legacy key is text that is not UTF-8",
+        }
+    }
 }
 
 /// What stands in the legacy field.
@@ -58,9 +96,6 @@ pub struct TargetCollection {
     legacy_index: Option<String>,
     key_name: CString,
     flag_name: CString,
-    /// Whether all three fields are at the top level: a pipeline writes through
-    /// the arrays and scalars on a path where `$set` says that it can't.
-    pub(super) guards_in_pipeline: bool,
     primary: Collection<RawDocumentBuf>,
     reader: Collection<RawDocumentBuf>,
     /// Whether chunks may come from a member that lags behind.
@@ -113,9 +148,6 @@ impl TargetCollection {
         Ok(Self {
             key_name: field_name(&target.key_field)?,
             flag_name: field_name(&target.flag_field)?,
-            guards_in_pipeline: [&target.key_field, &target.flag_field, &target.legacy_field]
-                .iter()
-                .all(|path| !path.as_str().contains('.')),
             target: target.clone(),
             has_collation: description.collation().is_some(),
             indexed: state == IndexState::Ready,
@@ -159,11 +191,46 @@ impl TargetCollection {
     ) -> Result<(Vec<Candidate>, Option<RawBson>)> {
         let filter = self.range_filter(last, Some(bound))?;
         let reader = if on_primary { &self.primary } else { &self.reader };
-        let found = self.find(reader, filter, limit).await?;
-        let next = found.last().map(|candidate| candidate.id.clone());
+        let (found, next) = self.find_to_position(reader, filter, bound, limit).await?;
         let is_stale = self.reads_may_be_stale && !on_primary;
         let confirmed = if is_stale { self.still_candidates(found).await? } else { found };
         Ok((confirmed, next))
+    }
+
+    /// Reads so many candidates, and the `_id` to go on from. Where the last one
+    /// can't be asked for, reads on to one that can.
+    async fn find_to_position(
+        &self,
+        reader: &Collection<RawDocumentBuf>,
+        filter: Document,
+        bound: &RawBson,
+        limit: usize,
+    ) -> Result<(Vec<Candidate>, Option<RawBson>)> {
+        let mut wanted = limit.max(1);
+        loop {
+            let mut found = self.find(reader, filter.clone(), wanted).await?;
+            let is_position = |candidate: &Candidate| candidate.obstacle != Some(Obstacle::UnreadableId);
+            let from = limit.max(1) - 1;
+            let end = found.iter().skip(from).position(is_position).map(|after| from + after);
+            if let Some(end) = end {
+                found.truncate(end + 1);
+                let next = found.last().map(|candidate| candidate.id.clone());
+                return Ok((found, next));
+            }
+            if found.len() < wanted {
+                // The range is at its end.
+                let next = (!found.is_empty()).then(|| bound.clone());
+                return Ok((found, next));
+            }
+            if wanted > MOST_UNREADABLE {
+                return Err(Error::stopped(format!(
+                    "{MOST_UNREADABLE} documents of {} in a row have an `_id` that can't be asked for",
+                    self.target.namespace
+                ))
+                .hint("give them an `_id` whose text is UTF-8 and in which no field stands twice"));
+            }
+            wanted *= 2;
+        }
     }
 
     /// Those of the given documents that still are candidates, as the primary
@@ -175,6 +242,8 @@ impl TargetCollection {
         if candidates.is_empty() {
             return Ok(candidates);
         }
+        let is_askable = |candidate: &Candidate| candidate.obstacle != Some(Obstacle::UnreadableId);
+        let (candidates, mut unreadable): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_askable);
         let ids = to_bson_array(candidates.iter().map(|candidate| &candidate.id))?;
         let mut filter = candidate_filter(&self.target);
         filter.insert("_id", doc! {"$in": ids});
@@ -183,7 +252,10 @@ impl TargetCollection {
             collect(self.primary.find(filter.clone()).projection(self.projection()))
         })
         .await
-        .map(|documents| documents.iter().filter_map(|document| read_candidate(document)).collect())
+        .map(|documents| {
+            unreadable.extend(documents.iter().map(|document| read_candidate(document)));
+            unreadable
+        })
     }
 
     /// Whether an index finds documents by their legacy key.
@@ -211,9 +283,10 @@ impl TargetCollection {
         .await?;
         // Numbers of other types are equal to the server that are other keys to the API.
         let is_asked_for = |candidate: &Candidate| {
-            candidate.writable && candidate.legacy.text().is_some_and(|text| keys.contains(&text.as_str()))
+            candidate.obstacle.is_none()
+                && candidate.legacy.text().is_some_and(|text| keys.contains(&text.as_str()))
         };
-        Ok(documents.iter().filter_map(|document| read_candidate(document)).filter(is_asked_for).collect())
+        Ok(documents.iter().map(|document| read_candidate(document)).filter(is_asked_for).collect())
     }
 
     /// The highest `_id` among the candidates, the end of a pass; `None` where
@@ -236,7 +309,8 @@ impl TargetCollection {
             collect(find)
         })
         .await?;
-        Ok(documents.first().and_then(|document| document.get("_id").ok().flatten()).map(Into::into))
+        // Everything is below that, also an `_id` that can't be asked for.
+        Ok(documents.first().map(|document| readable_id(document).unwrap_or(RawBson::MaxKey)))
     }
 
     /// How many candidates there are on the primary.
@@ -312,7 +386,7 @@ impl TargetCollection {
             collect(find)
         })
         .await?;
-        Ok(documents.iter().filter_map(|document| read_candidate(document)).collect())
+        Ok(documents.iter().map(|document| read_candidate(document)).collect())
     }
 
     pub(super) fn hint(&self) -> Option<mongodb::options::Hint> {
@@ -341,15 +415,40 @@ impl TargetCollection {
         projection
     }
 
+    /// What `$set` needs to change key or flag and nothing else: each parent is
+    /// missing or a document, no field on the way stands twice, since members of
+    /// the set would change different ones, and neither holds an array, which
+    /// counts as null where it holds one.
     pub(super) fn writable_conditions(&self) -> Vec<Document> {
-        let mut parents: Vec<&str> =
-            self.target.key_field.parents().chain(self.target.flag_field.parents()).collect();
-        parents.dedup();
-        parents
-            .into_iter()
-            .map(|parent| doc! {"$in": [{"$type": format!("${parent}")}, ["missing", "object"]]})
-            .collect()
+        let mut conditions = Vec::new();
+        for path in [&self.target.key_field, &self.target.flag_field] {
+            let mut parent = "$ROOT".to_owned();
+            for part in path.as_str().split('.') {
+                conditions.push(stands_once(&parent, part));
+                parent = if parent == "$ROOT" { part.to_owned() } else { format!("{parent}.{part}") };
+            }
+            let absent = vec!["missing", "null", "undefined"];
+            conditions.push(doc! {"$in": [{"$type": format!("${path}")}, absent]});
+            let parents = path.parents();
+            conditions.extend(
+                parents.map(|parent| doc! {"$in": [{"$type": format!("${parent}")}, ["missing", "object"]]}),
+            );
+        }
+        conditions
     }
+}
+
+/// That a document holds a field of this name at most once. By bytes: under a
+/// collation, other names are equal.
+fn stands_once(parent: &str, name: &str) -> Document {
+    let parent = format!("${parent}");
+    let length = i64::try_from(name.len()).unwrap_or(i64::MAX);
+    let is_it = doc! {"$and": [
+        {"$eq": [{"$strLenBytes": "$$this.k"}, length]},
+        {"$eq": [{"$indexOfBytes": ["$$this.k", {"$literal": name}]}, 0]},
+    ]};
+    let fields = doc! {"$cond": [{"$eq": [{"$type": &parent}, "object"]}, {"$objectToArray": &parent}, []]};
+    doc! {"$lte": [{"$size": {"$filter": {"input": fields, "cond": is_it}}}, 1]}
 }
 
 /// The condition for candidates. Never `$exists: false`: only equality to null
@@ -410,12 +509,41 @@ pub(crate) async fn collect(
     Ok(documents)
 }
 
-fn read_candidate(document: &RawDocument) -> Option<Candidate> {
-    let id = document.get("_id").ok().flatten()?.into();
+/// What cannot be read is no less a candidate: it is one with an obstacle.
+fn read_candidate(document: &RawDocument) -> Candidate {
+    let readable = readable_id(document);
     let type_name = document.get_str("t").unwrap_or("missing").to_owned();
-    let value = document.get("v").ok().flatten().map(Into::into);
-    let writable = document.get_bool("w").unwrap_or(false);
-    Some(Candidate { id, legacy: LegacyValue { type_name, value }, writable })
+    let (value, has_readable_key) = match document.get("v") {
+        Ok(value) => (value.map(Into::into), true),
+        Err(_) => (None, false),
+    };
+    let obstacle = if readable.is_none() {
+        Some(Obstacle::UnreadableId)
+    } else if !document.get_bool("w").unwrap_or(false) {
+        Some(Obstacle::UnwritablePath)
+    } else if !has_readable_key {
+        Some(Obstacle::UnreadableKey)
+    } else {
+        None
+    };
+    let id = readable.unwrap_or_else(|| shown_id(document));
+    Candidate { id, legacy: LegacyValue { type_name, value }, obstacle }
+}
+
+/// The `_id`, where it can be asked for.
+fn readable_id(document: &RawDocument) -> Option<RawBson> {
+    let id: RawBson = document.get("_id").ok().flatten()?.into();
+    exact(&id).is_some().then_some(id)
+}
+
+/// An `_id` for people, with a mark in place of what is not UTF-8.
+fn shown_id(document: &RawDocument) -> RawBson {
+    let is_id = |element: &bson::raw::RawElement<'_>| element.key().as_str() == "_id";
+    let id = document.iter_elements().flatten().find(is_id);
+    id.and_then(|id| id.value_utf8_lossy().ok()).map_or(RawBson::Undefined, |id| {
+        let shown = Bson::try_from(id.as_raw_bson_ref()).ok().and_then(|id| RawBson::try_from(id).ok());
+        shown.unwrap_or_else(|| "(no text)".into())
+    })
 }
 
 /// A raw value as an owned one, for queries.

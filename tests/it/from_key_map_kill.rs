@@ -1,11 +1,9 @@
 //! Filling from the key map when it is killed: the next start ends right.
 
-use bson::{Bson, Document, doc};
-use futures_util::TryStreamExt;
+use bson::{Bson, doc};
 
-use crate::cleansing::FailPoint;
 use crate::fail_points::{fail, named_uri};
-use crate::from_key_map::{FROM_KEY_MAP, UPDATES, collections, dump};
+use crate::from_key_map::{FROM_KEY_MAP, collections, dump};
 use crate::harness::{Bench, DOCS, wait_for};
 use crate::key_api::KeyApi;
 use crate::program::Signal;
@@ -50,44 +48,6 @@ async fn kills_and_starts_again_end_like_an_undisturbed_run() {
 }
 
 #[tokio::test]
-async fn what_a_killed_run_left_on_the_server_is_ended_first() {
-    let bench = Bench::with_docs(50).await;
-    let api = KeyApi::finding();
-    bench.configure(&bench.config(&api));
-    bench.file("keys.csv", dump((1..=50).map(|id| format!("K{id}"))));
-    bench.run("key-map import keys.csv").await.expect_exit(0);
-    let updates = FailPoint::reserve(UPDATES);
-    let data = doc! {"nss": bench.namespace(DOCS), "shouldCheckForInterrupt": true};
-    let entered = updates.set(&bench, "alwaysOn", data).await;
-    let run = bench.program(FROM_KEY_MAP).spawn();
-    updates.wait_until_entered(&bench, entered + 1).await;
-    run.kill();
-    let session = async || {
-        let job = bench.job(&job_name(&bench)).await.expect("a job");
-        job.get_document("operation").expect("a session").get("id").expect("an id").clone()
-    };
-    let zombie = session().await;
-    let runs = async |id: &Bson| {
-        let pipeline =
-            [doc! {"$currentOp": {"allUsers": true}}, doc! {"$match": {"lsid.id": id, "active": true}}];
-        let cursor = bench.admin().aggregate(pipeline).await.expect("operations");
-        let found: Vec<Document> = cursor.try_collect().await.expect("operations");
-        !found.is_empty()
-    };
-    assert!(runs(&zombie).await, "the server goes on without its client");
-    let mut run = bench.program(FROM_KEY_MAP).spawn();
-    wait_for("an operation of the new run", async || {
-        assert!(run.is_running(), "{}", run.stderr());
-        let now = session().await;
-        now != zombie && runs(&now).await
-    })
-    .await;
-    assert!(!runs(&zombie).await);
-    updates.off(&bench).await;
-    run.finish().await.expect_exit(0).expect_documents(&[("candidates", 50), ("filled", 50)]);
-}
-
-#[tokio::test]
 async fn elections_cut_connections_and_late_majorities_cost_nothing() {
     for fault in [
         doc! {"errorCode": 10107},
@@ -99,7 +59,7 @@ async fn elections_cut_connections_and_late_majorities_cost_nothing() {
         bench.configure(&bench.config(&api).uri(&named_uri(&bench)));
         bench.file("keys.csv", dump((1..=60).map(|id| format!("K{id}"))));
         bench.run("key-map import keys.csv").await.expect_exit(0);
-        let mut data = doc! {"failCommands": ["aggregate"]};
+        let mut data = doc! {"failCommands": ["update"]};
         data.extend(fault.clone());
         let point = fail(&bench, doc! {"times": 8}, data).await;
         let run = bench.run(FROM_KEY_MAP).await;
@@ -112,7 +72,7 @@ async fn elections_cut_connections_and_late_majorities_cost_nothing() {
 }
 
 #[tokio::test]
-async fn a_termination_ends_between_two_ranges() {
+async fn a_termination_ends_between_two_chunks() {
     let bench = Bench::with_docs(70_000).await;
     let api = KeyApi::finding();
     bench.configure(&bench.config(&api));

@@ -83,8 +83,8 @@ impl Engine {
 
     /// The key to ask for; a document without one is settled here.
     fn usable_key(&mut self, candidate: &Candidate) -> Option<String> {
-        if !candidate.writable {
-            self.fail(candidate, "unwritable_path", "a parent of the key or flag field is no document");
+        if let Some(obstacle) = candidate.obstacle {
+            self.fail(candidate, obstacle.reason(), obstacle.description());
             return None;
         }
         let key = candidate.legacy.text();
@@ -99,7 +99,11 @@ impl Engine {
                 None
             }
             Some(key) if !self.parts.asker.client.is_sendable(&key) => {
-                self.fail(candidate, "unsendable_key", "`.` and `..` can't be sent in a path");
+                self.fail(
+                    candidate,
+                    "unsendable_key",
+                    "a URL can't hold it: it is `.` or `..`, or longer than 64 KB",
+                );
                 None
             }
             key => key,

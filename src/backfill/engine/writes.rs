@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::key_map::unique::Conflict;
 use crate::key_map::{KeyMap, Remembered};
 use crate::mongo::sink::{Update, Write, Written};
-use crate::mongo::source::TargetCollection;
+use crate::mongo::source::{Obstacle, TargetCollection};
 
 /// Writes under way at once: one is prepared by the server while the next
 /// gathers its documents.
@@ -123,6 +123,10 @@ impl Engine {
             }
             Written::SharedKey { owner } => {
                 self.fail_in(namespace, &update.candidate, SHARED_KEY, &shared_with(&owner));
+            }
+            Written::Unwritable => {
+                let obstacle = Obstacle::UnwritablePath;
+                self.fail_in(namespace, &update.candidate, obstacle.reason(), obstacle.description());
             }
             Written::Refused { code, message } => {
                 let description = format!("error {code}: {message}");

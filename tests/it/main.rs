@@ -2,6 +2,7 @@
 #![expect(unreachable_pub, reason = "nothing of a test binary is reachable; `pub` says what a module is for")]
 
 mod answers;
+mod any_document;
 mod api_kinds;
 mod backfill;
 mod backfill_kill;
@@ -47,6 +48,7 @@ mod dual_write_verify;
 mod dual_writing;
 mod evidence;
 mod evidence_page;
+mod exact_documents;
 mod fail_points;
 mod failed_list;
 mod fencing;

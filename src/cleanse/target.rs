@@ -83,10 +83,13 @@ pub const PENDING_INDEX: &str = "mongorekey_pending";
 
 /// The stages that copy: valid documents as they are, except that one with a
 /// `Timestamp(0, 0)` at its top level is replaced by a mark, because every
-/// insert would turn that value into the time of day.
+/// insert would turn that value into the time of day. One in which a field stands twice is
+/// marked too: of the second one a pipeline does not see the value.
 pub fn copy_stages(range: Document, valid: &Valid, into: &str) -> Vec<Document> {
     let zero = Bson::Timestamp(bson::Timestamp { time: 0, increment: 0 });
-    let values = doc! {"$map": {"input": {"$objectToArray": "$$ROOT"}, "in": "$$this.v"}};
+    let fields = doc! {"$objectToArray": "$$ROOT"};
+    let values = doc! {"$map": {"input": &fields, "in": "$$this.v"}};
+    let once = doc! {"$bsonSize": {"$arrayToObject": fields}};
     let mut stages = Vec::new();
     // `$merge` refuses an `_id` of null, so that document is fetched afterwards too.
     for condition in [range, doc! {"_id": {"$ne": Bson::Null}}] {
@@ -96,7 +99,7 @@ pub fn copy_stages(range: Document, valid: &Valid, into: &str) -> Vec<Document> 
     }
     stages.extend(valid.stages());
     stages.push(doc! {"$replaceWith": {"$cond": [
-        {"$in": [{"$literal": zero}, values]},
+        {"$or": [{"$in": [{"$literal": zero}, values]}, {"$ne": [{"$bsonSize": "$$ROOT"}, once]}]},
         {"_id": "$_id", PENDING: true},
         "$$ROOT",
     ]}});

@@ -357,3 +357,27 @@ async fn members_that_are_dropped_or_renamed_end_the_run_with_the_state_kept() {
         assert!(ended.text("/error/message").contains(event), "{}", ended.stdout);
     }
 }
+
+/// A member that tells every second that it lives must not have all its documents written anew.
+#[tokio::test]
+async fn a_change_of_a_member_that_leaves_its_value_alone_writes_nothing() {
+    for foreign in ["_id", "n"] {
+        let bench = Bench::new().await;
+        bench.insert_into(SOURCE, (0..2_000).map(|id| doc! {"_id": id, "member": 1})).await;
+        bench.insert_into(MEMBERS, [doc! {"_id": 1, "n": 1, "name": "a"}]).await;
+        keep_images(&bench).await;
+        configure(&bench, &rule(&bench, foreign));
+        bench.run("cleanse").await.expect_exit(0);
+        for round in 0..5 {
+            let alive = doc! {"$set": {"lastLogin": round}, "$unset": {"name": 1}};
+            members(&bench).update_one(doc! {"_id": 1}, alive).await.expect("written");
+            members(&bench)
+                .replace_one(doc! {"_id": 1}, doc! {"round": round, "n": 1})
+                .await
+                .expect("written");
+        }
+        let run = bench.run("cleanse").await.expect_exit(0);
+        assert_eq!(run.number("/followed/written"), 0, "{foreign}: {}", run.output());
+        judge(foreign).expect_target(&bench).await;
+    }
+}

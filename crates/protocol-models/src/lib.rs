@@ -14,3 +14,4 @@
 mod checking;
 pub mod exchange;
 pub mod explore;
+pub mod lanes;

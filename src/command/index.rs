@@ -1,5 +1,7 @@
 //! `index create|status|drop`: the partial index of every target.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::Context;
@@ -7,6 +9,7 @@ use crate::config::Target;
 use crate::config::values::ReadPreference;
 use crate::error::Result;
 use crate::event::{Events, Progress};
+use crate::job::running;
 use crate::mongo::Mongo;
 use crate::mongo::index::{self, IndexState};
 use crate::mongo::source::{Explained, TargetCollection};
@@ -54,8 +57,10 @@ pub async fn status(context: &Context, targets: &[Target]) -> Result<Outcome> {
 /// Drops the index of each target.
 ///
 /// # Errors
-/// A stop where the server refuses.
+/// A refusal where a backfill runs that reads by one of them; a stop where the server refuses.
 pub async fn drop(context: &Context, targets: &[Target]) -> Result<Outcome> {
+    let ours: BTreeSet<String> = targets.iter().map(|target| target.namespace.to_string()).collect();
+    running::refuse_beside_backfills(&context.mongo, |job| running::is_about(job, &ours)).await?;
     let mut lines = Vec::new();
     for target in targets {
         let dropped = context.mongo.drop_index(target).await?;

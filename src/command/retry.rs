@@ -70,12 +70,7 @@ async fn refuse_beside_the_job(context: &Context, args: &RetryArgs, targets: &[T
     let ours: BTreeSet<String> = targets.iter().map(|target| target.namespace.to_string()).collect();
     let named =
         |job: &Document| args.job.as_deref().is_some_and(|name| job.get_str("_id").ok() == Some(name));
-    let concerns = |job: &Document| {
-        let identity = job.get_document("identity").ok();
-        let theirs = identity.and_then(|identity| identity.get_array("targets").ok()).into_iter().flatten();
-        let mut collections = theirs.filter_map(|target| target.as_document()?.get_str("collection").ok());
-        named(job) || collections.any(|collection| ours.contains(collection))
-    };
+    let concerns = |job: &Document| named(job) || running::is_about(job, &ours);
     running::refuse_beside_backfills(&context.mongo, concerns).await
 }
 

@@ -1,10 +1,20 @@
 //! Which jobs are being run right now, as far as their leases tell.
 
+use std::collections::BTreeSet;
+
 use bson::Document;
 
 use super::store;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
+
+/// Whether a backfill is about one of these collections.
+pub fn is_about(job: &Document, collections: &BTreeSet<String>) -> bool {
+    let identity = job.get_document("identity").ok();
+    let targets = identity.and_then(|identity| identity.get_array("targets").ok()).into_iter().flatten();
+    let mut theirs = targets.filter_map(|target| target.as_document()?.get_str("collection").ok());
+    theirs.any(|collection| collections.contains(collection))
+}
 
 /// Makes sure that no backfill runs that the condition picks.
 ///

@@ -6,9 +6,9 @@ use bson::{Bson, Document, doc, oid::ObjectId};
 use futures_util::TryStreamExt;
 use serde_json::json;
 
-use crate::harness::{Bench, DOCS};
+use crate::harness::{Bench, DOCS, wait_for};
 use crate::key_api::{KeyApi, Reply};
-use crate::program::Finished;
+use crate::program::{Finished, Signal};
 
 fn target(run: &Finished, number: usize) -> &serde_json::Value {
     &run.json["targets"][number]
@@ -287,4 +287,18 @@ async fn decimals_of_different_text_are_different_keys_in_the_plan_too() {
     bench.configure(&bench.config(&api));
     let planned = bench.run("plan").await.expect_exit(0).number("/calls");
     bench.run("backfill --tps 1000").await.expect_exit(0).expect_calls(planned);
+}
+
+#[tokio::test]
+async fn the_index_that_a_running_backfill_reads_by_is_not_dropped() {
+    let bench = Bench::with_docs(500).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    let run = bench.program("backfill --tps 20").spawn();
+    wait_for("a call", async || api.count() > 0).await;
+    let refused = bench.run("index drop").await.expect_exit(3);
+    assert!(refused.text("/error/message").contains("is being run by"), "{}", refused.stdout);
+    run.signal(Signal::Interrupt);
+    run.finish().await.expect_exit(130);
+    bench.run("index drop").await.expect_exit(0);
 }

@@ -86,6 +86,9 @@ async fn dual_write_copy_keeps_every_byte_of_the_target_and_adds_what_it_lacks()
     let before = seed_target(&bench).await;
 
     let run = bench.run(&format!("{COMMAND} --parallel 2")).await.expect_exit(0);
+    // What an interrupted comparison may go on by.
+    let job = bench.job(&job_name(&bench)).await.expect("the job");
+    assert!(job.get_datetime("caught_up_at").is_ok(), "{job}");
     let expected = expected(&bench, &before).await;
     assert_same(&bytes(&bench, TARGET).await, &expected);
     assert_eq!(run.number("/dual_write/inserted"), (expected.len() - before.len()) as u64);

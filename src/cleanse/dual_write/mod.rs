@@ -14,7 +14,7 @@ mod suspect;
 
 use std::time::Duration;
 
-use bson::{Document, doc};
+use bson::{DateTime, Document, doc};
 use serde_json::{Value, json};
 
 use self::compare::Comparison;
@@ -25,6 +25,7 @@ use super::plan::Plan;
 use super::run::Phase;
 use crate::Context;
 use crate::cli::cleanse::CleanseArgs;
+use crate::cutover::gates::CHANGED_AT;
 use crate::error::Result;
 use crate::mongo::feed::Position;
 use crate::verify::structure;
@@ -134,7 +135,7 @@ pub async fn catch_up(
             figures.violations = build::late_options(mongo, &plan.target, &plan.description).await?;
             build::indexes(mongo, &plan.target, &plan.description, When::Last, events).await?;
         }
-        follower.job.save(doc! {"phase": Phase::Done.as_str()}).await?;
+        follower.job.save(doc! {"phase": Phase::Done.as_str(), CHANGED_AT: DateTime::now()}).await?;
     }
     figures.valid = super::count::valid(mongo, &plan.source, &plan.predicate.valid()).await?;
     Ok(true)

@@ -52,7 +52,10 @@ pub async fn begin(
     let stored = store::list(mongo, Some(&identity.name)).await?.into_iter().next();
     let begun = stored.filter(|stored| !restart && is_unfinished(stored) && layout_of(stored).is_some());
     let outdated = match &begun {
-        Some(begun) => outdated(begun, identity, changed_at(mongo, copy).await?),
+        Some(begun) => {
+            let copy = store::list(mongo, Some(copy)).await?.into_iter().next();
+            outdated(begun, identity, copy.as_ref())
+        }
         None => None,
     };
     if begun.is_some() && outdated.is_none() {
@@ -66,23 +69,21 @@ pub async fn begin(
     Ok(job)
 }
 
-/// When the copy was last made anew or mended, where a job has made it.
-async fn changed_at(mongo: &Mongo, copy: &str) -> Result<Option<DateTime>> {
-    let stored = store::list(mongo, Some(copy)).await?.into_iter().next();
-    Ok(stored.and_then(|stored| stored.get_datetime(CHANGED_AT).ok().copied()))
-}
-
-/// Why an unfinished comparison proves nothing any more; `None` where it goes on.
-/// Pure.
-fn outdated(begun: &Document, identity: &Identity, changed_at: Option<DateTime>) -> Option<&'static str> {
+/// Why an unfinished comparison proves nothing any more; `None` where it goes on. `copy` is the
+/// job that has made the target, if any has. Pure.
+fn outdated(begun: &Document, identity: &Identity, copy: Option<&Document>) -> Option<&'static str> {
     let is_same = begun.get_document("identity").is_ok_and(|what| *what == identity.what)
         && begun.get_document("uuids").is_ok_and(|uuids| *uuids == identity.uuids);
     if !is_same {
         return Some("collections or rules are not those of the interrupted comparison");
     }
-    // What it has found equal was read before the change.
-    let is_newer = |changed: DateTime| begun.get_datetime("begun_at").is_ok_and(|begun| *begun > changed);
-    (!changed_at.is_none_or(is_newer)).then_some("the copy was changed since the comparison began")
+    // What it has found equal was read before the change. A job that does not tell when that was
+    // had not finished its copy.
+    let is_newer = |copy: &Document| match (begun.get_datetime("begun_at"), copy.get_datetime(CHANGED_AT)) {
+        (Ok(begun), Ok(changed)) => begun > changed,
+        _ => false,
+    };
+    (!copy.is_none_or(is_newer)).then_some("the copy was changed since the comparison began")
 }
 
 fn is_unfinished(stored: &Document) -> bool {
@@ -175,11 +176,12 @@ mod tests {
 
     #[test]
     fn what_was_read_before_the_last_change_of_the_copy_does_not_count() {
-        let changed = |at| Some(DateTime::from_millis(at));
-        assert_eq!(outdated(&begun(), &identity(), changed(1_999)), None);
-        assert!(outdated(&begun(), &identity(), changed(2_000)).is_some());
+        let changed = |at| doc! {CHANGED_AT: DateTime::from_millis(at)};
+        assert_eq!(outdated(&begun(), &identity(), Some(&changed(1_999))), None);
+        assert!(outdated(&begun(), &identity(), Some(&changed(2_000))).is_some());
+        assert!(outdated(&begun(), &identity(), Some(&doc! {})).is_some(), "a copy that is not finished");
         let mut unknown = begun();
         unknown.remove("begun_at");
-        assert!(outdated(&unknown, &identity(), changed(1_999)).is_some());
+        assert!(outdated(&unknown, &identity(), Some(&changed(1_999))).is_some());
     }
 }

@@ -14,6 +14,8 @@ use crate::Context;
 use crate::cleanse::{affected, displaced, names, out, quarantine};
 use crate::cli::cleanup::CleanupArgs;
 use crate::config::values::Namespace;
+use crate::cutover::record::State;
+use crate::cutover::situation::Situation;
 use crate::cutover::switch::owned;
 use crate::cutover::switch::stage::Stage;
 use crate::error::{Context as _, Error, Result};
@@ -29,7 +31,7 @@ const OLD_COLLECTION: &str = "old_collection";
 /// application, so that they are never removed.
 const GAP_WRITES: &str = "gap_writes";
 /// States of a cutover in which something may still have to be put right.
-const UNSETTLED: [&str; 3] = ["fenced", "renaming", "renamed"];
+const UNSETTLED: [State; 2] = [State::Fenced, State::Renaming];
 
 /// Records of one kind.
 struct Records {
@@ -106,7 +108,7 @@ fn check(name: &str, job: &Document) -> Result<()> {
     }
     let cutover = job.get_document("cutover").ok();
     let state = cutover.and_then(|cutover| cutover.get_str("state").ok());
-    if state.is_some_and(|state| UNSETTLED.contains(&state)) {
+    if state.is_some_and(|state| UNSETTLED.iter().any(|unsettled| unsettled.as_str() == state)) {
         return Err(Error::refused(format!(
             "the cutover of the job {name} was cut short and is not settled"
         ))
@@ -176,6 +178,9 @@ fn listing(
     let state = job.get_str("state").unwrap_or("unknown");
     if state != JobState::Completed.as_str() {
         lines.push(format!("note: the job is {state}, not completed: its progress is lost"));
+    }
+    if let Ok(Some(situation)) = Situation::of(job) {
+        lines.push(format!("note: {}", situation.sentence()));
     }
     for collection in set_aside {
         lines.push(if args.drop_old_collection {
@@ -283,7 +288,7 @@ mod tests {
     #[test]
     fn an_unsettled_cutover_is_not_cleared_away() {
         for (state, refused) in
-            [("fenced", true), ("renamed", true), ("finished", false), ("given_up", false)]
+            [("fenced", true), ("renaming", true), ("finished", false), ("given_up", false)]
         {
             let checked = check("j", &doc! {"cutover": {"state": state}});
             assert_eq!(checked.is_err_and(|error| error.class() == Class::Refused), refused, "{state}");

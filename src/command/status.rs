@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::Context;
 use crate::backfill::failures;
 use crate::cli::status::StatusArgs;
+use crate::cutover::situation::Situation;
 use crate::error::{Error, Result};
 use crate::job::{RESULT, series, store};
 use crate::report::outcome::Outcome;
@@ -176,6 +177,9 @@ fn job_text(job: &Document) -> String {
             Some(Bson::String(text)) => lines.push(format!("  {title}: {text}")),
             _ => {}
         }
+    }
+    if let Ok(Some(situation)) = Situation::of(job) {
+        lines.push(format!("  {}", situation.sentence()));
     }
     lines.extend(why_not_faster(job));
     lines.extend(changes(job));

@@ -23,6 +23,7 @@ pub mod report;
 pub mod residual;
 pub mod rollback;
 pub mod run;
+pub mod situation;
 pub mod switch;
 pub mod watchdog;
 pub mod working_name;

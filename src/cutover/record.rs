@@ -35,13 +35,10 @@ pub enum State {
     GivenUp,
     /// A finished cutover was taken back.
     RolledBack,
-    /// The application is being deployed to the new collection.
-    Switching,
 }
 
 impl State {
-    const ALL: [Self; 6] =
-        [Self::Fenced, Self::Renaming, Self::Finished, Self::GivenUp, Self::RolledBack, Self::Switching];
+    const ALL: [Self; 5] = [Self::Fenced, Self::Renaming, Self::Finished, Self::GivenUp, Self::RolledBack];
 
     /// The word that is stored.
     pub fn as_str(self) -> &'static str {
@@ -51,7 +48,6 @@ impl State {
             Self::Finished => "finished",
             Self::GivenUp => "given_up",
             Self::RolledBack => "rolled_back",
-            Self::Switching => "switching",
         }
     }
 }

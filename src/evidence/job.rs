@@ -14,9 +14,13 @@ use super::page::{grouped, moment as moment_of, text};
 use super::{KIND, SCHEMA, comparisons, series, words};
 use crate::Context;
 use crate::backfill::counts::{ANSWERED, FLAGGED, add};
+use crate::cli::cutover::Mode;
 use crate::cli::report::ReportArgs;
 use crate::config::values::Namespace;
 use crate::cutover::gates::passed_since;
+use crate::cutover::record::mode_word;
+use crate::cutover::situation::Situation;
+use crate::cutover::switch::stage::Stage;
 use crate::error::{Error, Result};
 use crate::job::{BORROWED, RAN, RESULT, store};
 use crate::mongo::index::whole_number;
@@ -91,6 +95,8 @@ struct Kind {
     reached: String,
     /// Why it has not, where it ran to its end.
     not_reached: String,
+    /// What says otherwise, although it ran to its end and reached its goal.
+    contradiction: Option<String>,
     members: Value,
 }
 
@@ -157,7 +163,10 @@ fn elapsed(job: &Document) -> Option<f64> {
 fn verdict(job: &Document, kind: &Kind) -> Value {
     let state = job.get_str("state").unwrap_or("unknown");
     let (passed, sentence) = match state {
-        "completed" => (Some(true), format!("Finished: {}", kind.reached)),
+        "completed" => match &kind.contradiction {
+            None => (Some(true), format!("Finished: {}", kind.reached)),
+            Some(found) => (Some(false), format!("Finished, but {found} {}", kind.reached)),
+        },
         "incomplete" => (Some(false), format!("Not reached: {}", kind.not_reached)),
         "running" if store::is_running(job) => {
             (None, "Not finished: the job is running now; this is how far it was.".into())
@@ -236,6 +245,7 @@ fn backfill(job: &Document) -> Kind {
             grouped(count(&totals, "filled")),
             grouped(count(&totals, "flagged"))
         ),
+        contradiction: None,
         members: json!({
             "outcomes": [
                 {"title": "Documents, over all runs", "entries": documents},
@@ -282,6 +292,12 @@ async fn cleanse(context: &Context, job: &Document) -> Kind {
     let name = job.get_str("_id").unwrap_or_default();
     let (verified, compared) =
         in_time(async { Some(verified(context, job, job_name(name)).await) }).await.unwrap_or_default();
+    let situation =
+        Situation::of(job).ok().flatten().map_or(String::new(), |told| format!(" {}", told.sentence()));
+    let (contradiction, verified) = match verified {
+        Verified::Said(said) => (None, said),
+        Verified::Failed => (Some("the last full comparison FAILED.".to_owned()), String::new()),
+    };
     let balanced = match ledger["balanced"].as_bool() {
         Some(true) => " The ledger balances.",
         Some(false) => " The ledger does NOT balance.",
@@ -293,49 +309,72 @@ async fn cleanse(context: &Context, job: &Document) -> Kind {
         words: words::of_rules(&rules),
         rules: words::json_of_rules(&rules),
         reached: format!(
-            "{target} holds {} documents of the {} of {source}; {} were rejected.{balanced}{verified}",
+            "{target} holds {} documents of the {} of {source}; {} were rejected.{balanced}{verified}{situation}",
             text(&documents["kept"]),
             text(&documents["source"]),
             text(&documents["rejected"])
         ),
         not_reached: format!(
-            "{target} is not what the rules make of {source}, or not all of it was caught up with.{balanced}"
+            "{target} is not what the rules make of {source}, or not all of it was caught up with.{balanced}{situation}"
         ),
+        contradiction,
         members: json!({
             "outcomes": [{"title": "Documents of the source", "entries": kept_and_rejected(documents)}],
             "ledger": ledger,
             "result": result,
             "comparisons": compared,
-            "cutover": job.get_document("cutover").ok().map(|record| json!({
-                "mode": record.get_str("mode").ok(),
-                "state": record.get_str("state").ok(),
-            })),
+            "cutover": cutover(job),
             "series": series::of_job(job, "documents copied", "changes applied"),
         }),
     }
 }
 
+/// How far the exchange of names, or the switch, of a copy is.
+fn cutover(job: &Document) -> Option<Value> {
+    if let Some(stage) = Stage::of(job) {
+        return Some(json!({"mode": mode_word(Mode::Switch), "state": stage.as_str()}));
+    }
+    let record = job.get_document("cutover").ok()?;
+    Some(json!({"mode": record.get_str("mode").ok(), "state": record.get_str("state").ok()}))
+}
+
+/// What the last full comparison of a copy came to.
+enum Verified {
+    /// Nothing against the copy; in a sentence.
+    Said(String),
+    /// The copy is not what it should be.
+    Failed,
+}
+
+impl Default for Verified {
+    fn default() -> Self {
+        Self::Said(String::new())
+    }
+}
+
 /// What the last full comparison of a copy came to, in a sentence, and its figures
 /// unless they are of an earlier copy.
-async fn verified(context: &Context, job: &Document, comparison: String) -> (String, Vec<Value>) {
+async fn verified(context: &Context, job: &Document, comparison: String) -> (Verified, Vec<Value>) {
     let stored = comparisons::stored(&context.mongo, &comparison).await;
     let verdict = stored.as_ref().and_then(|stored| stored.get_document("verdict").ok());
     let passed = verdict.map(|verdict| verdict.get_bool("passed").unwrap_or(false));
     let counts_still = stored.as_ref().is_some_and(|stored| passed_since(job, stored).is_some());
     let sentence = match (passed, verdict) {
         (Some(true), Some(verdict)) if counts_still => {
-            format!(" A full comparison passed at {}.", moment_of(&moment(verdict, "at")))
+            Verified::Said(format!(" A full comparison passed at {}.", moment_of(&moment(verdict, "at"))))
         }
         (Some(true), _) => {
             return (
-                " The full comparison that passed is of an earlier state of this copy: `verify --full` compares \
-                 what it is now."
-                    .into(),
+                Verified::Said(
+                    " The full comparison that passed is of an earlier state of this copy: `verify --full` \
+                     compares what it is now."
+                        .into(),
+                ),
                 Vec::new(),
             );
         }
-        (Some(false), _) => " The last full comparison FAILED.".into(),
-        (None, _) => " No full comparison has passed: `verify --full` does that.".into(),
+        (Some(false), _) => Verified::Failed,
+        (None, _) => Verified::Said(" No full comparison has passed: `verify --full` does that.".into()),
     };
     (sentence, comparisons::of_jobs(&context.mongo, &[comparison]).await)
 }

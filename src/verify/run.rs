@@ -15,7 +15,7 @@ use crate::backfill::default_job as backfill_job;
 use crate::cleanse::quarantine::of_job;
 use crate::cleanse::{combine, count, needs};
 use crate::cli::verify::VerifyArgs;
-use crate::cutover::record::Record;
+use crate::cutover::situation::Situation;
 use crate::error::{Error, Result};
 use crate::job::store;
 use crate::mongo::valid::Valid;
@@ -53,6 +53,9 @@ pub async fn run(context: &Context, args: &VerifyArgs) -> Result<Outcome> {
     }
     let mut run = context.unless_interrupted(Run::begin(context, args, sides.as_ref())).await?;
     run.check_quarantine(sides.as_ref())?;
+    if let Some(sides) = sides.as_ref().filter(|_| run.wanted.concerns_sides()) {
+        context.unless_interrupted(run.check_situation(sides)).await?;
+    }
     let checked = run.check(sides.as_ref(), repair).await;
     run.keep(checked);
     if let Some(sides) = sides.as_ref().filter(|_| run.wanted.concerns_sides()) {
@@ -106,7 +109,7 @@ impl<'a> Run<'a> {
             sides: sides.is_some(),
             named_sides: args.source.is_some() || args.to.is_some(),
             copy: copy.is_some(),
-            cut_over: is_cut_over(copy.as_ref())?,
+            cut_over: situation(copy.as_ref())?.is_some(),
             backfill: filled.is_some(),
             unique_keys: context.settings.key_api.as_ref().is_some_and(|api| api.unique_keys),
         };
@@ -128,15 +131,34 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether source and copy are still to be the same, as the job tells. Whoever names both
+    /// means the collections that have these names now.
+    async fn check_situation(&self, sides: &Sides) -> Result<()> {
+        let Some(situation) = situation(self.copy.as_ref())? else { return Ok(()) };
+        let are_named = self.args.source.is_some() && self.args.to.is_some();
+        if are_named && self.context.mongo.bearer(&sides.target).await?.is_some() {
+            return Ok(());
+        }
+        Err(situation.not_compared())
+    }
+
     /// All checks but those that are calls.
     async fn check(&mut self, sides: Option<&Sides>, repair: Option<Repair>) -> Result<()> {
         let context = self.context;
         // These keep nothing that would have to be saved.
-        context.unless_interrupted(self.quick_checks(sides)).await?;
-        match sides.filter(|_| self.wanted.concerns_sides()) {
-            Some(sides) => self.slow_checks(sides, repair).await,
-            None => Ok(()),
+        context.unless_interrupted(self.check_targets()).await?;
+        let Some(sides) = sides.filter(|_| self.wanted.concerns_sides()) else { return Ok(()) };
+        if repair.is_none() {
+            context.unless_interrupted(self.compare_sides(sides)).await?;
+            return self.slow_checks(sides, None).await;
         }
+        // What a repair may change is judged after it.
+        self.slow_checks(sides, repair).await?;
+        if self.findings.error.is_some() {
+            return Ok(());
+        }
+        self.copy = store::list(&context.mongo, Some(&sides.job)).await?.into_iter().next();
+        context.unless_interrupted(self.compare_sides(sides)).await
     }
 
     /// What was found before an error is no less true; the first error is told.
@@ -154,8 +176,8 @@ impl<'a> Run<'a> {
         Ok(self.findings.outcome())
     }
 
-    /// All checks but those that are jobs, or calls.
-    async fn quick_checks(&mut self, sides: Option<&Sides>) -> Result<()> {
+    /// All checks of what a backfill has filled but those that are calls.
+    async fn check_targets(&mut self) -> Result<()> {
         let mongo = &self.context.mongo;
         if self.wanted.candidates || self.wanted.unique {
             let targets = self.context.settings.targets(self.args.targets.target.as_deref())?;
@@ -171,12 +193,10 @@ impl<'a> Run<'a> {
                 self.findings.of_targets.extend(unique::check(mongo, &targets, asked).await?);
             }
         }
-        if let Some(sides) = sides.filter(|_| self.wanted.concerns_sides()) {
-            self.compare_sides(sides).await?;
-        }
         Ok(())
     }
 
+    /// All checks of both sides but those that are jobs.
     async fn compare_sides(&mut self, sides: &Sides) -> Result<()> {
         let (mongo, wanted) = (&self.context.mongo, self.wanted);
         let checks = &mut self.findings.of_sides;
@@ -285,22 +305,16 @@ impl<'a> Run<'a> {
     }
 
     fn nothing(&self) -> Error {
-        match self.copy.as_ref().and_then(|copy| Record::of(copy).ok().flatten()) {
-            Some(record) if record.is_done() => {
-                let live = &record.renames.live;
-                let kept = record.renames.retired.as_ref().map_or("nothing".into(), ToString::to_string);
-                Error::refused(format!("{live} was cut over: it is the clean collection now"))
-                    .hint(format!("what was kept of the former one: {kept}; compare by --source and --to"))
-            }
+        match situation(self.copy.as_ref()).ok().flatten() {
+            Some(situation) => situation.not_compared(),
             _ => Error::refused("there is nothing to verify: no job of this config has run yet")
                 .hint("run `backfill` or `cleanse` first, or name two collections with --source and --to"),
         }
     }
 }
 
-fn is_cut_over(copy: Option<&Document>) -> Result<bool> {
-    let record = copy.map(Record::of).transpose()?.flatten();
-    Ok(record.is_some_and(|record| record.is_done()))
+fn situation(copy: Option<&Document>) -> Result<Option<Situation>> {
+    Ok(copy.map(Situation::of).transpose()?.flatten())
 }
 
 fn order<'a>(args: &VerifyArgs, sides: &'a Sides) -> full::Order<'a> {

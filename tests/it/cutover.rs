@@ -574,6 +574,40 @@ async fn writes_since_the_cutover_are_discarded_only_where_that_is_asked_for() {
     assert_eq!(bytes(&bench, SOURCE).await.len(), 100);
 }
 
+/// Which collection is which, and what there is to compare, is told by the job.
+#[tokio::test]
+async fn after_a_cutover_and_after_its_way_back_other_commands_know_which_collection_is_which() {
+    let bench = small().await;
+    let report = async || bench.run(&format!("report {} --to r.html", job_name(&bench))).await.expect_exit(0);
+    bench.run("verify --full --settle 1ms").await.expect_exit(0);
+    bench.run(&format!("cutover --mode keep {PATIENT}")).await.expect_exit(0);
+    bench.database.collection(SOURCE).insert_one(doc! {"_id": "new"}).await.expect("a write");
+    for command in ["verify", "verify --full --counts", "verify --sample 5"] {
+        let refused = bench.run(command).await.expect_exit(3);
+        let kept = format!("{} is the former one", kept_name(&bench));
+        assert!(refused.text("/error/message").contains(&kept), "{}", refused.stdout);
+    }
+    let told = report().await;
+    assert!(told.text("/verdict/sentence").contains("Cut over by keep"), "{}", told.stdout);
+    // Whoever names both means what has these names now.
+    let [live, kept] = [SOURCE.to_owned(), kept_name(&bench)].map(|name| bench.namespace(&name));
+    let named = format!("verify --full --settle 1ms --source {live} --to {kept}");
+    bench.run(&named).await.expect_exit(1);
+    bench.run(&format!("rollback {PATIENT}")).await.expect_exit(0);
+    let refused = bench.run("verify --full").await.expect_exit(3);
+    assert!(refused.text("/error/message").contains("was taken back"), "{}", refused.stdout);
+    let told = report().await;
+    assert!(told.text("/verdict/sentence").contains("was taken back"), "{}", told.stdout);
+    bench.run("cleanse --restart").await.expect_exit(0);
+    bench.run("verify --full --settle 1ms").await.expect_exit(0);
+    let target = bench.database.collection::<Document>(TARGET);
+    target.delete_one(doc! {"_id": 1}).await.expect("a write");
+    bench.run("verify --full --settle 1ms").await.expect_exit(1);
+    let told = report().await;
+    assert!(told.text("/verdict/sentence").contains("FAILED"), "{}", told.stdout);
+    assert_eq!(told.json["verdict"]["passed"], json!(false), "{}", told.stdout);
+}
+
 fn verify_gate(run: &Finished) -> &Value {
     let gates = run.json["gates"].as_array().unwrap_or_else(|| panic!("no gates: {}", run.output()));
     let gate = gates.iter().find(|gate| gate["name"] == json!("verify"));

@@ -81,6 +81,21 @@ async fn what_differs_is_repaired_and_verified_again() {
     expect_right(&bench).await;
 }
 
+/// Before the repair the target holds other numbers of documents, and one that was rejected.
+#[tokio::test]
+async fn what_a_repair_changes_is_judged_after_it() {
+    let bench = Bench::new().await;
+    configure(&bench, RULE);
+    bench.insert_into(SOURCE, (0..100).map(|id| doc! {"_id": id, "valid": id % 10 != 0})).await;
+    bench.run("cleanse --quarantine rejected").await.expect_exit(0);
+    let [target, rejected] = [TARGET, "rejected"].map(|name| collection(&bench, name));
+    target.delete_many(doc! {"_id": {"$lt": 30}}).await.expect("deleted");
+    target.insert_one(doc! {"_id": 50, "valid": false}).await.expect("a write");
+    rejected.delete_one(doc! {"_id": 50}).await.expect("deleted");
+    bench.run(&format!("{REPAIR} --counts --sample 50")).await.expect_exit(0);
+    expect_right(&bench).await;
+}
+
 #[tokio::test]
 async fn a_killed_repair_is_gone_on_with() {
     for point in ["repair_marked", "lane_statement", "lane_committed", "repair_applied"] {

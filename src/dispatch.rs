@@ -135,7 +135,7 @@ async fn execute_with(
         Command::Init(args) => return command::init::run(cli.global.config.as_deref(), args.force),
         #[cfg(feature = "mock")]
         Command::MockApi(args) => return command::mock_api::run(args, &events, stop).await,
-        Command::FenceWatchdog => return cutover::watchdog::serve().await,
+        Command::FenceWatchdog => return cutover::watchdog::serve(stop).await,
         Command::Report(ReportArgs { check: Some(file), .. }) => return evidence::recheck(file),
         _ => {}
     }
@@ -153,7 +153,7 @@ async fn execute_with(
     };
     // An abort is about just that, and reports it.
     if !matches!(&cli.command, Command::Cutover(args) if args.abort) {
-        cutover::recover::lift_orphans(&mongo, &events).await;
+        cutover::recover::lift_orphans(&mongo, &settings, &events).await;
     }
     let context = Context { mongo, settings: Arc::new(settings), events, stop, signal };
     let outcome = run_command(&context, &cli.command, cli.global.output).await;

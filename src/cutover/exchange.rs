@@ -24,7 +24,7 @@ use crate::config::values::Namespace;
 use crate::crash;
 use crate::error::{Class, Context as _, Error, Result};
 use crate::mongo::Mongo;
-use crate::mongo::exchange::Obstacle;
+use crate::mongo::exchange::{Obstacle, Validation};
 use crate::mongo::operation::Operation;
 use crate::mongo::ticket::Ticket;
 
@@ -119,15 +119,19 @@ impl Exchange<'_> {
         let mut operation = mongo.operation().await?;
         let record = self.record(&fence, &operation);
         let settings = &self.context.settings;
-        let mut watchdog =
-            Watchdog::start(&settings.uri, &settings.state_database, job.name(), &record.id).await?;
+        // Earlier than the fence, so that nothing of its time is missed by whoever knows no more than this.
+        let about = Record { fenced_at: Some(mongo.majority_time().await?), ..record.clone() };
+        let about = about.about(job.name(), &settings.state_database);
+        let mut watchdog = Watchdog::start(&settings.uri, &about).await?;
+        let refusing = Validation::refusing(&record.id, about);
         let mut stored = record.to_document();
         if self.is_rollback {
             stored.extend(record::before(mongo, job.name()).await?);
         }
         job.save(doc! {record::FIELD: stored}).await?;
         crash::point("cutover_recorded");
-        let attempt = self.under_a_fence(in_step, &record, &fence, &mut operation, &mut watchdog).await;
+        let attempt =
+            self.under_a_fence(in_step, &record, (&fence, &refusing), &mut operation, &mut watchdog).await;
         in_step.retarget(&self.renames.incoming);
         match &attempt {
             // It goes on trying to let writes through, and finds nothing to do where that was done.
@@ -141,7 +145,7 @@ impl Exchange<'_> {
         &self,
         in_step: &mut InStep<'_>,
         record: &Record,
-        fence: &Fence,
+        fence: (&Fence, &Validation),
         operation: &mut Operation,
         watchdog: &mut Watchdog,
     ) -> Result<Attempt<Swapped>> {
@@ -151,7 +155,7 @@ impl Exchange<'_> {
             Ok(ticket) => self.fenced(in_step, record, fence, operation, &ticket, begun).await,
             Err(error) => Err(error),
         };
-        self.settle(in_step, record, fence, begun, attempt).await
+        self.settle(in_step, record, fence.0, begun, attempt, watchdog).await
     }
 
     /// What nobody has to wait for.
@@ -159,7 +163,7 @@ impl Exchange<'_> {
         &self,
         in_step: &mut InStep<'_>,
         record: &Record,
-        fence: &Fence,
+        (fence, refusing): (&Fence, &Validation),
         watchdog: &mut Watchdog,
     ) -> Result<Ticket> {
         let mongo = &self.context.mongo;
@@ -167,7 +171,7 @@ impl Exchange<'_> {
         working_name::take(mongo, &record.renames).await?;
         in_step.retarget(record.renames.incoming_now());
         let ticket = mongo.ticket(&record.id).await?;
-        fence::prepare(mongo, fence, &record.renames, &record.id).await?;
+        fence::prepare(mongo, fence, &record.renames, refusing).await?;
         // As close as it gets before anybody has to wait.
         in_step.draw_level(&self.context.stop).await?;
         watchdog.begin(self.method.max_pause)?;
@@ -206,7 +210,7 @@ impl Exchange<'_> {
         &self,
         in_step: &mut InStep<'_>,
         record: &Record,
-        fence: &Fence,
+        (fence, refusing): (&Fence, &Validation),
         operation: &mut Operation,
         ticket: &Ticket,
         begun: Moment,
@@ -215,7 +219,7 @@ impl Exchange<'_> {
         if self.context.stop.is_cancelled() {
             return Ok(Attempt::GivenUp("interrupted before writes were held off".into()));
         }
-        let raised = fence::raise(mongo, fence, &record.renames, &record.id, self.method.max_pause).await?;
+        let raised = fence::raise(mongo, fence, &record.renames, refusing, self.method.max_pause).await?;
         let fenced_at = match raised {
             Raised::Up(moment) => moment,
             Raised::NotInTime => {
@@ -323,15 +327,21 @@ impl Exchange<'_> {
         fence: &Fence,
         begun: Moment,
         attempt: Result<Attempt<Timestamp>>,
+        watchdog: &mut Watchdog,
     ) -> Result<Attempt<Swapped>> {
         match attempt {
-            Ok(Attempt::Exchanged(fenced_at)) => {
-                self.complete(in_step, record, fence, begun, fenced_at).await.map(Attempt::Exchanged)
+            Ok(Attempt::Exchanged(fenced_at)) => self
+                .complete(in_step, record, (fence, watchdog), (begun, fenced_at))
+                .await
+                .map(Attempt::Exchanged),
+            Ok(Attempt::Again(why)) => {
+                self.undo(record, (fence, watchdog), None).await.map(|()| Attempt::Again(why))
             }
-            Ok(Attempt::Again(why)) => self.undo(record, fence, None).await.map(|()| Attempt::Again(why)),
-            Ok(Attempt::GivenUp(why)) => self.undo(record, fence, None).await.map(|()| Attempt::GivenUp(why)),
+            Ok(Attempt::GivenUp(why)) => {
+                self.undo(record, (fence, watchdog), None).await.map(|()| Attempt::GivenUp(why))
+            }
             Ok(Attempt::WentBack(why, fenced_at)) => {
-                let undone = self.undo(record, fence, Some(fenced_at)).await;
+                let undone = self.undo(record, (fence, watchdog), Some(fenced_at)).await;
                 undone.map(|()| Attempt::WentBack(why, fenced_at))
             }
             // The names stay as they are for a person to look at; the application goes on.
@@ -360,9 +370,8 @@ impl Exchange<'_> {
         &self,
         in_step: &mut InStep<'_>,
         record: &Record,
-        fence: &Fence,
-        begun: Moment,
-        fenced_at: Timestamp,
+        (fence, watchdog): (&Fence, &mut Watchdog),
+        (begun, fenced_at): (Moment, Timestamp),
     ) -> Result<Swapped> {
         let mongo = &self.context.mongo;
         let deadline = begun.deadline(self.method.max_pause);
@@ -370,6 +379,7 @@ impl Exchange<'_> {
         // Whoever comes next does what could not be done, by the record.
         fence::lift(mongo, fence, &record.renames, &record.id).await?;
         let pause = begun.elapsed();
+        watchdog.rest();
         crash::point("cutover_lifted");
         let (fields, residue) = finish(mongo, self.job, record, brought).await?;
         self.close(record, record.end(), fields).await?;
@@ -403,7 +413,12 @@ impl Exchange<'_> {
 
     /// Lets writes through to the collection that is live as before; where it was not for a moment,
     /// which is told by when writes were held off, what was written meanwhile is brought to it.
-    async fn undo(&self, record: &Record, fence: &Fence, gap: Option<Timestamp>) -> Result<()> {
+    async fn undo(
+        &self,
+        record: &Record,
+        (fence, watchdog): (&Fence, &mut Watchdog),
+        gap: Option<Timestamp>,
+    ) -> Result<()> {
         let (mongo, renames) = (&self.context.mongo, &record.renames);
         forbid(mongo, record).await?;
         if look(mongo, renames).await? != Found::AsBefore {
@@ -411,6 +426,7 @@ impl Exchange<'_> {
             return Err(unknown(renames));
         }
         fence::lift(mongo, fence, renames, &record.id).await?;
+        watchdog.rest();
         if let Some(fenced_at) = gap {
             after_going_back(mongo, self.job, record).await?;
             gap::merge(mongo, self.job, record, Some(fenced_at)).await?;

@@ -51,8 +51,10 @@ async fn original(mongo: &Mongo, namespace: &Namespace, uuid: &Bson) -> Result<V
     })?;
     let original = Validation::of(&found.options);
     if original.is_refusing() {
-        return Err(Error::refused(format!("{namespace} refuses all writes already"))
-            .hint("remove its validator {$expr: false} first, if nobody needs it"));
+        return Err(Error::refused(format!("{namespace} refuses all writes already")).hint(format!(
+            "was a cutover cut short? `mongorekey cutover --abort --source {namespace}` lifts what it has \
+                 left; otherwise remove the validator {{$expr: false}}, if nobody needs it"
+        )));
     }
     Ok(original)
 }
@@ -62,12 +64,11 @@ async fn original(mongo: &Mongo, namespace: &Namespace, uuid: &Bson) -> Result<V
 ///
 /// # Errors
 /// A stop where the server refuses.
-pub async fn prepare(mongo: &Mongo, fence: &Fence, renames: &Renames, attempt: &str) -> Result<()> {
+pub async fn prepare(mongo: &Mongo, fence: &Fence, renames: &Renames, refusing: &Validation) -> Result<()> {
     if *fence == Fence::WriteBlock {
         return Ok(());
     }
-    let refusing = Validation::refusing(attempt);
-    set(mongo, renames.incoming_now(), &renames.incoming_uuid, &refusing).await
+    set(mongo, renames.incoming_now(), &renames.incoming_uuid, refusing).await
 }
 
 /// Raises a fence that is in the record already.
@@ -78,14 +79,13 @@ pub async fn raise(
     mongo: &Mongo,
     fence: &Fence,
     renames: &Renames,
-    attempt: &str,
+    refusing: &Validation,
     max_pause: Duration,
 ) -> Result<Raised> {
     let limit = (max_pause / 2).min(LONGEST_WAIT).max(Duration::from_millis(20));
     let raised = match fence {
         Fence::Validator { .. } => {
-            let refusing = Validation::refusing(attempt);
-            mongo.set_validation(&renames.live, &renames.live_uuid, &refusing, limit).await
+            mongo.set_validation(&renames.live, &renames.live_uuid, refusing, limit).await
         }
         Fence::WriteBlock => mongo.block_writes(true).await,
     };

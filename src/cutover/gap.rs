@@ -93,7 +93,10 @@ pub async fn set_aside(mongo: &Mongo, live: &Namespace, uuid: &Bson, attempt: &s
 /// The driver's error, for the caller to look again.
 pub async fn copy_aside(mongo: &Mongo, live: &Namespace, uuid: &Bson, attempt: &str) -> Result<()> {
     let during = || format!("setting aside what was written to {live} in the gap");
-    mongo.set_validation(live, uuid, &Validation::refusing(attempt), RENAMING).await.during(during())?;
+    mongo
+        .set_validation(live, uuid, &Validation::refusing(attempt, Document::new()), RENAMING)
+        .await
+        .during(during())?;
     let number = set_aside_so_far(mongo, &live.database, attempt).await?.len();
     let out = doc! {"$out": aside(&live.database, attempt, number).collection};
     let copied = mongo.collection(live).aggregate([out]).await.during(during())?;
@@ -146,12 +149,10 @@ pub async fn merge(
     if asides.is_empty() {
         return Ok(Outcome::default());
     }
-    let former: Vec<&Namespace> =
-        [Some(renames.incoming_now()), renames.retired.as_ref()].into_iter().flatten().collect();
     let from = fenced_at.ok_or_else(|| {
         Error::stopped(format!("the job {job} does not tell since when writes were held off"))
     })?;
-    let history = mongo.name_history(&renames.live, from, &former).await?;
+    let history = mongo.name_history(&renames.live, from, &renames.to_become_live(), false).await?;
     let mut merging = Merging {
         mongo,
         job,

@@ -7,7 +7,8 @@
 //! `feed_back` keeps the old collection up to date. What is on its way is
 //! in the job document (`record`) before it happens, so that whoever comes after
 //! a crash (`recover`: the `watchdog`, or any later command) finds out by the
-//! identities of the collections what has become of it, and lifts the fence.
+//! identities of the collections what has become of it, and lifts the fence. Where the
+//! job is gone, the fence itself tells (`orphan`).
 
 pub mod bring_back;
 pub mod exchange;
@@ -17,6 +18,7 @@ pub mod gap;
 pub mod gates;
 pub mod in_step;
 pub mod order;
+pub mod orphan;
 pub mod record;
 pub mod recover;
 pub mod report;

@@ -39,6 +39,12 @@ impl Renames {
         Self { working: Some(working_name(&self.incoming, id)), ..self.clone() }
     }
 
+    /// The names from which a collection can have got the live one: that of the copy, or the one
+    /// that the former collection had for a moment.
+    pub fn to_become_live(&self) -> Vec<&Namespace> {
+        [Some(self.incoming_now()), self.retired.as_ref()].into_iter().flatten().collect()
+    }
+
     /// The name of the incoming collection at the time of the exchange.
     pub fn incoming_now(&self) -> &Namespace {
         self.working.as_ref().unwrap_or(&self.incoming)

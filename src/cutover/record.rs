@@ -178,6 +178,17 @@ impl Record {
         })
     }
 
+    /// What a fence says of its exchange: enough to undo it without the job.
+    pub fn about(&self, job: &str, state_database: &str) -> Document {
+        doc! {"job": job, "state": state_database, "record": self.to_document()}
+    }
+
+    /// Reads what [`Record::about`] made: the job, the state database and the record.
+    pub fn from_about(about: &Document) -> Option<(String, String, Self)> {
+        let text = |name: &str| about.get_str(name).ok().map(str::to_owned);
+        Some((text("job")?, text("state")?, Self::from_document(about.get_document("record").ok()?)?))
+    }
+
     /// From which collection to which changes are brought along.
     pub fn direction(&self) -> Direction {
         if self.is_rollback { Direction::Back } else { Direction::Forward }
@@ -376,6 +387,8 @@ mod tests {
         };
         for record in [record, swap] {
             let job = doc! {"_id": "j", FIELD: record.to_document()};
+            let about = record.about("j", "state");
+            assert_eq!(Record::from_about(&about), Some(("j".into(), "state".into(), record.clone())));
             assert_eq!(Record::of(&job).expect("understood"), Some(record));
         }
         assert_eq!(Record::of(&doc! {}).expect("none"), None);

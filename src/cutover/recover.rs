@@ -11,12 +11,14 @@ use super::fence::{self, LONGEST_WAIT};
 use super::gap;
 use super::in_step::last_moment;
 use super::order::Renames;
+use super::orphan;
 use super::record::{self, Claim, Record, State};
 use super::residual::{Brought, Residue, after, bring_along, complete};
 use super::working_name;
 use crate::cleanse::follow::Direction;
 use crate::cleanse::marks::Marks;
 use crate::clock::{Deadline, Moment};
+use crate::config::Settings;
 use crate::crash;
 use crate::error::{Class, Error, Result};
 use crate::event::Events;
@@ -116,7 +118,6 @@ pub async fn recover(mongo: &Mongo, job: &str, record: &Record) -> Result<Option
 
 /// Returns `None` where somebody else has claimed it since.
 async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record, claim: Claim) -> Result<Option<State>> {
-    tokio::time::sleep(ON_THE_WAY).await;
     if let Some(session) = &record.session {
         mongo.end_operations(std::slice::from_ref(session)).await?;
     }
@@ -140,8 +141,11 @@ async fn recover_claimed(mongo: &Mongo, job: &str, record: &Record, claim: Claim
     // Writes go on, whatever could not be done.
     if let Some(fence) = &record.fence {
         fence::lift(mongo, fence, renames, &record.id).await?;
+        crash::point("recover_lifted");
+        // One that arrives after that is lifted too.
+        tokio::time::sleep(ON_THE_WAY).await;
+        fence::lift(mongo, fence, renames, &record.id).await?;
     }
-    crash::point("recover_lifted");
     let state = match found {
         Found::Exchanged => record.end(),
         Found::AsBefore => State::GivenUp,
@@ -303,12 +307,17 @@ pub async fn finish(
 
 /// Lifts every fence that a process has left which is gone. What can't be done is
 /// warned of: it is for the commands of that job to fail, and others go on.
-pub async fn lift_orphans(mongo: &Mongo, events: &Events) {
+pub async fn lift_orphans(mongo: &Mongo, settings: &Settings, events: &Events) {
     for name in with_a_fence(mongo).await {
         if let Err(error) = lift_orphan(mongo, events, &name).await {
             let next = error.next_step().map(|hint| format!("; {hint}")).unwrap_or_default();
             events.warn(format!("the cutover of the job {name} was cut short: {error}{next}"));
         }
+    }
+    let Some(rules) = &settings.cleanse else { return };
+    // Whoever can't list the collections is told so by the command itself.
+    for orphan in orphan::find(mongo, &rules.source.database).await.unwrap_or_default() {
+        events.warn(orphan.told());
     }
 }
 

@@ -12,6 +12,7 @@ use super::gap;
 use super::gates::{self, CHANGED_AT};
 use super::in_step::InStep;
 use super::order::{Renames, job_name, method, retired_name};
+use super::orphan::{self, Orphan};
 use super::record::{Record, State, mode_word};
 use super::recover::finish_earlier;
 use super::report::{self, Report, extended};
@@ -20,7 +21,7 @@ use super::switch;
 use crate::Context;
 use crate::cleanse::follow::{Direction, Follower, stored_position};
 use crate::cleanse::ledger::Tally;
-use crate::cleanse::plan::{Plan, prepare};
+use crate::cleanse::plan::{Plan, prepare, rules};
 use crate::cleanse::run::source_options;
 use crate::cleanse::steer::{self, Steered};
 use crate::cli::cleanse::CleanseArgs;
@@ -291,6 +292,12 @@ async fn renames(context: &Context, plan: &Plan, job: &Job, mode: Mode) -> Resul
 
 /// Lifts the fence of a cutover that was cut short.
 async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
+    let source = rules(&context.settings, copy.source.as_ref())?.source;
+    let mut orphans = orphan::find(&context.mongo, &source.database).await?;
+    orphans.retain(|orphan| *orphan.live() == source);
+    if let Some(orphan) = orphans.first() {
+        return abort_orphan(context, orphan).await;
+    }
     let name = job_name(&context.settings, copy)?;
     let stored = stored_job(context, &name).await?;
     if switch::stage::Stage::of(&stored).is_some() {
@@ -311,6 +318,22 @@ async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
     }
     let state = finish_earlier(&context.mongo, &name).await?;
     let residue = Residue::stored(&context.mongo, &name).await?;
+    Ok(aborted(&name, Some(record.mode), state, &residue))
+}
+
+/// The same for a fence whose job is gone.
+async fn abort_orphan(context: &Context, orphan: &Orphan) -> Result<Outcome> {
+    context.events.warn(format!(
+        "the job {} does not know of the fence around {}",
+        orphan.job,
+        orphan.live()
+    ));
+    let lifted = orphan.lift(&context.mongo).await?;
+    Ok(aborted(&orphan.job, None, Some(lifted.state), &lifted.residue))
+}
+
+/// What an abort has come to.
+fn aborted(name: &str, mode: Option<Mode>, state: Option<State>, residue: &Residue) -> Outcome {
     let (outcome, text) = match state {
         Some(State::Finished) => ("cut_over", "the names were exchanged already, the new collection is live"),
         _ => ("aborted", "the old collection is live as before, its writes go on"),
@@ -319,17 +342,17 @@ async fn abort(context: &Context, copy: &CopyArgs) -> Result<Outcome> {
         "schema": 1,
         "command": "cutover",
         "job": name,
-        "mode": mode_word(record.mode),
+        "mode": mode.map(mode_word),
         "outcome": outcome,
         "lost_writes": extended(&residue.lost),
         "gap": report::gap(&residue.gap),
     });
     let text = format!("{name}: {text}");
-    Ok(if residue.is_whole() {
+    if residue.is_whole() {
         Outcome::reached(json, text)
     } else {
         Outcome::not_reached(json, format!("{text}; not all that was written at the last moment is there"))
-    })
+    }
 }
 
 /// Gives the job back and tells what it came to.

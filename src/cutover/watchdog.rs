@@ -6,12 +6,16 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use bson::Document;
+use bson::{Bson, Document};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::orphan::{self, Orphan};
 use super::record::Record;
 use super::recover::recover;
 use crate::config::values::Secret;
@@ -28,23 +32,28 @@ const DONE: &str = "done";
 const READY: &str = "ready";
 /// What the parent says before it holds writes off, with the pause that is allowed.
 const HOLDING: &str = "holding";
-/// A parent that holds writes off for so much longer than is allowed hangs, and is
-/// ended.
+/// What the parent says when writes go on and it has something left to do.
+const RESTING: &str = "resting";
+/// When writes are held off for so much longer than is allowed, they are let through: whatever the
+/// parent is about to do, it can't be done any more.
+const LATE: Duration = Duration::from_secs(1);
+/// A parent that goes on for so much longer after that hangs, and is ended.
 const GRACE: Duration = Duration::from_secs(30);
 /// Between attempts to recover, while the database can't be reached.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long it waits for the end of a parent that it has killed.
 const ENDING: Duration = Duration::from_secs(2);
-/// How long it tries.
-const PATIENCE: Duration = Duration::from_secs(900);
+/// How long it tries, besides twice the pause that is allowed.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it goes on trying when it is asked to end.
+const LEAVING: Duration = Duration::from_secs(3);
 
 /// What the watchdog is told; by a pipe, because others can read arguments.
 #[derive(Serialize, Deserialize)]
 struct Duty {
     uri: String,
-    state_database: String,
-    job: String,
-    id: String,
+    /// What the fence says too, in Extended JSON: with it no job and no state database are needed.
+    about: serde_json::Value,
     parent: u32,
 }
 
@@ -56,16 +65,14 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts one for the exchange of that id; returns when it is watching.
+    /// Starts one for an exchange, which [`Record::about`] describes; returns when it is watching.
     ///
     /// # Errors
     /// A refusal where it can't be started.
-    pub async fn start(uri: &Secret, state_database: &str, job: &str, id: &str) -> Result<Self> {
+    pub async fn start(uri: &Secret, about: &Document) -> Result<Self> {
         let duty = Duty {
             uri: uri.expose().to_owned(),
-            state_database: state_database.to_owned(),
-            job: job.to_owned(),
-            id: id.to_owned(),
+            about: Bson::Document(about.clone()).into_canonical_extjson(),
             parent: std::process::id(),
         };
         joined(tokio::task::spawn_blocking(move || spawn(&duty)).await)?
@@ -79,6 +86,12 @@ impl Watchdog {
     pub fn begin(&mut self, max_pause: Duration) -> Result<()> {
         writeln!(self.line, "{HOLDING} {}", max_pause.as_millis())
             .map_err(|error| Error::stopped(format!("the watchdog of the cutover is gone: {error}")))
+    }
+
+    /// Tells it that writes go on, and that there is something left to do: its clock stops.
+    pub fn rest(&mut self) {
+        // It may have gone by itself.
+        let _gone = writeln!(self.line, "{RESTING}");
     }
 
     /// Leaves the fence to it, if there is one: this process could not tell or could
@@ -125,28 +138,28 @@ fn spawn(duty: &Duty) -> std::io::Result<Watchdog> {
 /// # Errors
 /// A usage error where somebody typed the command; a stop where the fence could
 /// not be lifted.
-pub async fn serve() -> Result<Outcome> {
+pub async fn serve(stop: CancellationToken) -> Result<Outcome> {
     let not_for_people = || Error::usage(format!("`{COMMAND}` is started by `cutover`, not by people"));
     let line = joined(tokio::task::spawn_blocking(read_line).await)?;
     let duty: Duty = serde_json::from_str(&line).map_err(|_| not_for_people())?;
+    let about = Bson::try_from(duty.about).ok().and_then(|about| about.as_document().cloned());
+    let (about, exchange) = about
+        .and_then(|about| Record::from_about(&about).map(|read| (about, read)))
+        .ok_or_else(not_for_people)?;
     // Before it can be gone and its number another process's.
     let parent = handle_of(duty.parent);
-    let mongo = Mongo::connect(&Secret::new(&duty.uri), &duty.state_database).await?;
+    let mongo = Mongo::connect(&Secret::new(&duty.uri), &exchange.1).await?;
     crate::report::terminal::answer(READY);
-    if watch(parent).await? == End::Done {
+    let mut watch = Watch { allowed: Duration::ZERO, stop };
+    let (end, line) = watch.parent().await?;
+    if end == End::Done {
         return Ok(quietly());
     }
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        match lift(&mongo, &duty).await {
-            Ok(()) => return Ok(quietly()),
-            // Writes go on, and the rest is for a person.
-            Err(error) if error.class() == Class::Unknown || tokio::time::Instant::now() > deadline => {
-                return Err(error);
-            }
-            Err(_) => tokio::time::sleep(RETRY).await,
-        }
+    let lifted = watch.lift(&mongo, &about, (&exchange.0, &exchange.2)).await;
+    if end == End::Late && tokio::time::timeout(GRACE, line).await.is_err() {
+        self::end(parent.as_ref()).await;
     }
+    lifted.map(|()| quietly())
 }
 
 /// How the watch ended.
@@ -156,36 +169,79 @@ enum End {
     Done,
     /// The parent is gone.
     Gone,
+    /// The parent holds writes off for too long.
+    Late,
 }
 
-/// Watches the parent. Before writes are held off it may take its time; then it
-/// may not, and is ended.
-async fn watch(parent: Option<OwnedFd>) -> Result<End> {
-    let mut longest = None;
-    loop {
-        let line = tokio::task::spawn_blocking(read_line);
-        let line = match longest {
-            None => joined(line.await)?,
-            Some(longest) => {
-                let Ok(line) = tokio::time::timeout(longest, line).await else {
-                    end(parent.as_ref()).await;
-                    return Ok(End::Gone);
-                };
-                joined(line)?
+/// What the watchdog knows while it watches.
+struct Watch {
+    /// For how long the parent may hold writes off, by what it said.
+    allowed: Duration,
+    /// Asked to end.
+    stop: CancellationToken,
+}
+
+impl Watch {
+    /// Watches the parent. Before writes are held off it may take its time; then it may not. Returns
+    /// also the next line, where it is still waited for.
+    async fn parent(&mut self) -> Result<(End, JoinHandle<String>)> {
+        let mut late_at: Option<Instant> = None;
+        loop {
+            let mut line = tokio::task::spawn_blocking(read_line);
+            let late = async {
+                match late_at {
+                    Some(moment) => tokio::time::sleep_until(moment).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let said = tokio::select! {
+                said = &mut line => joined(said)?,
+                () = late => return Ok((End::Late, line)),
+                // Without a fence nobody needs it; the parent raises none without it.
+                () = self.stop.cancelled(), if late_at.is_none() => return Ok((End::Done, line)),
+            };
+            let ended = tokio::spawn(std::future::ready(String::new()));
+            match said.trim() {
+                DONE => return Ok((End::Done, ended)),
+                "" => return Ok((End::Gone, ended)),
+                RESTING => late_at = None,
+                word => {
+                    self.allowed = allowed_by(word);
+                    late_at = Some(Instant::now() + self.allowed + LATE);
+                }
+            }
+        }
+    }
+
+    /// Lets writes through, and tries that for a while.
+    async fn lift(&self, mongo: &Mongo, about: &Document, (job, record): (&str, &Record)) -> Result<()> {
+        let given_up = Instant::now() + 2 * self.allowed + PATIENCE;
+        let leaving = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(LEAVING).await;
+        };
+        let trying = async {
+            loop {
+                match lift(mongo, about, (job, record)).await {
+                    // Writes go on, and the rest is for a person.
+                    Err(error) if error.class() != Class::Unknown => tokio::time::sleep(RETRY).await,
+                    result => return result,
+                }
             }
         };
-        match line.trim() {
-            DONE => return Ok(End::Done),
-            "" => return Ok(End::Gone),
-            word => longest = Some(longest_fence(word)),
+        let gone = || Error::stopped("the fence could not be lifted in time");
+        tokio::select! {
+            result = trying => result,
+            () = tokio::time::sleep_until(given_up) => Err(gone()),
+            () = leaving => Err(gone()),
         }
     }
 }
 
 /// For how long the parent may hold writes off, by what it said. Pure.
-fn longest_fence(word: &str) -> Duration {
+fn allowed_by(word: &str) -> Duration {
     let allowed = word.strip_prefix(HOLDING).and_then(|allowed| allowed.trim().parse().ok());
-    Duration::from_millis(allowed.unwrap_or_default()) + GRACE
+    Duration::from_millis(allowed.unwrap_or_default())
 }
 
 fn quietly() -> Outcome {
@@ -224,15 +280,26 @@ fn is_gone(process: &OwnedFd) -> bool {
     poll(&mut handles, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }
 
-async fn lift(mongo: &Mongo, duty: &Duty) -> Result<()> {
-    let jobs: Vec<Document> = store::list(mongo, Some(&duty.job)).await?;
-    let Some(job) = jobs.first() else { return Ok(()) };
-    match Record::of(job)? {
-        Some(record) if record.id == duty.id && record.fence.is_some() => {
+async fn lift(mongo: &Mongo, about: &Document, (job, exchange): (&str, &Record)) -> Result<()> {
+    let Some(stored) = store::list(mongo, Some(job)).await?.into_iter().next() else {
+        return lift_orphan(mongo, about, exchange).await;
+    };
+    match Record::of(&stored)? {
+        Some(record) if record.id == exchange.id && record.fence.is_some() => {
             // Who claims to be at it may be dead by now: looked at again until the fence is down.
-            let state = recover(mongo, &duty.job, &record).await?;
+            let state = recover(mongo, job, &record).await?;
             state.map(|_| ()).ok_or_else(|| Error::stopped("another process is lifting the fence"))
         }
+        _ => Ok(()),
+    }
+}
+
+/// The job is gone, with what it says of the exchange; the fence may stand all the same.
+async fn lift_orphan(mongo: &Mongo, about: &Document, exchange: &Record) -> Result<()> {
+    let found = orphan::find(mongo, &exchange.renames.live.database).await?;
+    let ours = found.iter().any(|orphan| orphan.is_of(&exchange.id));
+    match Orphan::of(about) {
+        Some(orphan) if ours => orphan.lift(mongo).await.map(|_| ()),
         _ => Ok(()),
     }
 }

@@ -28,8 +28,10 @@ const SHORT: Duration = Duration::from_millis(50);
 /// What the server reports where writes of users are blocked.
 const BLOCKED: i64 = 2;
 
-/// Before the name of the attempt, in the validator that is a fence.
+/// Before the name of the attempt, in the fences of earlier versions.
 const FENCED_BY: &str = "mongorekey holds writes off for attempt ";
+/// Who has made it, in the validator that is a fence.
+const BY: &str = "mongorekey";
 
 /// What decides which writes to a collection are refused.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,9 +43,10 @@ pub struct Validation {
 
 impl Validation {
     /// Refuses every insert and update, for that attempt at an exchange: whoever looks at
-    /// the collection sees whose fence it is.
-    pub fn refusing(attempt: &str) -> Self {
-        let validator = doc! {"$expr": false, "$comment": format!("{FENCED_BY}{attempt}")};
+    /// the collection sees whose fence it is, and all that it takes to lift it.
+    pub fn refusing(attempt: &str, about: Document) -> Self {
+        let comment = doc! {"by": BY, "attempt": attempt, "about": about};
+        let validator = doc! {"$expr": false, "$comment": comment};
         Self { validator, level: "strict".into(), action: "error".into() }
     }
 
@@ -55,8 +58,19 @@ impl Validation {
 
     /// Whether it is the fence of that attempt, or one that does not say whose it is.
     pub fn is_fence_of(&self, attempt: &str) -> bool {
-        let whose = self.validator.get_str("$comment").ok().and_then(|text| text.strip_prefix(FENCED_BY));
+        let earlier = self.validator.get_str("$comment").ok().and_then(|text| text.strip_prefix(FENCED_BY));
+        let whose = self.comment().and_then(|comment| comment.get_str("attempt").ok()).or(earlier);
         self.is_refusing() && whose.is_none_or(|whose| whose == attempt)
+    }
+
+    /// What a fence of ours says about the exchange that it is for.
+    pub fn about(&self) -> Option<&Document> {
+        self.comment().filter(|_| self.is_refusing())?.get_document("about").ok()
+    }
+
+    fn comment(&self) -> Option<&Document> {
+        let comment = self.validator.get_document("$comment").ok()?;
+        (comment.get_str("by").ok() == Some(BY)).then_some(comment)
     }
 
     /// As a collection with these options has it.
@@ -292,6 +306,22 @@ impl Mongo {
         Ok(found.first().map(name))
     }
 
+    /// The fences of ours that stand in a database, each by what it says.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn fences(&self, database: &str) -> Result<Vec<Document>> {
+        let database = self.database(database);
+        let list = doc! {"listCollections": 1, "filter": {"options.validator": {"$exists": true}}};
+        let found: Vec<Document> = retrying("looking for collections that refuse writes", || {
+            let cursor = database.run_cursor_command(list.clone());
+            async move { cursor.await?.try_collect().await }
+        })
+        .await?;
+        let about = |entry: &Document| Validation::of(entry.get_document("options").ok()?).about().cloned();
+        Ok(found.iter().filter_map(about).collect())
+    }
+
     /// The identity of whatever bears a name.
     ///
     /// # Errors
@@ -336,7 +366,11 @@ mod tests {
 
     #[test]
     fn a_fence_says_whose_it_is() {
-        let fence = Validation::refusing("a1");
+        let fence = Validation::refusing("a1", doc! {"job": "j"});
+        assert_eq!(fence.about(), Some(&doc! {"job": "j"}));
+        let earlier = doc! {"validator": {"$expr": false, "$comment": format!("{FENCED_BY}a1")}};
+        let earlier = Validation::of(&earlier);
+        assert!(earlier.is_fence_of("a1") && !earlier.is_fence_of("a2") && earlier.about().is_none());
         assert!(fence.is_refusing() && fence.is_fence_of("a1") && !fence.is_fence_of("a2"));
         let nameless = Validation::of(&doc! {"validator": {"$expr": false}});
         assert!(nameless.is_fence_of("a1"), "as earlier versions made it");

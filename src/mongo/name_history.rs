@@ -39,8 +39,9 @@ struct Reading {
 }
 
 impl Mongo {
-    /// Reads what happened under a name from a moment on: from the rename that freed it to the one
-    /// by which it became that of one of the collections that were called `former` before.
+    /// Reads what happened under a name from a moment on, to the rename by which it became that of one
+    /// of the collections that were called `former` before; nothing counts before the rename that
+    /// freed it, unless `from_the_start`.
     ///
     /// # Errors
     /// A stop where the change stream can't be read or does not tell of the renames.
@@ -49,9 +50,10 @@ impl Mongo {
         name: &Namespace,
         from: Timestamp,
         former: &[&Namespace],
+        from_the_start: bool,
     ) -> Result<NameHistory> {
         let reading = retrying(format!("reading what was written to {name} between the renames"), || {
-            self.read_history(name, from, former)
+            self.read_history(name, from, former, from_the_start)
         })
         .await?;
         let taken_at = reading.taken_at.ok_or_else(|| {
@@ -65,6 +67,7 @@ impl Mongo {
         name: &Namespace,
         from: Timestamp,
         former: &[&Namespace],
+        from_the_start: bool,
     ) -> mongodb::error::Result<Reading> {
         let database = self.database(&name.database);
         let stream = database
@@ -75,7 +78,7 @@ impl Mongo {
             .start_at_operation_time(from);
         let mut stream = stream.await?.with_type::<RawDocumentBuf>();
         let deadline = Instant::now() + PATIENCE;
-        let mut reading = Reading::default();
+        let mut reading = Reading { is_free: from_the_start, ..Reading::default() };
         while reading.taken_at.is_none() && Instant::now() < deadline {
             if let Some(event) = stream.next_if_any().await? {
                 reading.take(&event, name, former);

@@ -22,7 +22,7 @@ const LEASE: Duration = Duration::from_secs(11);
 /// Written by the application after its writes were let through again.
 const ACKNOWLEDGED: i32 = 150;
 
-async fn copied() -> Bench {
+pub async fn copied() -> Bench {
     let bench = Bench::new().await;
     configure(&bench, "keep = '{\"valid\": true}'");
     bench.insert_into(SOURCE, (0..300).map(|id| doc! {"_id": id, "valid": id % 3 != 0})).await;
@@ -30,7 +30,7 @@ async fn copied() -> Bench {
     bench
 }
 
-fn source(bench: &Bench) -> Collection<Document> {
+pub fn source(bench: &Bench) -> Collection<Document> {
     bench.database.collection(SOURCE)
 }
 
@@ -40,7 +40,7 @@ async fn record(bench: &Bench) -> Document {
 }
 
 /// Starts a command that stops at a point, and its watchdog with it.
-async fn stopped_at(bench: &Bench, command: &str, point: &str) -> (Running, Vec<u32>) {
+pub async fn stopped_at(bench: &Bench, command: &str, point: &str) -> (Running, Vec<u32>) {
     let mut run = bench.program(command).env("MONGOREKEY_STOP_AT", &format!("{point}:1")).spawn();
     wait_for("the stop", async || {
         assert!(run.is_running(), "{}", run.stderr());
@@ -144,8 +144,6 @@ async fn a_fence_is_lifted_although_the_name_of_the_copy_is_taken() {
     expect_nothing_lost(&bench, "").await;
 }
 
-/// The removal of a mark is sent again when its connection breaks: the second one must not take a mark
-/// that was set meanwhile, or a change of the source is forgotten.
 /// A follower that stands still in the middle of its writes; somebody else has taken over and written
 /// a newer state by the time that it goes on.
 async fn stopped_follower_changes_nothing(point: &str) {
@@ -263,6 +261,8 @@ async fn a_lane_is_closed_to_a_former_holder_and_none_is_opened_by_him() {
     assert_eq!(lanes.count_documents(doc! {}).await.expect("a count"), 1, "none came into being");
 }
 
+/// The removal of a mark is sent again when its connection breaks: the second one must not take a mark
+/// that was set meanwhile, or a change of the source is forgotten.
 #[tokio::test]
 async fn a_removal_of_a_mark_that_arrives_twice_takes_no_later_mark() {
     let bench = Bench::new().await;

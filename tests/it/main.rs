@@ -65,6 +65,7 @@ mod key_map;
 mod key_map_unique;
 mod latency;
 mod many;
+mod orphans;
 mod outages;
 mod own_set;
 mod pacing;

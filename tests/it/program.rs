@@ -43,6 +43,7 @@ pub enum Signal {
     Terminate,
     Stop,
     Continue,
+    Kill,
 }
 
 impl Program {
@@ -158,6 +159,7 @@ pub fn signal(pid: u32, kind: Signal) {
         Signal::Terminate => "-TERM",
         Signal::Stop => "-STOP",
         Signal::Continue => "-CONT",
+        Signal::Kill => "-KILL",
     };
     let sent = Command::new("kill").args([name, &pid.to_string()]).status().expect("kill exists");
     assert!(sent.success(), "the signal was not sent");
@@ -180,6 +182,11 @@ fn stat(pid: u32) -> Vec<String> {
 /// Whether a process is stopped (SIGSTOP).
 pub fn is_stopped(pid: u32) -> bool {
     stat(pid).first().is_some_and(|state| state == "T")
+}
+
+/// Whether a process has ended, whoever collects it.
+pub fn is_gone(pid: u32) -> bool {
+    stat(pid).first().is_none_or(|state| state.is_empty() || state == "Z")
 }
 
 impl Drop for Running {

@@ -135,11 +135,11 @@ fn value(random: &mut Random, name: &[u8], depth: usize) -> Vec<u8> {
         11 => null(name),
         12 => element(0x0B, name, b"a+\0i\0"),
         13 => element(0x0C, name, &[text_bytes(b"db.c"), vec![8; 12]].concat()),
-        14 => element(if number % 2 == 0 { 0x0D } else { 0x0E }, name, &text_bytes(b"code")),
+        14 => element(if number.is_multiple_of(2) { 0x0D } else { 0x0E }, name, &text_bytes(b"code")),
         15 => element(0x10, name, &number.to_le_bytes()[..4]),
         16 => element(0x11, name, &number.to_le_bytes()),
         17 => element(0x12, name, &number.to_le_bytes()),
-        18 => element(if number % 2 == 0 { 0xFF } else { 0x7F }, name, &[]),
+        18 => element(if number.is_multiple_of(2) { 0xFF } else { 0x7F }, name, &[]),
         19 => element(0x13, name, &[&number.to_le_bytes()[..], &[0, 0, 0, 0, 0, 0, 0x40, 0x30]].concat()),
         20 => {
             let scope = enclose(&element(0x10, b"s", &[1, 0, 0, 0]));

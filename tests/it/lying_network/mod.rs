@@ -41,7 +41,7 @@ pub struct Rule {
 /// A command that is held back, or is to be.
 pub struct Held {
     server: SocketAddr,
-    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    arrivals: mpsc::Receiver<Arrival>,
     arrived: Option<Arrival>,
 }
 
@@ -65,7 +65,7 @@ struct Shared {
 
 #[derive(Clone)]
 enum Act {
-    Hold(mpsc::UnboundedSender<Arrival>),
+    Hold(mpsc::Sender<Arrival>),
     LoseReply,
     Break,
 }
@@ -132,7 +132,7 @@ impl Network {
 
     /// Holds a command back, once.
     pub fn hold(&self, rule: Rule) -> Held {
-        let (sender, arrivals) = mpsc::unbounded_channel();
+        let (sender, arrivals) = mpsc::channel(1);
         self.add(rule, Act::Hold(sender));
         Held { server: self.shared.server, arrivals, arrived: None }
     }
@@ -305,13 +305,13 @@ async fn forward(
 
 /// Waits until it is released, and never ends where it never is.
 async fn held(
-    holder: &mpsc::UnboundedSender<Arrival>,
+    holder: &mpsc::Sender<Arrival>,
     frame: &Frame,
     command: Command,
 ) -> Option<oneshot::Sender<Document>> {
     let (release, released) = oneshot::channel();
     let arrival = Arrival { frame: frame.clone(), command, release };
-    if holder.send(arrival).is_err() {
+    if holder.try_send(arrival).is_err() {
         return None;
     }
     match released.await {

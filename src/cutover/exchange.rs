@@ -128,7 +128,9 @@ impl Exchange<'_> {
         if self.is_rollback {
             stored.extend(record::before(mongo, job.name()).await?);
         }
-        job.save(doc! {record::FIELD: stored}).await?;
+        if !record::store(mongo, job, &record, stored).await? {
+            return Err(self.overtaken());
+        }
         crash::point("cutover_recorded");
         let attempt =
             self.under_a_fence(in_step, &record, (&fence, &refusing), &mut operation, &mut watchdog).await;
@@ -152,42 +154,45 @@ impl Exchange<'_> {
         let prepared = self.prepare(in_step, record, fence, watchdog).await;
         let begun = Moment::now();
         let attempt = match prepared {
-            Ok(ticket) => self.fenced(in_step, record, fence, operation, &ticket, begun).await,
+            Ok(Some(ticket)) => self.fenced(in_step, record, fence, operation, &ticket, begun).await,
+            Ok(None) => Ok(Attempt::Again("the copy did not get its name of the attempt".into())),
             Err(error) => Err(error),
         };
         self.settle(in_step, record, fence.0, begun, attempt, watchdog).await
     }
 
-    /// What nobody has to wait for.
+    /// What nobody has to wait for; `None` where another attempt is needed.
     async fn prepare(
         &self,
         in_step: &mut InStep<'_>,
         record: &Record,
         (fence, refusing): (&Fence, &Validation),
         watchdog: &mut Watchdog,
-    ) -> Result<Ticket> {
+    ) -> Result<Option<Ticket>> {
         let mongo = &self.context.mongo;
         self.save_by_right(in_step, record, Document::new()).await?;
-        working_name::take(mongo, &record.renames).await?;
+        if !working_name::take(mongo, &record.renames).await? {
+            return Ok(None);
+        }
         in_step.retarget(record.renames.incoming_now());
         let ticket = mongo.ticket(&record.id).await?;
+        self.save_by_right(in_step, record, Document::new()).await?;
         fence::prepare(mongo, fence, &record.renames, refusing).await?;
         // As close as it gets before anybody has to wait.
         in_step.draw_level(&self.context.stop).await?;
         watchdog.begin(self.method.max_pause)?;
         self.save_by_right(in_step, record, Document::new()).await?;
-        Ok(ticket)
+        Ok(Some(ticket))
     }
 
     /// Stores fields, unless somebody has begun to recover: who does lets writes through, and
     /// nothing may be done about the names after that.
     async fn save_by_right(&self, in_step: &InStep<'_>, record: &Record, fields: Document) -> Result<()> {
         let job = in_step.follower.job;
-        if job.save_where(Claim::BEGINNER.condition(&record.id), fields).await? {
-            Ok(())
-        } else {
-            Err(self.overtaken())
-        }
+        let mut condition = Claim::BEGINNER.condition(&record.id);
+        // Late, it would take back what is over.
+        condition.insert(format!("{}.fence", record::FIELD), doc! {"$type": "object"});
+        if job.save_where(condition, fields).await? { Ok(()) } else { Err(self.overtaken()) }
     }
 
     fn record(&self, fence: &Fence, operation: &Operation) -> Record {

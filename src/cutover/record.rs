@@ -10,7 +10,7 @@ use crate::cleanse::follow::Direction;
 use crate::cli::cutover::Mode;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
-use crate::job::store;
+use crate::job::{Job, store};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::exchange::Validation;
@@ -248,6 +248,30 @@ impl Claim {
         let number = self.0.map_or(Bson::Null, Bson::Int64);
         doc! {format!("{FIELD}.id"): id, format!("{FIELD}.claim"): number}
     }
+}
+
+/// Stores a new record instead of the one that is there, if that is closed; false where somebody else has
+/// stored one, or has claimed this one already.
+///
+/// A command that arrives twice must not take a claim back, nor open again what is over: it is compared
+/// with the record that is there now, and no id comes twice.
+///
+/// # Errors
+/// A stop where the lease is lost or the job can't be read or written.
+pub async fn store(mongo: &Mongo, job: &Job, record: &Record, stored: Document) -> Result<bool> {
+    let ours = async || {
+        let job = store::list(mongo, Some(job.name())).await?.into_iter().next().unwrap_or_default();
+        Ok::<_, Error>(job.get_document(FIELD).cloned().unwrap_or_default())
+    };
+    let former = ours().await?.get("id").cloned().unwrap_or(Bson::Null);
+    let closed = doc! {format!("{FIELD}.id"): former, format!("{FIELD}.fence"): Bson::Null};
+    if job.save_where(closed, doc! {FIELD: stored}).await? {
+        return Ok(true);
+    }
+    // Its first copy may have been carried out, and only the answer was lost.
+    let now = ours().await?;
+    Ok(now.get_str("id").ok() == Some(&record.id)
+        && now.get("claim").is_none_or(|claim| *claim == Bson::Null))
 }
 
 /// Claims the recovery of an exchange; `None` where somebody else has just done that.

@@ -14,17 +14,17 @@ use crate::error::{Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::renaming::Renamed;
 
-/// Gives the incoming collection the name of this attempt.
+/// Gives the incoming collection the name of this attempt; false where it does not have it then.
+///
+/// It is asked for once: sent again, the first command could arrive after somebody has taken the name
+/// away, and give it back.
 ///
 /// # Errors
-/// A stop where it is not there, or the server refuses.
-pub async fn take(mongo: &Mongo, renames: &Renames) -> Result<()> {
-    let Some(working) = &renames.working else { return Ok(()) };
-    match rename(mongo, renames, working).await? {
-        Renamed::NameTaken => Err(Error::stopped(format!("{working} exists already"))
-            .hint("start the same command again: every attempt has another name")),
-        _ => Ok(()),
-    }
+/// A stop where the collection is not there, or can't be looked for.
+pub async fn take(mongo: &Mongo, renames: &Renames) -> Result<bool> {
+    let Some(working) = &renames.working else { return Ok(true) };
+    let uuid = &renames.incoming_uuid;
+    mongo.try_rename_by_uuid(uuid, working, |from| may_be_renamed(renames, from)).await
 }
 
 /// Gives the incoming collection its name back, if it has that of an attempt. From then on no rename of
@@ -61,10 +61,14 @@ fn name_taken(incoming: &Namespace) -> Error {
 /// Renames the incoming collection, which has its own name or that of an attempt. Any other name says
 /// that names were exchanged.
 async fn rename(mongo: &Mongo, renames: &Renames, to: &Namespace) -> Result<Renamed> {
-    let may_be_renamed =
-        |from: &Namespace| *from == renames.incoming || is_working_name(&renames.incoming, from);
-    match mongo.rename_by_uuid(&renames.incoming_uuid, to, may_be_renamed).await? {
+    let uuid = &renames.incoming_uuid;
+    match mongo.rename_by_uuid(uuid, to, |from| may_be_renamed(renames, from)).await? {
         Renamed::Gone => Err(Error::stopped(format!("the collection that was {} is gone", renames.incoming))),
         renamed => Ok(renamed),
     }
+}
+
+/// Whether a name is not one that the collection got by the exchange. Pure.
+fn may_be_renamed(renames: &Renames, from: &Namespace) -> bool {
+    *from == renames.incoming || is_working_name(&renames.incoming, from)
 }

@@ -64,6 +64,26 @@ impl Mongo {
             .hint("is the server reachable? Start the same command again"))
     }
 
+    /// The same, sent once whatever comes back; returns whether the collection has the name then.
+    ///
+    /// # Errors
+    /// A stop where the server can't be asked.
+    pub async fn try_rename_by_uuid(
+        &self,
+        uuid: &Bson,
+        to: &Namespace,
+        may_be_renamed: impl Fn(&Namespace) -> bool,
+    ) -> Result<bool> {
+        let from = self.name_of(&to.database, uuid).await?;
+        if let Some(from) = from.filter(|from| from != to && may_be_renamed(from))
+            && let Err(error) = self.rename_once(&from, uuid, to).await
+        {
+            let error = describe_mongo(&error);
+            tracing::debug!(error, "looking whether {from} was renamed to {to}");
+        }
+        Ok(self.name_of(&to.database, uuid).await?.as_ref() == Some(to))
+    }
+
     async fn rename_once(&self, from: &Namespace, uuid: &Bson, to: &Namespace) -> mongodb::error::Result<()> {
         let mut operation = self.operation().await.map_err(mongodb::error::Error::custom)?;
         self.rename(&mut operation, from, uuid, to, None, PATIENT).await

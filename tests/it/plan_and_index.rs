@@ -302,3 +302,21 @@ async fn the_index_that_a_running_backfill_reads_by_is_not_dropped() {
     run.finish().await.expect_exit(130);
     bench.run("index drop").await.expect_exit(0);
 }
+
+/// Answers that were on their way count, are written, and are not asked for again.
+#[tokio::test]
+async fn what_was_asked_when_reading_failed_is_counted_and_not_asked_again() {
+    let bench = Bench::with_docs(600).await;
+    let api = KeyApi::start(|call| Reply::found(call).after(Duration::from_millis(400)));
+    bench.configure(&bench.config(&api));
+    let run = bench.program("backfill --tps 1000 --concurrency 40 --chunk 20").spawn();
+    wait_for("answers", async || bench.filled().await > 0).await;
+    // What another program may do.
+    bench.docs().drop_indexes().await.expect("dropped");
+    let run = run.finish().await.expect_exit(4);
+    assert_eq!(run.number("/documents/filled"), bench.filled().await, "{}", run.output());
+    bench.run("index create").await.expect_exit(0);
+    bench.run("backfill --tps 1000 --concurrency 40").await.expect_exit(0);
+    let asked = api.asked();
+    assert_eq!((asked.len(), asked.values().max()), (600, Some(&1)), "no key is asked for twice");
+}

@@ -256,7 +256,9 @@ impl Engine {
                 Some(done) = self.writes.join_next() => self.take_written(joined(done)?).await?,
                 Some(settled) = self.calls.join_next() => self.take_settled(joined(settled)?).await?,
                 chunk = chunks.recv(), if self.reading && self.wants_chunk() => match chunk {
-                    Some(chunk) => self.take_chunk(chunk?).await?,
+                    Some(Ok(chunk)) => self.take_chunk(chunk).await?,
+                    // What was answered is written and counted before the run ends.
+                    Some(Err(error)) => self.stop_for(error),
                     None => self.reading = false,
                 },
                 _ = looks.tick() => self.look(),

@@ -342,7 +342,7 @@ impl Fill<'_> {
         self.documents.candidates_left = candidates_left(self.context, &plan.collections).await;
         let result = result.and(self.failures.flush().await);
         let state = match &result {
-            Err(_) => JobState::Stopped,
+            Err(error) => JobState::of_failure(error),
             Ok(()) if self.is_stopped() => JobState::Interrupted,
             Ok(()) if self.documents.failed > 0 => JobState::Incomplete,
             Ok(()) => JobState::Completed,

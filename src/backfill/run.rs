@@ -106,7 +106,10 @@ async fn joining(context: Context, plan: Arc<Plan>, board: Board, stop: Cancella
     };
     match worker {
         Ok(worker) => worker.run().await,
-        Err(error) => Report { error: Some(error), ..Report::empty(JobState::Stopped) },
+        Err(error) => {
+            let state = JobState::of_failure(&error);
+            Report { error: Some(error), ..Report::empty(state) }
+        }
     }
 }
 

@@ -152,7 +152,7 @@ impl Worker {
         match self.finish(result).await {
             (report, Ok(())) => report,
             (mut report, Err(error)) => {
-                report.state = JobState::Stopped;
+                report.state = JobState::of_failure(&error);
                 report.error = report.error.or(Some(error));
                 report
             }
@@ -324,7 +324,7 @@ impl Worker {
 
     fn state(&self, result: &Result<()>) -> JobState {
         match result {
-            Err(_) => JobState::Stopped,
+            Err(error) => JobState::of_failure(error),
             Ok(()) if self.stop.is_cancelled() => JobState::Interrupted,
             Ok(()) if self.engine.documents().failed > 0 => JobState::Incomplete,
             Ok(()) => JobState::Completed,

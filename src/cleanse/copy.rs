@@ -22,6 +22,7 @@ use crate::job::lease::LeaseWatch;
 use crate::mongo::Mongo;
 use crate::mongo::catch_up::quarantine::Quarantine;
 use crate::mongo::command::is_transient;
+use crate::mongo::door;
 use crate::mongo::lane::Lane;
 use crate::mongo::operation::Operation;
 use crate::mongo::range::Range;
@@ -30,8 +31,6 @@ use crate::throttle::pace::Pace;
 
 /// Attempts per range; elections and network errors pass.
 const ATTEMPTS: u32 = 8;
-/// How long a range may go on after the first signal before it is interrupted.
-const GRACE: Duration = Duration::from_secs(5);
 /// Documents that are deleted at once where a range is emptied.
 const EMPTIED_AT_ONCE: u64 = 20_000;
 /// How often progress is looked at.
@@ -298,7 +297,7 @@ impl Copy {
         let mut run = std::pin::pin!(run);
         tokio::select! {
             result = &mut run => return (result, false),
-            () = async { self.stop.cancelled().await; tokio::time::sleep(GRACE).await } => {}
+            () = async { self.stop.cancelled().await; tokio::time::sleep(door::GRACE).await } => {}
         }
         let (killed, result) = tokio::join!(self.mongo.end_operations(std::slice::from_ref(session)), run);
         if let Err(error) = killed {

@@ -27,6 +27,7 @@ use crate::event::Progress;
 use crate::job::Job;
 use crate::mongo::Mongo;
 use crate::mongo::catalog::Description;
+use crate::mongo::door;
 use crate::mongo::feed::Position;
 use crate::mongo::valid::Valid;
 
@@ -38,8 +39,6 @@ pub const SESSION: &str = "out_session";
 const MARK: &str = "out_mark";
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// How long the operation may go on after the first signal.
-const GRACE: Duration = Duration::from_secs(5);
 /// In sources up to this size the documents that `$out` changes are counted.
 const CHEAP_TO_COUNT: u64 = 200_000;
 
@@ -213,7 +212,7 @@ async fn beside_progress(
     let mut run = std::pin::pin!(run);
     let mut given_up = std::pin::pin!(async {
         context.stop.cancelled().await;
-        tokio::time::sleep(GRACE).await;
+        tokio::time::sleep(door::GRACE).await;
     });
     let mut ticks = tokio::time::interval(TICK);
     let total = context.mongo.collection(&plan.source).estimated_document_count().await.ok();

@@ -114,7 +114,7 @@ pub(super) async fn finish(
         Ok(Copied::All) => JobState::Completed,
         Ok(Copied::Touched) => JobState::Incomplete,
         Ok(Copied::Interrupted) => JobState::Interrupted,
-        Err(_) => JobState::Stopped,
+        Err(error) => JobState::of_failure(error),
     };
     let mut json = json!({
         "schema": 1,

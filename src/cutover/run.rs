@@ -27,7 +27,7 @@ use crate::cleanse::steer::{self, Steered};
 use crate::cli::cleanse::CleanseArgs;
 use crate::cli::cutover::{CopyArgs, CutoverArgs, Mode};
 use crate::config::values::Namespace;
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, Result};
 use crate::job::{Job, JobState, control, store};
 use crate::mongo::feed::Position;
 use crate::report::outcome::Outcome;
@@ -386,8 +386,7 @@ pub async fn finish(
 pub async fn give_back(context: &Context, job: Job, result: &Result<()>) {
     let state = match result {
         Ok(()) => JobState::Completed,
-        Err(error) if matches!(error.class(), Class::Interrupted(_)) => JobState::Interrupted,
-        Err(_) => JobState::Stopped,
+        Err(error) => JobState::of_failure(error),
     };
     if let Err(error) = job.finish(state, Document::new()).await {
         context.events.warn(format!("the end of the job could not be stored: {error}"));

@@ -10,7 +10,7 @@ use super::elsewhere::failing;
 use super::holder::Holder;
 use super::lanes::Right;
 use super::lease::{Lease, LeaseWatch, Renewal};
-use crate::error::Result;
+use crate::error::{Class, Error, Result};
 use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 
@@ -33,6 +33,14 @@ pub enum JobState {
 }
 
 impl JobState {
+    /// How a run ended that ended with this error.
+    pub fn of_failure(error: &Error) -> Self {
+        match error.class() {
+            Class::Interrupted(_) => Self::Interrupted,
+            _ => Self::Stopped,
+        }
+    }
+
     /// The word that is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {

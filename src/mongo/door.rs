@@ -15,6 +15,10 @@ use std::time::Duration;
 use mongodb::error::{Error as DriverError, Result};
 use tokio_util::sync::CancellationToken;
 
+/// How long what the server is doing may go on after the first signal. Then it is ended at
+/// the server, which has to be done before the door is closed.
+pub const GRACE: Duration = Duration::from_secs(3);
+
 /// The one of this process.
 static DOOR: LazyLock<Door> = LazyLock::new(Door::default);
 

@@ -307,7 +307,7 @@ async fn dotted_paths_are_written_where_they_can_be() {
     bench.run("key-map import keys.csv").await.expect_exit(0);
     let before = bench.documents(DOCS).await;
     let run = bench.run(FROM_KEY_MAP).await.expect_exit(1);
-    run.expect_documents(&[("filled", 3), ("failed", 3), ("candidates_left", 3)]);
+    run.expect_documents(&[("candidates", 6), ("filled", 3), ("failed", 3), ("candidates_left", 3)]);
     let after = bench.documents(DOCS).await;
     let key = || Bson::from(doc! {"n": "N-K"});
     assert_eq!(after[0], doc! {"_id": 0, "l": {"key": "K"}, "a": {"k": key()}});

@@ -212,7 +212,7 @@ async fn without_flags_a_planted_document_is_found_and_named_whatever_the_sample
     collection(&bench, TARGET).update_one(doc! {"_id": 77}, doc! {"$set": {"a": 77}}).await.expect("mended");
     bench.run("cutover --mode swap --max-pause 10s --yes").await.expect_exit(0);
     let refused = bench.run("verify").await.expect_exit(3);
-    assert!(refused.text("/error/message").contains("cut over"), "{}", refused.stdout);
+    assert!(refused.text("/error/message").contains("Cut over by swap"), "{}", refused.stdout);
 }
 
 /// Two equal collections and filled documents; the program has a name of its own.

@@ -16,7 +16,7 @@ use super::suspects::{Mismatches, Suspects};
 use super::workers::{Compared, Workers};
 use crate::Context;
 use crate::config::values::Namespace;
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, Result};
 use crate::event::Progress;
 use crate::job::control::stop_asked;
 use crate::job::{Job, JobState};
@@ -302,8 +302,7 @@ async fn finish(order: &Order<'_>, job: Job, result: Result<Ended>, totals: &Tot
     let state = match &error {
         None if check.passed => JobState::Completed,
         None => JobState::Incomplete,
-        Some(error) if matches!(error.class(), Class::Interrupted(_)) => JobState::Interrupted,
-        Some(_) => JobState::Stopped,
+        Some(error) => JobState::of_failure(error),
     };
     let mut fields =
         doc! {"documents": totals.stored(), "totals": totals.stored(), "seconds": totals.seconds};

@@ -15,9 +15,8 @@ use super::suspects::Suspects;
 use crate::error::{Result, joined};
 use crate::event::{Events, Progress};
 use crate::job::Job;
+use crate::mongo::door;
 
-/// How long replies under way are waited for after a signal.
-const GRACE: Duration = Duration::from_secs(5);
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(500);
 /// Pictures of progress until it is stored with the job, for who looks from afar.
@@ -71,7 +70,7 @@ impl Workers<'_> {
         let stop = &self.sides.stop;
         let mut given_up = pin!(async {
             stop.cancelled().await;
-            tokio::time::sleep(GRACE).await;
+            tokio::time::sleep(door::GRACE).await;
         });
         let mut workers: JoinSet<Done> = JoinSet::new();
         let mut ticks = tokio::time::interval(TICK);

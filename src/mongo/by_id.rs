@@ -6,8 +6,8 @@ use bson::{Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, Timestam
 
 use super::Mongo;
 use super::command::Attempts;
-use super::exact;
 use super::identified::not_before;
+use super::{element, exact};
 use crate::config::values::Namespace;
 use crate::error::{Context, Result};
 
@@ -19,9 +19,7 @@ pub(super) fn by_id(id: impl Borrow<RawBson>) -> RawDocumentBuf {
     let stands_by_itself = match id {
         RawBson::RegularExpression(_) | RawBson::Null | RawBson::Undefined => false,
         RawBson::Document(document) => {
-            // By its name alone: the value may be one that can't be decoded.
-            let first = document.iter_elements().next().and_then(Result::ok);
-            first.is_none_or(|element| !element.key().as_str().starts_with('$'))
+            element::elements(document).next().is_none_or(|first| !first.name.starts_with(b"$"))
         }
         _ => true,
     };

@@ -12,6 +12,7 @@ use bson::{
 };
 use mongodb::error::ErrorKind;
 
+use super::element::{self, Element};
 use crate::error::{Error, Result};
 
 /// The type of the element that carries a value.
@@ -28,24 +29,12 @@ pub fn id_of(document: &RawDocument) -> Option<RawBson> {
 
 /// The first field of that name.
 pub fn field(document: &RawDocument, name: &str) -> Option<RawBson> {
-    let (kind, bytes) = element(document, name)?;
-    Some(value_of(kind, bytes))
+    element::named(document, name).map(value_of)
 }
 
 /// The elements of an array.
 pub fn elements(array: &RawArray) -> Vec<RawBson> {
-    // An array is a document whose fields are numbered.
-    let Ok(document) = RawDocument::from_bytes(array.as_bytes()) else { return Vec::new() };
-    let mut start = 4;
-    let mut values = Vec::new();
-    for element in document.iter_elements().map_while(Result::ok) {
-        start += 1 + element.key().as_str().len() + 1;
-        let end = start + element.size();
-        let bytes = document.as_bytes().get(start..end).unwrap_or_default();
-        values.push(value_of(element.element_type() as u8, bytes));
-        start = end;
-    }
-    values
+    element::items(array).map(value_of).collect()
 }
 
 /// A value with its type, as a document with one field without a name: equal only if identical.
@@ -55,8 +44,7 @@ pub fn bytes_of(value: RawBsonRef<'_>) -> Vec<u8> {
 
 /// The same for the `_id` of a document.
 pub fn id_bytes(document: &RawDocument) -> Option<Vec<u8>> {
-    let (kind, bytes) = element(document, "_id")?;
-    Some(with_elements([(kind, "", bytes)]).into_bytes())
+    Some(element::named(document, "_id")?.alone().into_bytes())
 }
 
 /// A value that [`bytes_of`] made bytes of.
@@ -152,31 +140,23 @@ pub fn is_carried(value: RawBsonRef<'_>) -> bool {
     matches!(value, RawBsonRef::Document(document) if document.as_bytes().get(4) == Some(&CARRIER))
 }
 
-fn element<'a>(document: &'a RawDocument, name: &str) -> Option<(u8, &'a [u8])> {
-    let mut start = 4;
-    for element in document.iter_elements() {
-        let element = element.ok()?;
-        start += 1 + element.key().as_str().len() + 1;
-        let end = start + element.size();
-        if element.key().as_str() == name {
-            return Some((element.element_type() as u8, document.as_bytes().get(start..end)?));
-        }
-        start = end;
-    }
-    None
-}
-
-fn value_of(kind: u8, bytes: &[u8]) -> RawBson {
-    match with_elements([(kind, "", bytes)]).get("") {
+fn value_of(element: Element<'_>) -> RawBson {
+    match element.alone().get("") {
         Ok(Some(value)) => value.into(),
-        _ => RawBson::Document(with_elements([(CARRIER, "", [&[kind], bytes].concat().as_slice())])),
+        _ => {
+            let carried = [&[element.kind], element.value].concat();
+            RawBson::Document(with_elements([(CARRIER, "", carried.as_slice())]))
+        }
     }
 }
 
-fn with_elements<'a>(elements: impl IntoIterator<Item = (u8, &'a str, &'a [u8])>) -> RawDocumentBuf {
+/// A document of elements as they are stored: the number of the type, the name, the value.
+pub(crate) fn with_elements<'a, N: AsRef<[u8]>>(
+    elements: impl IntoIterator<Item = (u8, N, &'a [u8])>,
+) -> RawDocumentBuf {
     let mut document = Vec::from([0; 4]);
     for (kind, name, bytes) in elements {
-        push_element(&mut document, kind, name, bytes);
+        push_element(&mut document, kind, name.as_ref(), bytes);
     }
     finished(document)
 }
@@ -187,18 +167,23 @@ fn push(document: &mut Vec<u8>, name: &str, value: RawBsonRef<'_>) {
         let bytes = carrier.as_bytes();
         let kind = bytes.get(FIRST_VALUE).copied().unwrap_or(CARRIER);
         let value = bytes.get(FIRST_VALUE + 1..bytes.len().saturating_sub(1)).unwrap_or_default();
-        return push_element(document, kind, name, value);
+        return push_element(document, kind, name.as_bytes(), value);
     }
     let mut alone = RawDocumentBuf::new();
     alone.append(bson::cstr!(""), value);
     let bytes = alone.as_bytes();
     let kind = bytes.get(FIRST_NAME - 1).copied().unwrap_or(CARRIER);
-    push_element(document, kind, name, bytes.get(FIRST_VALUE..bytes.len() - 1).unwrap_or_default());
+    push_element(
+        document,
+        kind,
+        name.as_bytes(),
+        bytes.get(FIRST_VALUE..bytes.len() - 1).unwrap_or_default(),
+    );
 }
 
-fn push_element(document: &mut Vec<u8>, kind: u8, name: &str, value: &[u8]) {
+fn push_element(document: &mut Vec<u8>, kind: u8, name: &[u8], value: &[u8]) {
     document.push(kind);
-    document.extend_from_slice(name.as_bytes());
+    document.extend_from_slice(name);
     document.push(0);
     document.extend_from_slice(value);
 }

@@ -9,11 +9,11 @@ use futures_util::future::join_all;
 
 use super::catch_up::quarantine::Quarantine;
 use super::catch_up::{Applied, Attempt, CatchUp};
-use super::exact;
 use super::identified::Identities;
 use super::lane::Lane;
 use super::sink::value_bytes;
 use super::valid::Valid;
+use super::{element, exact};
 use crate::config::values::Namespace;
 use crate::error::Result;
 
@@ -174,11 +174,11 @@ fn hash(value: RawBsonRef<'_>, has_collation: bool, hasher: &mut impl Hasher) {
 }
 
 fn hash_fields(document: &RawDocument, has_collation: bool, hasher: &mut impl Hasher) {
-    for element in document.iter_elements().map_while(std::result::Result::ok) {
-        element.key().as_str().hash(hasher);
-        match element.value() {
-            Ok(value) => hash(value, has_collation, hasher),
-            Err(_) => TEXT.hash(hasher),
+    for element in element::elements(document) {
+        element.name.hash(hasher);
+        match element::readable(&element.alone()) {
+            Some(value) => hash(value, has_collation, hasher),
+            None => TEXT.hash(hasher),
         }
     }
 }

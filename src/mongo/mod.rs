@@ -10,6 +10,7 @@ pub mod catch_up;
 pub mod command;
 pub mod door;
 pub mod draw;
+pub mod element;
 pub mod exact;
 pub mod exchange;
 pub mod feed;

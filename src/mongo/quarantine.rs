@@ -6,10 +6,11 @@
 //! own, so that none is lost and each comes back byte for byte.
 
 use bson::spec::BinarySubtype;
-use bson::{Binary, Document, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, rawdoc};
+use bson::{Binary, Document, RawBson, RawDocument, RawDocumentBuf, rawdoc};
 use sha2::{Digest as _, Sha256};
 
 use super::Mongo;
+use super::element::{self, Nested};
 use super::exact;
 use crate::config::values::Namespace;
 use crate::error::{Error, Result};
@@ -153,19 +154,9 @@ fn assemble(head: &Head, parts: &[RawDocumentBuf]) -> Option<RawDocumentBuf> {
 }
 
 fn is_too_deep(document: &RawDocument, levels: usize) -> bool {
-    let elements = document.iter_elements().map_while(Result::ok);
-    elements.filter_map(|element| element.value().ok()).any(|value| is_value_too_deep(value, levels))
-}
-
-fn is_value_too_deep(value: RawBsonRef<'_>, levels: usize) -> bool {
-    match value {
-        RawBsonRef::Document(_) | RawBsonRef::Array(_) if levels == 0 => true,
-        RawBsonRef::Document(inner) => is_too_deep(inner, levels - 1),
-        RawBsonRef::Array(items) => {
-            RawDocument::from_bytes(items.as_bytes()).is_ok_and(|items| is_too_deep(items, levels - 1))
-        }
-        _ => false,
-    }
+    element::elements(document).filter_map(|element| element.nested()).any(|nested| match nested {
+        Nested::Document(inner) | Nested::Array(inner) => levels == 0 || is_too_deep(inner, levels - 1),
+    })
 }
 
 impl Mongo {

@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 
+use bson::spec::ElementType;
 use bson::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 
-use super::sink::value_bytes;
+use super::element::{self, Element, Nested};
+use super::exact;
 
 /// A double has no more digits than that.
 const DIGITS: usize = 767;
@@ -13,9 +15,8 @@ const DIGITS: usize = 767;
 /// The same for two values where the server takes them for one, in a collection
 /// without a collation; different where it does not. Pure.
 pub fn key(value: RawBsonRef<'_>) -> Vec<u8> {
-    let mut key = Vec::new();
-    write(value, &mut key);
-    key
+    let alone = exact::single("", value);
+    element::elements(&alone).next().map(key_of_element).unwrap_or_default()
 }
 
 /// Documents by the [`key`] of their `_id`.
@@ -26,7 +27,7 @@ pub fn by_key(documents: Vec<RawDocumentBuf>) -> HashMap<Vec<u8>, RawDocumentBuf
 
 /// The [`key`] of a document's `_id`.
 pub fn key_of(document: &RawDocument) -> Option<Vec<u8>> {
-    document.get("_id").ok().flatten().map(key)
+    element::named(document, "_id").map(key_of_element)
 }
 
 /// The [`key`] of an `_id`.
@@ -34,45 +35,63 @@ pub fn key_of_id(id: &RawBson) -> Vec<u8> {
     key(id.as_raw_bson_ref())
 }
 
-fn write(value: RawBsonRef<'_>, key: &mut Vec<u8>) {
-    if let Some(worth) = worth(value) {
-        return write_text('n', &worth, key);
+fn key_of_element(element: Element<'_>) -> Vec<u8> {
+    let mut key = Vec::new();
+    write(element, &mut key);
+    key
+}
+
+fn write(element: Element<'_>, key: &mut Vec<u8>) {
+    let alone = element.alone();
+    if let Some(worth) = element::readable(&alone).and_then(worth) {
+        return write_text(b'n', worth.as_bytes(), key);
     }
-    match value {
-        RawBsonRef::String(text) | RawBsonRef::Symbol(text) => write_text('s', text, key),
-        RawBsonRef::Document(document) => write_document('d', document, key),
-        RawBsonRef::Array(array) => {
-            key.push(b'a');
-            for value in array.into_iter().flatten() {
-                write(value, key);
-            }
-            key.push(b'.');
-        }
-        RawBsonRef::JavaScriptCodeWithScope(code) => {
-            write_text('c', code.code, key);
-            write_document('d', code.scope, key);
-        }
-        other => {
+    match (element.element_type(), element.nested()) {
+        (Some(ElementType::String | ElementType::Symbol), _) => write_text(b's', text(element.value), key),
+        (_, Some(Nested::Document(document))) => write_elements(b'd', document, key),
+        (_, Some(Nested::Array(items))) => write_elements(b'a', items, key),
+        (Some(ElementType::JavaScriptCodeWithScope), _) => write_code(element.value, key),
+        _ => {
             key.push(b'o');
             // They tell their length.
-            key.extend(value_bytes(other));
+            key.extend(alone.into_bytes());
         }
     }
 }
 
-fn write_document(kind: char, document: &RawDocument, key: &mut Vec<u8>) {
-    key.push(kind as u8);
-    for (name, value) in document.iter().flatten() {
-        write_text('f', name.as_str(), key);
-        write(value, key);
+/// A script, and the document of its variables; both tell their length.
+fn write_code(code: &[u8], key: &mut Vec<u8>) {
+    let text_at = |bytes: &[u8]| usize::try_from(i32::from_le_bytes(*bytes.first_chunk()?)).ok();
+    let parts = code.get(4..).and_then(|rest| rest.split_at_checked(4 + text_at(rest)?));
+    let (script, scope) = parts.unwrap_or((code, &[]));
+    write_text(b'c', script, key);
+    match RawDocument::from_bytes(scope) {
+        Ok(scope) => write_elements(b'd', scope, key),
+        Err(_) => write_text(b'o', scope, key),
+    }
+}
+
+/// Names of the items of an array are their numbers, whatever stands there.
+fn write_elements(kind: u8, document: &RawDocument, key: &mut Vec<u8>) {
+    key.push(kind);
+    for element in element::elements(document) {
+        if kind == b'd' {
+            write_text(b'f', element.name, key);
+        }
+        write(element, key);
     }
     key.push(b'.');
 }
 
-fn write_text(kind: char, text: &str, key: &mut Vec<u8>) {
-    key.push(kind as u8);
+fn write_text(kind: u8, text: &[u8], key: &mut Vec<u8>) {
+    key.push(kind);
     key.extend((text.len() as u64).to_le_bytes());
-    key.extend(text.as_bytes());
+    key.extend(text);
+}
+
+/// Without its length, which stands in front, and the zero at its end.
+fn text(value: &[u8]) -> &[u8] {
+    value.get(4..value.len().saturating_sub(1)).unwrap_or_default()
 }
 
 /// What a number is worth, to its last digit.

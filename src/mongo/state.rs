@@ -8,10 +8,11 @@
 //! `Timestamp(0, 0)` at the top level becomes the time of day. Those are removed and
 //! inserted, which is one act within a transaction.
 
-use bson::{RawArrayBuf, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, rawdoc};
+use bson::spec::ElementType;
+use bson::{RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, rawdoc};
 
 use super::by_id::{by_id, deletion};
-use super::exact;
+use super::{element, exact};
 use crate::error::{Error, Result};
 
 /// The commands after which a collection holds these documents, to be sent in this order within one
@@ -59,18 +60,15 @@ pub(super) fn insertion(document: &RawDocument) -> Result<RawDocumentBuf> {
 /// Whether an insert would change it: a `Timestamp(0, 0)` at the top level
 /// becomes the time of day.
 pub(super) fn is_changed_by_inserts(document: &RawDocument) -> bool {
-    let zero = RawBsonRef::Timestamp(Timestamp { time: 0, increment: 0 });
-    document
-        .iter_elements()
-        .any(|element| element.is_ok_and(|element| element.value().is_ok_and(|value| value == zero)))
+    element::elements(document).any(|element| {
+        element.element_type() == Some(ElementType::Timestamp) && element.value.iter().all(|byte| *byte == 0)
+    })
 }
 
 /// Whether a plain replacement leaves exactly this document.
 pub(super) fn is_replaceable(document: &RawDocument) -> bool {
-    let has_dollar = |name: &str| name.starts_with('$');
     !is_changed_by_inserts(document)
-        // The values play no part, and one may be a text that can't be decoded.
-        && document.iter_elements().all(|element| element.is_ok_and(|element| !has_dollar(element.key().as_str())))
+        && element::elements(document).all(|element| !element.name.starts_with(b"$"))
 }
 
 fn id_of(document: &RawDocument) -> Result<RawBson> {
@@ -80,7 +78,7 @@ fn id_of(document: &RawDocument) -> Result<RawBson> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{Document, doc};
+    use bson::{Document, Timestamp, doc};
 
     fn commands(documents: &[RawDocumentBuf], anew: bool) -> Vec<Document> {
         let commands = write_states("c", documents, |_| anew).expect("commands");

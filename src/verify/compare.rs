@@ -5,9 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::{RawArray, RawBsonRef, RawDocument};
+use bson::RawDocument;
 
 use super::value;
+use crate::mongo::element::{self, Element, Nested};
 
 /// So many differing fields are told; a hint, not a full diff.
 const MOST_FIELDS: usize = 20;
@@ -81,58 +82,57 @@ impl Noted {
 
 /// Wants documents whose bytes differ, and notes something in any case.
 fn compare_documents(expected: &RawDocument, found: &RawDocument, path: &str, noted: &mut Noted) {
-    let (Some(expected), Some(found)) = (fields(expected), fields(found)) else {
-        return noted.add(path, Kind::Value, "invalid BSON");
-    };
-    let by_name: HashMap<&str, RawBsonRef<'_>> = found.iter().copied().collect();
-    let known: HashSet<&str> = expected.iter().map(|(name, _)| *name).collect();
+    let expected: Vec<Element<'_>> = element::elements(expected).collect();
+    let found: Vec<Element<'_>> = element::elements(found).collect();
+    let by_name: HashMap<&[u8], Element<'_>> = found.iter().map(|field| (field.name, *field)).collect();
+    let known: HashSet<&[u8]> = expected.iter().map(|field| field.name).collect();
     if by_name.len() < found.len() || known.len() < expected.len() {
         // The same name twice: there is no telling which belongs to which.
         return noted.add(path, Kind::Value, "other bytes, with a field name that stands there twice");
     }
-    for (name, value) in &expected {
-        let path = join(path, name);
-        match by_name.get(name) {
+    for field in &expected {
+        let path = join(path, &String::from_utf8_lossy(field.name));
+        match by_name.get(field.name) {
             None => noted.add(&path, Kind::Value, "missing"),
-            Some(other) => compare_values(*value, *other, &path, noted),
+            Some(other) => compare_values(*field, *other, &path, noted),
         }
     }
-    for (name, _) in found.iter().filter(|(name, _)| !known.contains(name)) {
-        noted.add(&join(path, name), Kind::Value, "not in the source");
+    for field in found.iter().filter(|field| !known.contains(field.name)) {
+        noted.add(&join(path, &String::from_utf8_lossy(field.name)), Kind::Value, "not in the source");
     }
-    let common = expected.iter().map(|(name, _)| name).filter(|name| by_name.contains_key(*name));
-    if !common.eq(found.iter().map(|(name, _)| name).filter(|name| known.contains(*name))) {
+    let common = expected.iter().map(|field| field.name).filter(|name| by_name.contains_key(name));
+    if !common.eq(found.iter().map(|field| field.name).filter(|name| known.contains(name))) {
         noted.add(path, Kind::Order, "the same fields in another order");
     }
 }
 
-fn compare_values(expected: RawBsonRef<'_>, found: RawBsonRef<'_>, path: &str, noted: &mut Noted) {
-    match (expected, found) {
-        (RawBsonRef::Document(expected), RawBsonRef::Document(found)) => {
-            if expected.as_bytes() != found.as_bytes() {
-                compare_documents(expected, found, path, noted);
-            }
+fn compare_values(expected: Element<'_>, found: Element<'_>, path: &str, noted: &mut Noted) {
+    if (expected.kind, expected.value) == (found.kind, found.value) {
+        return;
+    }
+    match (expected.nested(), found.nested()) {
+        (Some(Nested::Document(expected)), Some(Nested::Document(found))) => {
+            compare_documents(expected, found, path, noted);
         }
-        (RawBsonRef::Array(expected), RawBsonRef::Array(found)) => {
-            if expected.as_bytes() != found.as_bytes() {
-                compare_arrays(expected, found, path, noted);
-            }
+        (Some(Nested::Array(expected)), Some(Nested::Array(found))) => {
+            compare_arrays(expected, found, path, noted);
         }
         _ => {
-            if let Some((kind, detail)) = value::difference(expected, found) {
-                noted.add(path, kind, detail);
-            }
+            let (kind, detail) = value::difference(expected, found);
+            noted.add(path, kind, detail);
         }
     }
 }
 
-fn compare_arrays(expected: &RawArray, found: &RawArray, path: &str, noted: &mut Noted) {
-    let (Some(expected), Some(found)) = (elements(expected), elements(found)) else {
-        return noted.add(path, Kind::Value, "invalid BSON");
-    };
+fn compare_arrays(expected: &RawDocument, found: &RawDocument, path: &str, noted: &mut Noted) {
+    let expected: Vec<Element<'_>> = element::elements(expected).collect();
+    let found: Vec<Element<'_>> = element::elements(found).collect();
     if expected.len() != found.len() {
         let detail = format!("{} elements instead of {}", found.len(), expected.len());
         return noted.add(path, Kind::Value, detail);
+    }
+    if values(&expected) == values(&found) {
+        return noted.add(path, Kind::Value, "the same elements under other names");
     }
     if sorted(&expected) == sorted(&found) {
         return noted.add(path, Kind::Value, "the same elements in another order");
@@ -142,18 +142,14 @@ fn compare_arrays(expected: &RawArray, found: &RawArray, path: &str, noted: &mut
     }
 }
 
-fn sorted(elements: &[RawBsonRef<'_>]) -> Vec<Vec<u8>> {
-    let mut sorted: Vec<Vec<u8>> = elements.iter().map(|element| value::bytes(*element)).collect();
+fn values<'a>(elements: &[Element<'a>]) -> Vec<(u8, &'a [u8])> {
+    elements.iter().map(|element| (element.kind, element.value)).collect()
+}
+
+fn sorted<'a>(elements: &[Element<'a>]) -> Vec<(u8, &'a [u8])> {
+    let mut sorted = values(elements);
     sorted.sort_unstable();
     sorted
-}
-
-fn fields(document: &RawDocument) -> Option<Vec<(&str, RawBsonRef<'_>)>> {
-    document.iter().map(|field| field.ok().map(|(name, value)| (name.as_str(), value))).collect()
-}
-
-fn elements(array: &RawArray) -> Option<Vec<RawBsonRef<'_>>> {
-    array.into_iter().map(Result::ok).collect()
 }
 
 fn join(prefix: &str, name: &str) -> String {
@@ -163,6 +159,7 @@ fn join(prefix: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mongo::exact;
     use bson::{DateTime, RawDocumentBuf, cstr, rawdoc};
 
     fn told(left: &RawDocumentBuf, right: &RawDocumentBuf) -> Vec<(String, Kind)> {
@@ -227,6 +224,39 @@ mod tests {
         right.append(cstr!("a"), 2);
         assert_eq!(told(&left, &right), [(TOP_LEVEL.into(), Kind::Value)]);
         assert_eq!(told(&rawdoc! {"n": left}, &rawdoc! {"n": right}), [("n".into(), Kind::Value)]);
+    }
+
+    #[test]
+    fn what_is_not_utf_8_hides_no_other_difference() {
+        let text = |bytes: &[u8]| {
+            let mut value = i32::try_from(bytes.len() + 1).expect("small").to_le_bytes().to_vec();
+            value.extend_from_slice(bytes);
+            value.push(0);
+            value
+        };
+        let with = |t: &[u8], n: &[u8], a: i32| {
+            exact::with_elements([
+                (0x02, &b"t"[..], text(t).as_slice()),
+                (0x02, n, text(b"\xe9").as_slice()),
+                (0x10, &b"a"[..], &a.to_le_bytes()[..]),
+            ])
+        };
+        let left = with(b"\xff", b"n\xfe", 1);
+        assert_eq!(told(&left, &with(b"\xff", b"n\xfe", 2)), [("a".into(), Kind::Value)]);
+        assert_eq!(told(&left, &with(b"x", b"n\xfe", 1)), [("t".into(), Kind::Value)]);
+        let renamed = difference(&left, &with(b"\xff", b"n\xfd", 1));
+        let told: Vec<_> = renamed.iter().map(|field| (&*field.path, &*field.detail)).collect();
+        assert_eq!(told, [("n\u{fffd}", "missing"), ("n\u{fffd}", "not in the source")]);
+    }
+
+    #[test]
+    fn an_array_whose_items_are_named_otherwise_differs() {
+        let array = |name: &[u8]| {
+            let items = exact::with_elements([(0x08, name, &[1][..])]);
+            exact::with_elements([(0x04, "a", items.as_bytes())])
+        };
+        let found = difference(&array(b"0"), &array(b"7"));
+        assert_eq!(found[0].detail, "the same elements under other names");
     }
 
     #[test]

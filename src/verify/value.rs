@@ -6,23 +6,29 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::compare::Kind;
 use crate::legacy_key;
+use crate::mongo::element::{Element, readable};
 
-/// The bytes of a value with its type.
-pub(super) fn bytes(value: RawBsonRef<'_>) -> Vec<u8> {
-    crate::mongo::sink::value_bytes(value)
+/// How `found` differs from `expected`, of which the bytes are not equal.
+pub(super) fn difference(expected: Element<'_>, found: Element<'_>) -> (Kind, String) {
+    let values = (expected.alone(), found.alone());
+    let (Some(left), Some(right)) = (readable(&values.0), readable(&values.1)) else {
+        // One of them is no UTF-8, or not what its type promises.
+        return (Kind::Value, of_type(expected, found));
+    };
+    if expected.kind == found.kind {
+        return (Kind::Value, within_type(left, right));
+    }
+    let kind = if are_equal_numbers(left, right) { Kind::NumericType } else { Kind::Value };
+    (kind, of_type(expected, found))
 }
 
-/// How `found` differs from `expected`; `None` where the bytes are equal.
-pub(super) fn difference(expected: RawBsonRef<'_>, found: RawBsonRef<'_>) -> Option<(Kind, String)> {
-    if bytes(expected) == bytes(found) {
-        return None;
+fn of_type(expected: Element<'_>, found: Element<'_>) -> String {
+    let name = |element: Element<'_>| element.element_type().map_or("unknown type", legacy_key::type_name);
+    if expected.kind == found.kind {
+        format!("another {}", name(expected))
+    } else {
+        format!("{} instead of {}", name(found), name(expected))
     }
-    if expected.element_type() != found.element_type() {
-        let kind = if are_equal_numbers(expected, found) { Kind::NumericType } else { Kind::Value };
-        let detail = format!("{} instead of {}", type_name(found), type_name(expected));
-        return Some((kind, detail));
-    }
-    Some((Kind::Value, within_type(expected, found)))
 }
 
 fn within_type(expected: RawBsonRef<'_>, found: RawBsonRef<'_>) -> String {
@@ -43,7 +49,7 @@ fn within_type(expected: RawBsonRef<'_>, found: RawBsonRef<'_>) -> String {
             let [expected, found] = [expected.subtype, found.subtype].map(u8::from);
             format!("the same bytes with binary subtype {found} instead of {expected}")
         }
-        _ => format!("another {}", type_name(expected)),
+        _ => format!("another {}", legacy_key::type_name(expected.element_type())),
     }
 }
 
@@ -101,25 +107,18 @@ fn parse(text: &str) -> Option<Number> {
     Some(Number { is_negative, digits, exponent })
 }
 
-fn type_name(value: RawBsonRef<'_>) -> &'static str {
-    legacy_key::type_name(value.element_type())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mongo::element::named;
     use bson::spec::BinarySubtype;
     use bson::{Binary, Bson, DateTime, Decimal128, RawDocumentBuf, doc};
 
     fn told(expected: impl Into<Bson>, found: impl Into<Bson>) -> Option<(Kind, String)> {
         let raw = |value: Bson| RawDocumentBuf::try_from(&doc! {"v": value}).expect("valid BSON");
         let (expected, found) = (raw(expected.into()), raw(found.into()));
-        let value = |document: &RawDocumentBuf| bytes(document.get("v").expect("valid").expect("a value"));
-        assert_eq!(value(&expected) == value(&found), expected == found);
-        difference(
-            expected.get("v").expect("valid BSON").expect("a value"),
-            found.get("v").expect("valid BSON").expect("a value"),
-        )
+        let [expected, found] = [&expected, &found].map(|document| named(document, "v").expect("a value"));
+        (expected != found).then(|| difference(expected, found))
     }
 
     #[track_caller]

@@ -12,7 +12,7 @@ use mongodb::{Collection, Database};
 use mongorekey::mongo::exact;
 
 use crate::config::Config;
-use crate::harness::{Bench, uri};
+use crate::harness::{Bench, uri, wait_for};
 use crate::program::Finished;
 
 /// The collection to copy from.
@@ -53,8 +53,15 @@ pub async fn name_now(bench: &Bench, collection: &str) -> String {
 
 /// How many documents of a collection match, whatever its name is now.
 pub async fn count_now(bench: &Bench, collection: &str, filter: Document) -> u64 {
-    let named: Collection<Document> = bench.database.collection(&name_now(bench, collection).await);
-    named.count_documents(filter).await.expect("a count")
+    let mut counted = None;
+    wait_for("a count", async || {
+        let named: Collection<Document> = bench.database.collection(&name_now(bench, collection).await);
+        // A run that begins gives it another name, and the server ends what reads it.
+        counted = named.count_documents(filter.clone()).await.ok();
+        counted.is_some()
+    })
+    .await;
+    counted.expect("a count")
 }
 
 /// The namespace to which the next run of this cleanse is going to copy what will be this collection. A

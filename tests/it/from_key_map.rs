@@ -431,10 +431,14 @@ async fn it_pauses_and_stops_when_asked() {
     wait_for("the pause", async || run.stderr().contains("paused")).await;
     updates.off(&bench).await;
     wait_for("the chunks under way", async || bench.filled().await >= 1000).await;
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    let filled = bench.filled().await;
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    assert_eq!(bench.filled().await, filled, "nothing further is filled");
+    // Nothing further is filled, once they are done.
+    let mut filled = 0;
+    wait_for("the end of the chunks under way", async || {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let before = std::mem::replace(&mut filled, bench.filled().await);
+        before == filled
+    })
+    .await;
     assert!(filled <= 20_000, "{filled} were filled in spite of the pause");
     bench.run(&format!("control {job} resume")).await.expect_exit(0);
     wait_for("another chunk", async || bench.filled().await > filled).await;

@@ -344,7 +344,9 @@ async fn verification_looks_at_the_quarantine_too() {
 
     let quarantine = collection(&bench, QUARANTINE);
     let expect_fails = async |name: &str, kind: &str| {
-        for command in ["verify --sample 5000 --counts --settle 100ms", "verify --full --settle 100ms"] {
+        for command in
+            ["verify --sample 5000 --counts --settle 100ms", "verify --full --sample 5000 --settle 100ms"]
+        {
             let run = bench.run(command).await.expect_exit(1);
             let failed = check(&run, name);
             assert_eq!(failed["passed"], false, "{command}: {}", run.stdout);

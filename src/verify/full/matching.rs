@@ -8,10 +8,10 @@
 
 use std::collections::HashMap;
 
-use bson::{RawBson, RawDocument, cstr};
+use bson::{RawBson, RawDocument};
 use sha2::{Digest as _, Sha256};
 
-use crate::mongo::exact;
+use crate::mongo::{element, exact};
 
 /// The first 128 bits of SHA-256 of a document's bytes.
 pub type Digest = u128;
@@ -211,24 +211,14 @@ fn first_128_bits(bytes: &[u8]) -> u128 {
 
 /// Appends the `_id` as a document with an empty field name.
 fn write_id(document: &RawDocument, bytes: &mut Vec<u8>) -> Option<()> {
-    let mut start = 4;
     // The server keeps it in front, so that this is the first element.
-    for element in document.iter_elements() {
-        let element = element.ok()?;
-        start += 1 + element.key().as_str().len() + 1;
-        let end = start + element.size();
-        if element.key() == cstr!("_id") {
-            let value = document.as_bytes().get(start..end)?;
-            let length = i32::try_from(4 + 2 + value.len() + 1).ok()?;
-            bytes.extend_from_slice(&length.to_le_bytes());
-            bytes.extend_from_slice(&[element.element_type() as u8, 0]);
-            bytes.extend_from_slice(value);
-            bytes.push(0);
-            return Some(());
-        }
-        start = end;
-    }
-    None
+    let id = element::named(document, "_id")?;
+    let length = i32::try_from(4 + 2 + id.value.len() + 1).ok()?;
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&[id.kind, 0]);
+    bytes.extend_from_slice(id.value);
+    bytes.push(0);
+    Some(())
 }
 
 #[cfg(test)]

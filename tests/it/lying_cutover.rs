@@ -6,7 +6,7 @@ use mongodb::Collection;
 
 use crate::cleansing::{SOURCE, configure, job_name};
 use crate::harness::{Bench, wait_for};
-use crate::lying_network::{Network, Rule};
+use crate::lying_network::{Command, Network, Rule};
 
 /// Written by the application after its writes were let through again.
 const ACKNOWLEDGED: i32 = 150;
@@ -92,4 +92,46 @@ async fn lost_answer_ends_in_a_known_state(mode: &str, rule: Rule) {
 async fn lying_network_loses_the_answer_to_the_exchange_and_the_cutover_ends_in_a_known_state() {
     lost_answer_ends_in_a_known_state("swap", Rule::on("renameCollection").after(1)).await;
     lost_answer_ends_in_a_known_state("keep", Rule::on("applyOps").after(1)).await;
+}
+
+/// What a cutover stores about itself, sent again by a client that has not got the answer, arrives once the
+/// watchdog has ended all of it.
+async fn stored_again_changes_nothing(what: &'static str) {
+    let bench = copied().await;
+    let network = Network::before(&bench.uri).await;
+    let stores = move |command: &Command| {
+        let updates = command.body.get_array("updates").ok();
+        let set = updates.and_then(|updates| updates.first()?.as_document()?.get_document("u").ok());
+        set.and_then(|set| set.get_document("$set").ok()).is_some_and(|set| set.contains_key(what))
+    };
+    let mut held = network.hold(Rule::on("update").of("jobs").that(stores));
+    let run = bench.program("cutover --mode swap --yes").env("MONGOREKEY_URI", &network.uri()).spawn();
+    let mut again = held.arrived().await.body;
+    // Held at the next one, so that it is killed while writes are held off or about to be.
+    let mut next = network.hold(Rule::on("update").of("jobs"));
+    assert!(!is_refused(&held.release().await), "it is stored once");
+    next.arrived().await;
+    run.kill();
+    wait_for("the end of the attempt", async || fence(&bench).await == Some(Bson::Null)).await;
+    let ended = bench.job(&job_name(&bench)).await.expect("the job").get("cutover").cloned();
+    // By another number of another session, as clients do that try for long.
+    for name in ["lsid", "txnNumber", "$clusterTime", "$db"] {
+        again.remove(name);
+    }
+    let answer = bench.state.run_command(again).await.expect("an answer");
+    assert_eq!(answer.get_i32("n").ok(), Some(0), "{answer}");
+    assert_eq!(bench.job(&job_name(&bench)).await.expect("the job").get("cutover").cloned(), ended);
+    source(&bench).insert_one(doc! {"_id": 5_000, "valid": true}).await.expect("no fence");
+    bench.run("cutover --mode swap --yes").await.expect_exit(0);
+    assert_eq!(source(&bench).count_documents(doc! {"_id": 5_000}).await.expect("a count"), 1);
+}
+
+#[tokio::test]
+async fn lying_network_brings_the_record_again_after_its_end_and_it_stays_closed() {
+    stored_again_changes_nothing("cutover").await;
+}
+
+#[tokio::test]
+async fn lying_network_brings_a_save_again_after_the_end_and_the_record_stays_closed() {
+    stored_again_changes_nothing("cutover.state").await;
 }

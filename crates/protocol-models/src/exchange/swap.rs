@@ -3,13 +3,10 @@
 use super::{Exchange, Exploration, Late, Mechanisms, Method};
 use crate::checking::{self, is_soaking};
 
-const ALL: Mechanisms =
-    Mechanisms { records_stored_once: true, name_sent_once: true, open_in_saves: true, ..Mechanisms::TODAY };
-
 /// Two commands of one attempt each and one process that recovers; one command is late or not answered.
 const SWAP: Exchange = Exchange {
     method: Method::Swap,
-    mechanisms: ALL,
+    mechanisms: Mechanisms::TODAY,
     late: Late { fences: false, saves: false },
     attempts: [1, 1],
     faults: 1,

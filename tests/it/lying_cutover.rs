@@ -6,7 +6,7 @@ use mongodb::Collection;
 
 use crate::cleansing::{SOURCE, configure, job_name};
 use crate::harness::{Bench, wait_for};
-use crate::lying_network::{Command, Network, Rule};
+use crate::lying_network::{Network, Rule};
 
 /// Written by the application after its writes were let through again.
 const ACKNOWLEDGED: i32 = 150;
@@ -94,44 +94,56 @@ async fn lying_network_loses_the_answer_to_the_exchange_and_the_cutover_ends_in_
     lost_answer_ends_in_a_known_state("keep", Rule::on("applyOps").after(1)).await;
 }
 
-/// What a cutover stores about itself, sent again by a client that has not got the answer, arrives once the
-/// watchdog has ended all of it.
-async fn stored_again_changes_nothing(what: &'static str) {
+/// Updates of the job that set this field.
+fn stores(field: &'static str) -> Rule {
+    Rule::on("update").of("jobs").that(move |command| {
+        let updates = command.body.get_array("updates").ok();
+        let update = updates.and_then(|updates| updates.first()?.as_document()?.get_document("u").ok());
+        update.and_then(|update| update.get_document("$set").ok()).is_some_and(|set| set.contains_key(field))
+    })
+}
+
+/// Sends a command again that was carried out already, by another number of another session, as a client
+/// does that tries for long; it finds nothing to do.
+async fn again_changes_nothing(bench: &Bench, mut command: Document) {
+    let record = async || bench.job(&job_name(bench)).await.expect("the job").get("cutover").cloned();
+    let ended = record().await;
+    for name in ["lsid", "txnNumber", "$clusterTime", "$db"] {
+        command.remove(name);
+    }
+    let answer = bench.state.run_command(command).await.expect("an answer");
+    assert_eq!(answer.get_i32("n").ok(), Some(0), "{answer}");
+    assert_eq!(record().await, ended);
+    source(bench).insert_one(doc! {"_id": 5_000, "valid": true}).await.expect("no fence");
+}
+
+#[tokio::test]
+async fn lying_network_brings_the_record_again_after_a_recovery_and_it_stays_closed() {
     let bench = copied().await;
     let network = Network::before(&bench.uri).await;
-    let stores = move |command: &Command| {
-        let updates = command.body.get_array("updates").ok();
-        let set = updates.and_then(|updates| updates.first()?.as_document()?.get_document("u").ok());
-        set.and_then(|set| set.get_document("$set").ok()).is_some_and(|set| set.contains_key(what))
-    };
-    let mut held = network.hold(Rule::on("update").of("jobs").that(stores));
+    let mut held = network.hold(stores("cutover"));
     let run = bench.program("cutover --mode swap --yes").env("MONGOREKEY_URI", &network.uri()).spawn();
-    let mut again = held.arrived().await.body;
-    // Held at the next one, so that it is killed while writes are held off or about to be.
+    let command = held.arrived().await.body;
+    // It is killed as soon as the record is there.
     let mut next = network.hold(Rule::on("update").of("jobs"));
     assert!(!is_refused(&held.release().await), "it is stored once");
     next.arrived().await;
     run.kill();
     wait_for("the end of the attempt", async || fence(&bench).await == Some(Bson::Null)).await;
-    let ended = bench.job(&job_name(&bench)).await.expect("the job").get("cutover").cloned();
-    // By another number of another session, as clients do that try for long.
-    for name in ["lsid", "txnNumber", "$clusterTime", "$db"] {
-        again.remove(name);
-    }
-    let answer = bench.state.run_command(again).await.expect("an answer");
-    assert_eq!(answer.get_i32("n").ok(), Some(0), "{answer}");
-    assert_eq!(bench.job(&job_name(&bench)).await.expect("the job").get("cutover").cloned(), ended);
-    source(&bench).insert_one(doc! {"_id": 5_000, "valid": true}).await.expect("no fence");
+    again_changes_nothing(&bench, command).await;
     bench.run("cutover --mode swap --yes").await.expect_exit(0);
     assert_eq!(source(&bench).count_documents(doc! {"_id": 5_000}).await.expect("a count"), 1);
 }
 
 #[tokio::test]
-async fn lying_network_brings_the_record_again_after_its_end_and_it_stays_closed() {
-    stored_again_changes_nothing("cutover").await;
-}
-
-#[tokio::test]
 async fn lying_network_brings_a_save_again_after_the_end_and_the_record_stays_closed() {
-    stored_again_changes_nothing("cutover.state").await;
+    let bench = copied().await;
+    let network = Network::before(&bench.uri).await;
+    let mut held = network.hold(stores("cutover.state"));
+    let run = bench.program("cutover --mode swap --yes --max-pause 10s");
+    let run = run.env("MONGOREKEY_URI", &network.uri()).spawn();
+    let command = held.arrived().await.body;
+    assert!(!is_refused(&held.release().await), "it is stored once");
+    run.finish().await.expect_exit(0);
+    again_changes_nothing(&bench, command).await;
 }

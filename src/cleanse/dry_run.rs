@@ -9,18 +9,18 @@ use super::outlook;
 use super::plan::{Plan, range_count};
 use super::target::{self, index_name};
 use crate::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::outcome::Outcome;
 use crate::report::progress::duration;
 
 /// `_id`s that are shown per rule.
 const SAMPLES: i64 = 5;
 
-/// Runs the dry run.
+/// Runs the dry run; `refusal` is what the run itself would end with, and so does this.
 ///
 /// # Errors
 /// A stop where the server can't be read.
-pub async fn run(context: &Context, plan: &Plan, rate: u32) -> Result<Outcome> {
+pub async fn run(context: &Context, plan: &Plan, rate: u32, refusal: Option<Error>) -> Result<Outcome> {
     let started = std::time::Instant::now();
     let mongo = &context.mongo;
     context.events.note(format!("counting {} by rule; nothing is written", plan.source));
@@ -28,6 +28,7 @@ pub async fn run(context: &Context, plan: &Plan, rate: u32) -> Result<Outcome> {
     let average = average_size(context, plan).await;
     let indexes: Vec<String> = target::indexes(&plan.description).iter().map(index_name).collect();
     let mut warnings = Vec::new();
+    warnings.extend(refusal.as_ref().map(|error| format!("the run would be refused: {error}")));
     if mongo.describe(&plan.target).await?.is_some() {
         warnings.push(format!("{} exists already", plan.target));
     }
@@ -80,7 +81,10 @@ pub async fn run(context: &Context, plan: &Plan, rate: u32) -> Result<Outcome> {
         "elapsed_seconds": started.elapsed().as_secs_f64(),
     });
     let text = text(plan, &counts, &json);
-    Ok(Outcome::reached(json, text))
+    Ok(match refusal {
+        Some(error) => Outcome::failed(json, text, error),
+        None => Outcome::reached(json, text),
+    })
 }
 
 /// Average size of a document in bytes; 0 where it can't be asked for.

@@ -52,13 +52,10 @@ const LARGE_PENDING: usize = 8;
 pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     let plan = context.unless_interrupted(prepare(&context.mongo, &context.settings, args)).await?;
     if args.dry_run {
-        let rate = steer::rate(context, args.documents_per_second);
-        return context.unless_interrupted(dry_run::run(context, &plan, rate)).await;
+        return context.unless_interrupted(look(context, &plan, args)).await;
     }
     let start = Instant::now();
-    let valid = plan.predicate.valid();
-    let check = needs::check_following(&context.mongo, &plan.source, &plan.description, &valid);
-    context.unless_interrupted(check).await?;
+    context.unless_interrupted(check_following(&context.mongo, &plan)).await?;
     if !is_begun(&context.mongo, &plan).await? {
         Outlook::of(&context.mongo, &plan).await.check_start(context, &plan)?;
     }
@@ -72,6 +69,24 @@ pub async fn run(context: &Context, args: &CleanseArgs) -> Result<Outcome> {
     result::finish(context, &plan, job, ended, &figures, start.elapsed().as_secs_f64()).await
 }
 
+/// The dry run: it shows what there is to show, and is refused where the run would be.
+async fn look(context: &Context, plan: &Plan, args: &CleanseArgs) -> Result<Outcome> {
+    let mongo = &context.mongo;
+    let check = async {
+        check_following(mongo, plan).await?;
+        check_start(mongo, plan, args).await
+    };
+    let refusal = match check.await {
+        Err(error) if error.class() != Class::Refused => return Err(error),
+        result => result.err(),
+    };
+    dry_run::run(context, plan, steer::rate(context, args.documents_per_second), refusal).await
+}
+
+async fn check_following(mongo: &Mongo, plan: &Plan) -> Result<()> {
+    needs::check_following(mongo, &plan.source, &plan.description, &plan.predicate.valid()).await
+}
+
 /// Whether there is something of the target, by whatever name.
 async fn is_begun(mongo: &Mongo, plan: &Plan) -> Result<bool> {
     let job = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
@@ -79,14 +94,20 @@ async fn is_begun(mongo: &Mongo, plan: &Plan) -> Result<bool> {
     Ok(names::find(mongo, &plan.target, uuid).await?.is_some())
 }
 
-/// Takes the job, if source and target are what they should be.
-async fn begin(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<Job> {
+/// Refuses what can't begin, or can't go on.
+async fn check_start(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<()> {
     let existing = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
     names::check_nobody_else_copies(mongo, plan).await?;
     check_target(mongo, plan, existing.as_ref(), args.restart).await?;
     if let Some(job) = existing.as_ref().filter(|_| !args.restart) {
         out::check_method(job, args.method)?;
     }
+    Ok(())
+}
+
+/// Takes the job, if source and target are what they should be.
+async fn begin(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<Job> {
+    check_start(mongo, plan, args).await?;
     if args.restart {
         let mark = doc! {"phase": Phase::Clear.as_str()};
         Job::restart(mongo, &plan.job, "cleanse", &plan.identity, mark).await

@@ -276,7 +276,7 @@ async fn what_can_not_be_followed_is_refused_before_anything_is_touched() {
         bench.run(command).await.expect_exit(3);
     }
     bench.insert_into(MEMBERS, [doc! {"_id": 1, "n": 1}]).await;
-    // It does not tell what a member was before; to look is possible all the same.
+    // It does not tell what a member was before.
     configure(&bench, &rule(&bench, "n"));
     let refused = bench.run("cleanse").await.expect_exit(3);
     assert!(
@@ -284,7 +284,10 @@ async fn what_can_not_be_followed_is_refused_before_anything_is_touched() {
         "{}",
         refused.stdout
     );
-    bench.run("cleanse --dry-run").await.expect_exit(0);
+    // A dry run is not kinder, but shows what it has found.
+    let dry = bench.run("cleanse --dry-run").await.expect_exit(3);
+    assert_eq!(dry.number("/documents/source"), asking().len() as u64, "{}", dry.stdout);
+    assert!(dry.json["plan"]["warnings"].to_string().contains("would be refused"), "{}", dry.stdout);
     // It is in another database, or the target.
     configure(&bench, &rule(&bench, "_id").replace(bench.database.name(), "elsewhere"));
     let refused = bench.run("cleanse").await.expect_exit(2);
@@ -324,6 +327,7 @@ async fn joins_that_would_take_days_are_refused() {
     refused(bench.run("cleanse --dry-run").await, MEMBERS);
     let index = |field: &str| IndexModel::builder().keys(doc! {field: 1}).build();
     members(&bench).create_index(index("n")).await.expect("an index");
+    refused(bench.run("cleanse --dry-run").await, SOURCE);
     refused(bench.run("cleanse").await, SOURCE);
     assert!(!bench.has_state().await);
     source(&bench).create_index(index("member")).await.expect("an index");

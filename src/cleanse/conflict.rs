@@ -6,12 +6,13 @@
 //! long since, and nothing in the change feed would bring it back: it is marked
 //! before it is removed.
 
-use bson::{RawBson, Timestamp};
+use bson::{Document, RawBson, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::build::{self, When};
 use super::follow::{Followed, Follower};
 use super::marks::Marks;
+use super::target::index_name;
 use crate::crash;
 use crate::error::{Error, Result};
 use crate::mongo::catalog::Description;
@@ -73,7 +74,10 @@ impl Follower<'_> {
             }
             last = Some(error);
         }
-        Err(last.unwrap_or_else(|| self.in_the_way(&[])))
+        match last {
+            Some(error) => Err(error),
+            None => Err(self.in_the_way(&[]).await),
+        }
     }
 
     async fn separate(
@@ -93,7 +97,7 @@ impl Follower<'_> {
         let mut rounds = 0;
         while !open.is_empty() {
             if rounds == ROUNDS {
-                return Err(self.in_the_way(&open));
+                return Err(self.in_the_way(&open).await);
             }
             self.job.lease().valid().await?;
             open = self.displace(lanes, open).await?;
@@ -114,14 +118,36 @@ impl Follower<'_> {
         Ok(applied)
     }
 
-    fn in_the_way(&self, open: &[RawBson]) -> Error {
+    async fn in_the_way(&self, open: &[RawBson]) -> Error {
         let id = open.first().map(|id| crate::report::json::extended(id.as_raw_bson_ref()));
-        Error::stopped(format!(
+        let error = Error::stopped(format!(
             "{} documents of {} stand in each other's way under a unique index, {} among them",
             open.len(),
             self.source,
             id.unwrap_or_default()
-        ))
-        .hint("does the source itself hold duplicates that the rules keep? Started again, the job goes on")
+        ));
+        match self.lost_unique_index().await {
+            Some(name) => error.hint(format!(
+                "{} does not have the unique index {name} any more: drop it from the copy too, \
+                 db.getCollection({:?}).dropIndex({name:?}), and start the same command again",
+                self.source, self.target.collection
+            )),
+            None => error.hint(
+                "does the source itself hold duplicates that the rules keep? Started again, the job goes on",
+            ),
+        }
+    }
+
+    /// The name of a unique index of the target that the source had and has no longer.
+    async fn lost_unique_index(&self) -> Option<String> {
+        let source = self.mongo.describe(self.source).await.ok()??;
+        let target = self.mongo.describe(self.target).await.ok()??;
+        let is_unique = |index: &&Document| index.get_bool("unique").unwrap_or(false);
+        let is_lost = |index: &&Document| {
+            let mut of_source = source.indexes.iter().filter(is_unique);
+            !of_source.any(|other| other.get("key") == index.get("key"))
+        };
+        let lost = target.indexes.iter().filter(is_unique).find(is_lost)?;
+        Some(index_name(lost))
     }
 }

@@ -3,6 +3,7 @@
 use bson::{Bson, Document, doc};
 
 use crate::mongo::catalog::Description;
+use crate::mongo::index::whole_number;
 use crate::mongo::valid::Valid;
 
 /// Options that are set when the copy is complete: old documents may violate a
@@ -52,7 +53,7 @@ pub fn indexes(source: &Description) -> Vec<Document> {
         .cloned()
         .map(|mut index| {
             index.remove("ns");
-            if source.collation().is_some() && !index.contains_key("collation") {
+            if source.collation().is_some() && !index.contains_key("collation") && has_collations(&index) {
                 // Listed without a collation means the simple one; built without, the collection's.
                 index.insert("collation", doc! {"locale": "simple"});
             }
@@ -61,6 +62,11 @@ pub fn indexes(source: &Description) -> Vec<Document> {
         .collect();
     indexes.sort_by_key(|index| index.contains_key("expireAfterSeconds"));
     indexes
+}
+
+/// Indexes of the first version know of no collation, and refuse one.
+fn has_collations(index: &Document) -> bool {
+    index.get("v").and_then(whole_number) != Some(1)
 }
 
 fn is_id_index(index: &Document) -> bool {

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::Context;
 use crate::config::Target;
 use crate::config::values::{Namespace, ReadPreference};
-use crate::error::Result;
+use crate::error::{Class, Result};
 use crate::key_api::classify::Outcome as Answer;
 use crate::key_api::client::Client;
 use crate::mongo::index::{self, IndexState};
@@ -23,6 +23,7 @@ const PROBE_KEY: &str = "mongorekey-probe";
 pub async fn run(context: &Context, target: Option<&str>) -> Result<Outcome> {
     let mongo = &context.mongo;
     let mut findings = mongo.check_server().await?;
+    findings.extend(check_state(context).await?);
     let targets =
         if context.settings.targets.is_empty() { Vec::new() } else { context.settings.targets(target)? };
     let mut namespaces: Vec<_> = targets.iter().map(|target| target.namespace.clone()).collect();
@@ -45,6 +46,19 @@ pub async fn run(context: &Context, target: Option<&str>) -> Result<Outcome> {
         findings.push(probe(context, &probe_key.unwrap_or_else(|| PROBE_KEY.into())).await?);
     }
     Ok(report(&findings))
+}
+
+/// What is wrong with the state database.
+async fn check_state(context: &Context) -> Result<Option<Finding>> {
+    match crate::job::refuse_others(&context.mongo).await {
+        Ok(()) => Ok(None),
+        Err(error) if error.class() == Class::Refused => {
+            let hint = error.next_step().unwrap_or_default().to_owned();
+            let name = format!("state database {}", context.settings.state_database);
+            Ok(Some(Finding::fail(name, error.to_string(), hint)))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn check_source(context: &Context, source: &Namespace) -> Result<Finding> {

@@ -19,5 +19,5 @@ mod start;
 pub mod store;
 
 pub use lease::Lease;
-pub use start::{BORROWED, RAN, RESULT};
+pub use start::{BORROWED, RAN, RESULT, refuse_others};
 pub use store::{Job, JobState, Role};

@@ -92,6 +92,7 @@ impl Job {
         let mut taken_over = false;
         loop {
             let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else {
+                refuse_others(mongo).await?;
                 create(&collection, name, command, identity).await?;
                 continue;
             };
@@ -154,6 +155,25 @@ impl Job {
         .await?;
         Ok(joined.map(|document| Self::held(document, name, collection, Role::Joined(worker), false)))
     }
+}
+
+/// Refuses a state database in which `jobs` is a collection of an application.
+///
+/// # Errors
+/// A refusal where it holds a document that no job is; a stop where it can't be read.
+pub async fn refuse_others(mongo: &Mongo) -> Result<()> {
+    let collection: Collection<Document> = mongo.state(COLLECTION);
+    let is_no_job = doc! {"$or": [{"v": {"$exists": false}}, {"fence": {"$exists": false}}]};
+    let found = retrying(format!("looking at {}", collection.namespace()), || {
+        let find = collection.find_one(is_no_job.clone()).projection(doc! {"_id": 1});
+        async move { find.await }
+    });
+    if found.await?.is_none() {
+        return Ok(());
+    }
+    let namespace = collection.namespace();
+    Err(Error::refused(format!("{namespace} holds documents that are no jobs of mongorekey"))
+        .hint("it seems to be a collection of an application: name another `state_database` in the config"))
 }
 
 async fn create(

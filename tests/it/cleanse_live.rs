@@ -306,3 +306,24 @@ async fn a_write_to_an_id_in_which_a_field_stands_twice_is_brought_along() {
     run.signal(Signal::Interrupt);
     run.finish().await.expect_exit(130);
 }
+
+/// Only the source can tell what has become of it.
+#[tokio::test]
+async fn duplicates_after_the_source_has_lost_its_unique_index_are_named_with_a_way_on() {
+    let bench = bench(0).await;
+    let source = source(&bench);
+    let account = |id: i32| doc! {"_id": id, "valid": true, "email": format!("e{id}")};
+    bench.insert_into(SOURCE, (0..50).map(account)).await;
+    create_unique_index(&source, None).await;
+    let run = bench.program(&format!("{COMMAND} --follow")).spawn();
+    wait_for("the follower", async || run.stderr().contains("follows")).await;
+    source.drop_index("email_1").await.expect("dropped");
+    source.update_one(doc! {"_id": 1}, doc! {"$set": {"email": "e2"}}).await.expect("a write");
+    let stopped = run.finish().await.expect_exit(4);
+    let hint = stopped.json["error"]["hint"].to_string();
+    assert!(hint.contains("does not have the unique index email_1 any more"), "{}", stopped.output());
+    let target: Collection<Document> = bench.database.collection(TARGET);
+    target.drop_index("email_1").await.expect("dropped");
+    bench.run(COMMAND).await.expect_exit(0);
+    assert_eq!(bytes(&bench, TARGET).await, bytes(&bench, SOURCE).await);
+}

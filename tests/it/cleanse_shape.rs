@@ -233,3 +233,15 @@ async fn an_index_without_the_collation_of_its_collection_stays_without() {
     .await;
     expect_same_shape(&bench).await;
 }
+
+/// They know of no collation, whatever their collection compares by.
+#[tokio::test]
+async fn indexes_of_the_first_version_are_built_under_a_default_collation_too() {
+    let bench = Bench::new().await;
+    create(&bench, doc! {"collation": {"locale": "en", "strength": 2}}).await;
+    bench.insert_into(SOURCE, (0..10).map(|n| doc! {"_id": n, "n": n})).await;
+    create_indexes(&bench, vec![doc! {"name": "n", "key": {"n": 1}, "v": 1}]).await;
+    configure(&bench, "");
+    bench.run("cleanse").await.expect_exit(0);
+    bench.run("verify --full --settle 1ms").await.expect_exit(0);
+}

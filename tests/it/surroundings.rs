@@ -1,6 +1,6 @@
 //! `check`, `status` and `init`: what is seen before and beside the work.
 
-use bson::doc;
+use bson::{Document, doc};
 use serde_json::{Value, json};
 
 use crate::cleansing::{SOURCE, configure, job_name};
@@ -211,4 +211,23 @@ async fn a_missing_source_of_the_cleanse_fails() {
     let rest = bench.config_for_url(&api.key_url()).no_targets().text();
     bench.configure_text(&format!("{rest}\n[cleanse]\nsource = '{}'\n", bench.namespace(SOURCE)));
     bench.run("check").await.expect_exit(3);
+}
+
+#[tokio::test]
+async fn a_state_database_with_jobs_of_an_application_is_refused_and_left_alone() {
+    let bench = Bench::with_docs(3).await;
+    let api = KeyApi::finding();
+    bench.configure(&bench.config(&api));
+    let theirs = doc! {"_id": 7, "title": "plumber"};
+    let jobs: mongodb::Collection<Document> = bench.state.collection("jobs");
+    jobs.insert_one(theirs.clone()).await.expect("theirs");
+    let checked = bench.run("check").await.expect_exit(3);
+    assert!(checked.stdout.contains("no jobs of mongorekey"), "{}", checked.stdout);
+    let probes = api.count();
+    let refused = bench.run("backfill --tps 100").await.expect_exit(3);
+    assert!(refused.json["error"]["hint"].to_string().contains("state_database"), "{}", refused.stdout);
+    assert_eq!(jobs.count_documents(doc! {}).await.expect("a count"), 1);
+    assert_eq!((bench.filled().await, api.count()), (0, probes));
+    jobs.delete_one(theirs).await.expect("gone");
+    bench.run("backfill --tps 100").await.expect_exit(0);
 }

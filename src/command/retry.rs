@@ -152,7 +152,11 @@ impl Retry<'_> {
             .collect();
         lines.push(format!("{} answers forgotten", self.forgotten));
         if self.cleared.iter().any(|target| target.flags > 0) {
-            lines.push("next: `mongorekey backfill` asks again".into());
+            lines.push(
+                "next: `mongorekey backfill` asks again; where most of these keys still have none, its guard \
+                 stops it unless `backfill.max_not_found_share` is raised for that run"
+                    .into(),
+            );
         }
         Outcome::reached(json, lines.join("\n"))
     }

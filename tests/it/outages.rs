@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bson::doc;
 use tokio::task::{JoinSet, LocalSet};
 
+use crate::fail_points::{fail, named_uri};
 use crate::harness::{Bench, wait_for};
 use crate::key_api::{Call, KeyApi, Reply};
 use crate::program::Finished;
@@ -209,4 +210,31 @@ async fn answers_of_a_gigabyte_are_not_read() {
     assert!(peak > 1 << 20 && peak < MOST_MEMORY, "{} MiB", peak >> 20);
     // What the buffers of both sides hold is sent too.
     assert!(api.surplus() < 64 * (16 << 20), "{} MiB were sent", api.surplus() >> 20);
+}
+
+/// What was answered is lost with the process as long as the database does not take it.
+#[tokio::test]
+async fn while_answers_can_not_be_stored_no_more_keys_are_asked_for() {
+    let bench = Bench::with_docs(1_000).await;
+    let api = KeyApi::start(Reply::found);
+    bench.configure(&bench.config(&api).uri(&named_uri(&bench)));
+    let stored_in = bench.run("key-map stats").await.expect_exit(0).text("/collection").to_owned();
+    let run = bench.program("backfill --tps 100 --concurrency 1000").spawn();
+    wait_for("calls", async || api.count() > 50).await;
+    let slow = doc! {
+        "failCommands": ["update", "insert", "bulkWrite"],
+        "namespace": format!("{}.{stored_in}", bench.state.name()),
+        "blockConnection": true,
+        "blockTimeMS": 8_000,
+    };
+    let point = fail(&bench, "alwaysOn", slow).await;
+    let begun = api.count();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let asked = api.count();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(api.count(), asked, "{}", run.stderr());
+    assert!(asked - begun < 350, "{} more keys were asked for", asked - begun);
+    drop(point);
+    run.finish().await.expect_exit(0).expect_documents(&[("candidates", 1_000), ("filled", 1_000)]);
+    assert_eq!(api.asked().values().max(), Some(&1), "no key is asked for twice");
 }

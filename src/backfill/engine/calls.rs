@@ -139,7 +139,10 @@ impl Engine {
             || (!self.work.is_empty() && (has_batch || is_open))
             || (is_open && !self.retries.is_empty());
         let most = calls_within(QUEUE, asker.pacer.tps().per_second());
-        has_keys && self.slots.available_permits() > 0 && asker.queued.load(Ordering::Relaxed) < most
+        has_keys
+            && !self.is_stalled()
+            && self.slots.available_permits() > 0
+            && asker.queued.load(Ordering::Relaxed) < most
     }
 
     /// Whether further keys will come to fill a batch: from the next chunk, or

@@ -124,6 +124,8 @@ pub struct Engine {
     outbox: Outbox,
     calls: JoinSet<Settled>,
     writes: JoinSet<Result<WriteDone>>,
+    /// Since when writes are under way and none of them was done.
+    waits_since: Option<Instant>,
     answer_guard: Guard,
     unusable_guard: Guard,
     /// Flags that wait for the guard's first verdict.
@@ -173,6 +175,7 @@ impl Engine {
             outbox: Outbox::default(),
             calls: JoinSet::new(),
             writes: JoinSet::new(),
+            waits_since: None,
             held_answers: Vec::new(),
             counted: HashSet::new(),
             held_unusable: Vec::new(),
@@ -370,6 +373,8 @@ impl Engine {
             reason.as_str()
         } else if asker.breaker.is_open() {
             "breaker"
+        } else if self.is_stalled() {
+            "database"
         } else if let Some(waiting) = asker.pacer.waiting() {
             waiting.as_str()
         } else if self.slots.available_permits() == 0 && asker.counters.in_flight() > 0 {

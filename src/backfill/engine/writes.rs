@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::Engine;
 use super::keys::Failure;
@@ -17,6 +19,9 @@ use crate::mongo::source::{Obstacle, TargetCollection};
 /// Writes under way at once: one is prepared by the server while the next
 /// gathers its documents.
 const WRITES_IN_FLIGHT: usize = 2;
+/// When no write was done for so long nothing more is asked: what was answered is not durable,
+/// and would be asked for again if this process ended now.
+const STALL: Duration = Duration::from_secs(2);
 /// So many write refusals in a row mean that no document can be written.
 const REFUSALS_IN_A_ROW: u32 = 20;
 
@@ -66,10 +71,17 @@ impl Engine {
             siblings: siblings.cloned().collect(),
             job: self.parts.job.clone(),
         };
+        self.waits_since.get_or_insert_with(Instant::now);
         self.writes.spawn(async move { write(outbox, destination).await });
     }
 
+    /// Whether answers can't be made durable, for longer than a busy server takes.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.waits_since.is_some_and(|since| since.elapsed() > STALL)
+    }
+
     pub(super) async fn take_written(&mut self, done: Result<WriteDone>) -> Result<()> {
+        self.waits_since = (!self.writes.is_empty()).then(Instant::now);
         let done = done?;
         for conflict in &done.conflicts {
             self.failed_keys.insert(conflict.legacy_key.clone(), shared_key(conflict));

@@ -86,7 +86,7 @@ fn split(bytes: &[u8]) -> Option<(Element<'_>, &[u8])> {
 
 /// How many bytes the value takes that stands in front of these.
 fn length(kind: u8, bytes: &[u8]) -> Option<usize> {
-    let prefix = || Some(usize::try_from(i32::from_le_bytes(*bytes.first_chunk()?)).ok()?);
+    let prefix = || usize::try_from(i32::from_le_bytes(*bytes.first_chunk()?)).ok();
     let text_end = |from: usize| Some(from + bytes.get(from..)?.iter().position(|byte| *byte == 0)? + 1);
     Some(match ElementType::from(kind)? {
         ElementType::Undefined | ElementType::Null | ElementType::MinKey | ElementType::MaxKey => 0,

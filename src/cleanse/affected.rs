@@ -260,6 +260,23 @@ async fn next_ids(cursor: &mut Cursor<RawDocumentBuf>) -> mongodb::error::Result
     Ok(ids)
 }
 
+/// Members that a job has noted and not worked off, about so many where there are more.
+///
+/// # Errors
+/// A stop where the notes can't be read.
+pub async fn noted_members(mongo: &Mongo, job: &str, most: usize) -> Result<Vec<Member>> {
+    let notes = Notes::of(mongo, MEMBERS, job);
+    let mut members = Vec::new();
+    let mut last: Option<Vec<u8>> = None;
+    while members.len() <= most {
+        let page = notes.page(last.as_deref(), i64::try_from(DOCUMENTS).unwrap_or(i64::MAX)).await?;
+        let Some(end) = page.last() else { break };
+        last = Some(end.content.clone());
+        members.extend(page.iter().filter_map(|note| decode(&note.content)));
+    }
+    Ok(members)
+}
+
 /// A note for each value, and one for what must be looked up.
 fn encode(member: &Member) -> Vec<Vec<u8>> {
     let number = i32::try_from(member.membership).unwrap_or(i32::MAX);

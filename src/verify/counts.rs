@@ -5,39 +5,29 @@
 //! from the job's position up to the moment of counting, and what is marked. All
 //! other documents must agree to the last one; only these are left out, and told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBson, Timestamp, doc};
+use bson::{Document, Timestamp, doc};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::check::Check;
+use super::on_their_way::OnTheirWay;
 use super::sides::Sides;
 use crate::Context;
 use crate::cleanse::count;
-use crate::cleanse::ledger::{Tally, at_moment};
-use crate::cleanse::marks::Marks;
-use crate::cleanse::predicate::all_of;
+use crate::cleanse::ledger::at_moment;
 use crate::error::{Result, describe_mongo};
 use crate::job::store;
 use crate::mongo::Mongo;
-use crate::mongo::feed::{Position, after, nudge};
+use crate::mongo::feed::Position;
 use crate::mongo::index::whole_number;
-use crate::mongo::sink::value_bytes;
-use crate::mongo::source::to_bson;
-use crate::mongo::watched::Watched;
 
 /// The name of the check.
 const NAME: &str = "counts";
-/// More documents than this on their way are no lag but a backlog.
-const MOST_MOVED: usize = 100_000;
 /// A follower that has got no further for so long is stuck: what it has not applied is lacking.
 const OLDEST_POSITION: u32 = 30;
-/// Changes that are read at once.
-const BATCH: usize = 4_000;
-/// Documents that are counted at once.
-const AT_ONCE: usize = 1_000;
 /// The pause between two counts.
 pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
@@ -166,7 +156,7 @@ pub(super) fn is_of(copy: &Document, sides: &Sides) -> bool {
 async fn count(mongo: &Mongo, sides: &Sides, copy: Option<&Document>) -> Result<Counted> {
     // In this order: what is before the position is applied or marked, and what is
     // marked no longer is applied, before the moment.
-    let (job, mut on_their_way) = OnTheirWay::marked(mongo, copy).await?;
+    let (job, mut on_their_way) = OnTheirWay::marked(mongo, sides, copy).await?;
     let moment = mongo.majority_time().await?;
     let mut counted = match at(mongo, sides, moment).await {
         Ok(counted) => counted,
@@ -179,8 +169,9 @@ async fn count(mongo: &Mongo, sides: &Sides, copy: Option<&Document>) -> Result<
     let Some(job) = job else { return Ok(counted) };
     counted.during = on_their_way.follow(mongo, sides, &job, moment).await;
     // Without a follower nothing is on its way: what the target lacks, it lacks.
-    if is_at_work(&job, moment) && sides.predicate.valid().is_condition() {
-        counted.moved = on_their_way.counted(mongo, sides, moment).await.unwrap_or_default();
+    // A document that moved decides about others of its group, of which no list is kept.
+    if is_at_work(&job, moment) && sides.predicate.valid().grouping.is_none() {
+        counted.moved = count_moved(mongo, sides, &on_their_way, moment).await.unwrap_or_default();
     }
     Ok(counted)
 }
@@ -190,7 +181,7 @@ pub(super) fn is_at_work(job: &Document, moment: Timestamp) -> bool {
     store::is_running(job) && is_near(position_of(job), moment)
 }
 
-fn position_of(job: &Document) -> Option<Position> {
+pub(super) fn position_of(job: &Document) -> Option<Position> {
     job.get_document("feed").ok().and_then(Position::from_document)
 }
 
@@ -237,142 +228,30 @@ async fn one_after_the_other(mongo: &Mongo, sides: &Sides) -> Result<Counted> {
     })
 }
 
-/// Documents whose last change may not be applied yet; too many where there is no list.
-#[derive(Debug)]
-pub(super) struct OnTheirWay(Option<HashMap<Vec<u8>, RawBson>>);
-
-impl Default for OnTheirWay {
-    fn default() -> Self {
-        Self(Some(HashMap::new()))
-    }
-}
-
-impl OnTheirWay {
-    /// What is marked for the job of a copy, where that is running, and the job as it
-    /// is stored now.
-    ///
-    /// # Errors
-    /// A stop where the server can't be read.
-    pub(super) async fn marked(mongo: &Mongo, copy: Option<&Document>) -> Result<(Option<Document>, Self)> {
-        let job = match copy.and_then(|copy| copy.get_str("_id").ok()) {
-            Some(name) => store::list(mongo, Some(name)).await?.into_iter().next(),
-            None => None,
-        };
-        let mut on_their_way = Self::default();
-        if let Some(job) = job.as_ref().filter(|job| store::is_running(job)) {
-            on_their_way.add_marked(mongo, job).await?;
-        }
-        Ok((job, on_their_way))
-    }
-
-    fn add(&mut self, ids: impl IntoIterator<Item = RawBson>) {
-        if let Some(known) = &mut self.0 {
-            known.extend(ids.into_iter().map(|id| (value_bytes(id.as_raw_bson_ref()), id)));
-            if known.len() > MOST_MOVED {
-                self.0 = None;
-            }
+/// What both sides had of the documents on their way at that moment; `None` where there are too many.
+async fn count_moved(
+    mongo: &Mongo,
+    sides: &Sides,
+    on_their_way: &OnTheirWay,
+    moment: Timestamp,
+) -> Result<Option<Moved>> {
+    use crate::error::Context as _;
+    let Some(conditions) = on_their_way.conditions()? else { return Ok(None) };
+    let valid = sides.predicate.valid();
+    let mut moved = Moved::default();
+    for condition in conditions {
+        let (kept, all) = (valid.candidates(condition.clone()), vec![doc! {"$match": condition}]);
+        for (namespace, mut pipeline, count) in
+            [(&sides.source, kept, &mut moved.kept), (&sides.target, all, &mut moved.target)]
+        {
+            pipeline.push(doc! {"$count": "n"});
+            let reply = at_moment(mongo, namespace, pipeline, moment).await;
+            *count += number(&reply.during(format!("counting {namespace}"))?, "n");
         }
     }
-
-    async fn add_marked(&mut self, mongo: &Mongo, job: &Document) -> Result<()> {
-        let marks = Marks::of(mongo, job.get_str("_id").unwrap_or_default());
-        let mut last = None;
-        while self.0.is_some() {
-            let some = marks.following(last.as_ref(), i64::try_from(BATCH).unwrap_or(i64::MAX)).await?;
-            let Some(end) = some.last().cloned() else { break };
-            self.add(some.into_iter().map(|mark| mark.id));
-            last = Some(end);
-        }
-        Ok(())
-    }
-
-    /// Adds what changed between the position of a job and a moment; returns what came
-    /// and went since its copy began, where that is known.
-    pub(super) async fn follow(
-        &mut self,
-        mongo: &Mongo,
-        sides: &Sides,
-        job: &Document,
-        until: Timestamp,
-    ) -> Option<(u64, u64)> {
-        let followed = self.try_follow(mongo, sides, job, until).await;
-        followed
-            .inspect_err(|error| {
-                // Nothing can be said about what moved, so nothing is left out.
-                tracing::info!(%error, "the changes since the copy can't be read");
-                self.0 = Some(HashMap::new());
-            })
-            .ok()
-            .flatten()
-    }
-
-    async fn try_follow(
-        &mut self,
-        mongo: &Mongo,
-        sides: &Sides,
-        job: &Document,
-        until: Timestamp,
-    ) -> Result<Option<(u64, u64)>> {
-        let Some(position) = position_of(job) else { return Ok(None) };
-        let mut tally = Tally::stored(job);
-        nudge(mongo).await?;
-        let mut feed = mongo.feed(&Watched::only(&sides.source), position).await?;
-        let beyond = after(until);
-        let mut changes = 0;
-        while !feed.has_reached(beyond) && changes <= MOST_MOVED {
-            let read = feed.next(BATCH).await?;
-            changes += read.len();
-            tally.add(&read.came_or_went, Some(until));
-            self.add(read.touched);
-            if read.ended_by.is_some() {
-                return Ok(None);
-            }
-        }
-        if changes > MOST_MOVED {
-            self.0 = None;
-            return Ok(None);
-        }
-        Ok(tally.came_and_went())
-    }
-
-    /// Conditions that each match some of them, and together all; `None` where there
-    /// are too many.
-    ///
-    /// # Errors
-    /// A stop where an `_id` can't be read.
-    pub(super) fn conditions(&self) -> Result<Option<Vec<Document>>> {
-        let Some(known) = &self.0 else { return Ok(None) };
-        let ids: Vec<&RawBson> = known.values().collect();
-        let condition = |part: &[&RawBson]| {
-            let ids = part.iter().map(|id| to_bson(id)).collect::<Result<Vec<Bson>>>()?;
-            Ok(doc! {"_id": {"$in": ids}})
-        };
-        ids.chunks(AT_ONCE).map(condition).collect::<Result<Vec<_>>>().map(Some)
-    }
-
-    /// How many they are; none where they are too many to know.
-    pub(super) fn documents(&self) -> u64 {
-        self.0.as_ref().map_or(0, |known| known.len() as u64)
-    }
-
-    /// What both sides had of them at that moment; `None` where there are too many.
-    async fn counted(&self, mongo: &Mongo, sides: &Sides, moment: Timestamp) -> Result<Option<Moved>> {
-        use crate::error::Context as _;
-        let Some(conditions) = self.conditions()? else { return Ok(None) };
-        let valid = sides.predicate.valid().condition;
-        let mut moved = Moved { documents: self.documents(), ..Moved::default() };
-        for by_id in conditions {
-            let is_valid = all_of(vec![Bson::Document(by_id.clone()), Bson::Document(valid.clone())]);
-            for (namespace, condition, count) in
-                [(&sides.source, is_valid, &mut moved.kept), (&sides.target, by_id, &mut moved.target)]
-            {
-                let pipeline = vec![doc! {"$match": condition}, doc! {"$count": "n"}];
-                let reply = at_moment(mongo, namespace, pipeline, moment).await;
-                *count += number(&reply.during(format!("counting {namespace}"))?, "n");
-            }
-        }
-        Ok(Some(moved))
-    }
+    // Documents whose member moved are not listed one by one.
+    moved.documents = on_their_way.documents().max(moved.kept).max(moved.target);
+    Ok(Some(moved))
 }
 
 fn number(reply: &Document, name: &str) -> u64 {

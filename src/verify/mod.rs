@@ -22,4 +22,5 @@ pub mod verdict;
 pub mod wanted;
 
 mod differences;
+mod on_their_way;
 mod value;

@@ -385,3 +385,50 @@ async fn a_change_of_a_member_that_leaves_its_value_alone_writes_nothing() {
         judge(foreign).expect_target(&bench).await;
     }
 }
+
+/// Changes documents and members all the time, of those that are asked for the first half only; each
+/// member has a tenth of a thousand documents.
+async fn write_all_the_time(source: Collection<Document>, members: Collection<Document>, foreign: &str) {
+    for round in 0_i32.. {
+        let member = round % 5;
+        if round % 3 == 0 {
+            let by_id = doc! {"_id": member};
+            if foreign == "n" && round % 2 == 0 {
+                members.update_one(by_id, doc! {"$mul": {"n": -1}}).await.expect("a write");
+            } else if members.delete_one(by_id).await.expect("a write").deleted_count == 0 {
+                members.insert_one(doc! {"_id": member, "n": member}).await.expect("a write");
+            }
+        } else {
+            let change = doc! {"$set": {"member": member, "round": round}};
+            source.update_one(doc! {"_id": round * 7 % 500}, change).await.expect("a write");
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(8)).await;
+    }
+}
+
+#[tokio::test]
+async fn counts_beside_a_follower_leave_out_whose_member_moved_and_find_what_is_lost() {
+    for foreign in ["_id", "n"] {
+        let bench = Bench::new().await;
+        bench
+            .insert_into(SOURCE, (0..1_000).map(|id| doc! {"_id": id, "member": id / 500 * 5 + id % 5}))
+            .await;
+        bench.insert_into(MEMBERS, (0..10).map(|id| doc! {"_id": id, "n": id})).await;
+        keep_images(&bench).await;
+        configure(&bench, &rule(&bench, foreign));
+        let mut follower = bench.program("cleanse --follow").spawn();
+        wait_for("the follower", async || follower.stderr().contains("follows")).await;
+        let writes = tokio::spawn(write_all_the_time(source(&bench), members(&bench), foreign));
+        for _ in 0..6 {
+            let run = bench.run("verify --counts --settle 5s").await.expect_exit(0);
+            let expected = run.number("/checks/0/expected");
+            assert!(expected >= 450, "too little was compared: {}", run.stdout);
+        }
+        let target: Collection<Document> = bench.database.collection(TARGET);
+        target.delete_one(doc! {"_id": 700}).await.expect("a loss");
+        bench.run("verify --counts --settle 3s").await.expect_exit(1);
+        writes.abort();
+        assert!(follower.is_running(), "{}", follower.stderr());
+        follower.kill();
+    }
+}

@@ -20,7 +20,8 @@ use crate::mongo::Mongo;
 use crate::mongo::command::retrying;
 use crate::mongo::index::whole_number;
 use crate::verify::check::Check;
-use crate::verify::counts::{OnTheirWay, PAUSE, is_at_work, is_of};
+use crate::verify::counts::{PAUSE, is_at_work, is_of};
+use crate::verify::on_their_way::OnTheirWay;
 
 /// The name of the check.
 const NAME: &str = "quarantine";
@@ -128,7 +129,7 @@ impl Quarantined<'_> {
     async fn count(&self, mongo: &Mongo) -> Result<Counted> {
         // In this order: what is no longer marked is applied before the moment.
         let copy = Some(self.copy).filter(|copy| is_of(copy, self.sides));
-        let (job, on_their_way) = OnTheirWay::marked(mongo, copy).await?;
+        let (job, on_their_way) = OnTheirWay::marked(mongo, self.sides, copy).await?;
         let moment = mongo.majority_time().await?;
         let all = match self.at(mongo, moment, &Document::new()).await {
             Ok(all) => all,

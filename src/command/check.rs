@@ -23,7 +23,7 @@ const PROBE_KEY: &str = "mongorekey-probe";
 pub async fn run(context: &Context, target: Option<&str>) -> Result<Outcome> {
     let mongo = &context.mongo;
     let mut findings = mongo.check_server().await?;
-    findings.extend(check_state(context).await?);
+    findings.extend(check_state(context).await);
     let targets =
         if context.settings.targets.is_empty() { Vec::new() } else { context.settings.targets(target)? };
     let mut namespaces: Vec<_> = targets.iter().map(|target| target.namespace.clone()).collect();
@@ -48,17 +48,13 @@ pub async fn run(context: &Context, target: Option<&str>) -> Result<Outcome> {
     Ok(report(&findings))
 }
 
-/// What is wrong with the state database.
-async fn check_state(context: &Context) -> Result<Option<Finding>> {
-    match crate::job::refuse_others(&context.mongo).await {
-        Ok(()) => Ok(None),
-        Err(error) if error.class() == Class::Refused => {
-            let hint = error.next_step().unwrap_or_default().to_owned();
-            let name = format!("state database {}", context.settings.state_database);
-            Ok(Some(Finding::fail(name, error.to_string(), hint)))
-        }
-        Err(error) => Err(error),
-    }
+/// Whose the state database is, where it is somebody else's. One that can't be read is told with
+/// the privileges.
+async fn check_state(context: &Context) -> Option<Finding> {
+    let refused = crate::job::refuse_others(&context.mongo).await.err()?;
+    let name = format!("state database {}", context.settings.state_database);
+    let hint = refused.next_step().unwrap_or_default().to_owned();
+    (refused.class() == Class::Refused).then(|| Finding::fail(name, refused.to_string(), hint))
 }
 
 async fn check_source(context: &Context, source: &Namespace) -> Result<Finding> {

@@ -213,29 +213,43 @@ async fn a_copy_beside_dual_writes_that_stood_still_brings_no_deleted_document_b
 #[tokio::test]
 async fn a_copy_that_is_sent_by_a_former_holder_of_the_job_writes_nothing_that_counts() {
     for (command, at) in [("cleanse --parallel 1", 3), ("cleanse --method out", 1)] {
-        let bench = Bench::new().await;
-        configure(&bench, "keep = '{\"valid\": true}'");
-        bench.insert_into(SOURCE, (0..300).map(|id| doc! {"_id": id, "valid": true})).await;
-        let stop = format!("copy_sending:{at}");
-        let run = bench.program(command).env("MONGOREKEY_STOP_AT", &stop).spawn();
-        wait_for("the stop", async || is_stopped(run.pid())).await;
-        // What an operator does who sees a process that hangs: the lease is there for the taking.
-        let jobs: Collection<Document> = bench.state.collection("jobs");
-        jobs.update_one(doc! {}, doc! {"$unset": {"lease": ""}}).await.expect("given back");
-        bench.run(command).await.expect_exit(0);
-        source(&bench).delete_many(doc! {"_id": {"$mod": [2, 0]}}).await.expect("deleted");
-        bench.run(command).await.expect_exit(0);
-        let copied = bytes(&bench, TARGET).await;
-        assert_same(&copied, &bytes(&bench, SOURCE).await);
-
-        signal(run.pid(), Signal::Continue);
-        run.finish().await.expect_exit(4);
-        assert_same(&bytes(&bench, TARGET).await, &copied);
-        assert_ne!(name_now(&bench, TARGET).await, TARGET, "the command was carried out, elsewhere");
-        bench.run(command).await.expect_exit(0);
-        assert_eq!(name_now(&bench, TARGET).await, TARGET, "what it made is gone");
-        assert_same(&bytes(&bench, TARGET).await, &copied);
+        let mut is_carried_out = false;
+        for _ in 0..5 {
+            is_carried_out |= send_copy_late(command, at).await;
+            if is_carried_out {
+                break;
+            }
+        }
+        assert!(is_carried_out, "{command}: it hears each time in time that its lease is gone");
     }
+}
+
+/// Returns whether the late command was carried out, elsewhere: its process may hear before that its
+/// lease is gone.
+async fn send_copy_late(command: &str, at: u32) -> bool {
+    let bench = Bench::new().await;
+    configure(&bench, "keep = '{\"valid\": true}'");
+    bench.insert_into(SOURCE, (0..300).map(|id| doc! {"_id": id, "valid": true})).await;
+    let stop = format!("copy_sending:{at}");
+    let run = bench.program(command).env("MONGOREKEY_STOP_AT", &stop).spawn();
+    wait_for("the stop", async || is_stopped(run.pid())).await;
+    // What an operator does who sees a process that hangs: the lease is there for the taking.
+    let jobs: Collection<Document> = bench.state.collection("jobs");
+    jobs.update_one(doc! {}, doc! {"$unset": {"lease": ""}}).await.expect("given back");
+    bench.run(command).await.expect_exit(0);
+    source(&bench).delete_many(doc! {"_id": {"$mod": [2, 0]}}).await.expect("deleted");
+    bench.run(command).await.expect_exit(0);
+    let copied = bytes(&bench, TARGET).await;
+    assert_same(&copied, &bytes(&bench, SOURCE).await);
+
+    signal(run.pid(), Signal::Continue);
+    run.finish().await.expect_exit(4);
+    assert_same(&bytes(&bench, TARGET).await, &copied);
+    let is_carried_out = name_now(&bench, TARGET).await != TARGET;
+    bench.run(command).await.expect_exit(0);
+    assert_eq!(name_now(&bench, TARGET).await, TARGET, "what it made is gone");
+    assert_same(&bytes(&bench, TARGET).await, &copied);
+    is_carried_out
 }
 
 /// Whoever takes over closes all lanes before it reads, those too that are opened meanwhile.

@@ -7,7 +7,7 @@ use bson::spec::ElementType;
 use bson::{RawArray, RawBsonRef, RawDocument, RawDocumentBuf};
 
 /// One field of a document, or one item of an array.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Element<'a> {
     /// Its name: any bytes but zeros.
     pub name: &'a [u8],
@@ -25,7 +25,7 @@ impl<'a> Element<'a> {
 
     /// Its value alone, in a document under an empty name. What is in it is to be read with care.
     pub fn alone(&self) -> RawDocumentBuf {
-        super::exact::with_elements([(self.kind, &b""[..], self.value)])
+        with_elements([(self.kind, &b""[..], self.value)])
     }
 
     /// The document or array that it is.
@@ -73,6 +73,33 @@ pub fn named<'a>(document: &'a RawDocument, name: &str) -> Option<Element<'a>> {
 /// The value that [`Element::alone`] holds; `None` where it is not what its type promises.
 pub fn readable(value: &RawDocument) -> Option<RawBsonRef<'_>> {
     value.get("").ok().flatten()
+}
+
+/// A document of elements as they are stored: the number of the type, the name, the value.
+pub(crate) fn with_elements<'a, N: AsRef<[u8]>>(
+    elements: impl IntoIterator<Item = (u8, N, &'a [u8])>,
+) -> RawDocumentBuf {
+    let mut document = Vec::from([0; 4]);
+    for (kind, name, bytes) in elements {
+        push_element(&mut document, kind, name.as_ref(), bytes);
+    }
+    finished(document)
+}
+
+/// Adds an element as it is stored to an unfinished document.
+pub(super) fn push_element(document: &mut Vec<u8>, kind: u8, name: &[u8], value: &[u8]) {
+    document.push(kind);
+    document.extend_from_slice(name);
+    document.push(0);
+    document.extend_from_slice(value);
+}
+
+/// Writes the length, which stands in front, and the end.
+pub(super) fn finished(mut document: Vec<u8>) -> RawDocumentBuf {
+    document.push(0);
+    let length = i32::try_from(document.len()).unwrap_or(i32::MAX).to_le_bytes();
+    document.iter_mut().zip(length).for_each(|(byte, length)| *byte = length);
+    RawDocumentBuf::from_bytes(document).unwrap_or_default()
 }
 
 /// The first element, and what stands behind it.
@@ -156,10 +183,8 @@ mod tests {
     #[test]
     fn names_and_texts_that_are_not_utf_8_end_nothing() {
         let text = b"\x02\0\0\0\xff\0";
-        let document = super::super::exact::with_elements([
-            (0x02, &b"a\xfe"[..], &text[..]),
-            (0x10, &b"b"[..], &[7, 0, 0, 0][..]),
-        ]);
+        let document =
+            with_elements([(0x02, &b"a\xfe"[..], &text[..]), (0x10, &b"b"[..], &[7, 0, 0, 0][..])]);
         let found: Vec<Element<'_>> = elements(&document).collect();
         assert_eq!((found[0].name, found[0].value), (&b"a\xfe"[..], &text[..]));
         assert!(readable(&found[0].alone()).is_none());

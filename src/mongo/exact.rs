@@ -12,7 +12,7 @@ use bson::{
 };
 use mongodb::error::ErrorKind;
 
-use super::element::{self, Element};
+use super::element::{self, Element, finished, push_element, with_elements};
 use crate::error::{Error, Result};
 
 /// The type of the element that carries a value.
@@ -150,17 +150,6 @@ fn value_of(element: Element<'_>) -> RawBson {
     }
 }
 
-/// A document of elements as they are stored: the number of the type, the name, the value.
-pub(crate) fn with_elements<'a, N: AsRef<[u8]>>(
-    elements: impl IntoIterator<Item = (u8, N, &'a [u8])>,
-) -> RawDocumentBuf {
-    let mut document = Vec::from([0; 4]);
-    for (kind, name, bytes) in elements {
-        push_element(&mut document, kind, name.as_ref(), bytes);
-    }
-    finished(document)
-}
-
 /// Adds an element to an unfinished document.
 fn push(document: &mut Vec<u8>, name: &str, value: RawBsonRef<'_>) {
     if let (RawBsonRef::Document(carrier), true) = (value, is_carried(value)) {
@@ -179,21 +168,6 @@ fn push(document: &mut Vec<u8>, name: &str, value: RawBsonRef<'_>) {
         name.as_bytes(),
         bytes.get(FIRST_VALUE..bytes.len() - 1).unwrap_or_default(),
     );
-}
-
-fn push_element(document: &mut Vec<u8>, kind: u8, name: &[u8], value: &[u8]) {
-    document.push(kind);
-    document.extend_from_slice(name);
-    document.push(0);
-    document.extend_from_slice(value);
-}
-
-/// Writes the length, which stands in front, and the end.
-fn finished(mut document: Vec<u8>) -> RawDocumentBuf {
-    document.push(0);
-    let length = i32::try_from(document.len()).unwrap_or(i32::MAX).to_le_bytes();
-    document.iter_mut().zip(length).for_each(|(byte, length)| *byte = length);
-    RawDocumentBuf::from_bytes(document).unwrap_or_default()
 }
 
 #[cfg(test)]

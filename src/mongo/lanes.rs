@@ -9,11 +9,12 @@ use futures_util::future::join_all;
 
 use super::catch_up::quarantine::Quarantine;
 use super::catch_up::{Applied, Attempt, CatchUp};
+use super::element::{self, Nested};
+use super::exact;
 use super::identified::Identities;
 use super::lane::Lane;
 use super::sink::value_bytes;
 use super::valid::Valid;
-use super::{element, exact};
 use crate::config::values::Namespace;
 use crate::error::Result;
 
@@ -176,6 +177,10 @@ fn hash(value: RawBsonRef<'_>, has_collation: bool, hasher: &mut impl Hasher) {
 fn hash_fields(document: &RawDocument, has_collation: bool, hasher: &mut impl Hasher) {
     for element in element::elements(document) {
         element.name.hash(hasher);
+        if let Some(Nested::Document(inner) | Nested::Array(inner)) = element.nested() {
+            hash_fields(inner, has_collation, hasher);
+            continue;
+        }
         match element::readable(&element.alone()) {
             Some(value) => hash(value, has_collation, hasher),
             None => TEXT.hash(hasher),

@@ -42,19 +42,22 @@ fn key_of_element(element: Element<'_>) -> Vec<u8> {
 }
 
 fn write(element: Element<'_>, key: &mut Vec<u8>) {
-    let alone = element.alone();
-    if let Some(worth) = element::readable(&alone).and_then(worth) {
-        return write_text(b'n', worth.as_bytes(), key);
-    }
     match (element.element_type(), element.nested()) {
         (Some(ElementType::String | ElementType::Symbol), _) => write_text(b's', text(element.value), key),
         (_, Some(Nested::Document(document))) => write_elements(b'd', document, key),
         (_, Some(Nested::Array(items))) => write_elements(b'a', items, key),
         (Some(ElementType::JavaScriptCodeWithScope), _) => write_code(element.value, key),
-        _ => {
+        _ => write_alone(&element.alone(), key),
+    }
+}
+
+fn write_alone(alone: &RawDocument, key: &mut Vec<u8>) {
+    match element::readable(alone).and_then(worth) {
+        Some(worth) => write_text(b'n', worth.as_bytes(), key),
+        None => {
             key.push(b'o');
             // They tell their length.
-            key.extend(alone.into_bytes());
+            key.extend(alone.as_bytes());
         }
     }
 }

@@ -159,7 +159,7 @@ fn join(prefix: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mongo::exact;
+    use crate::mongo::element::with_elements;
     use bson::{DateTime, RawDocumentBuf, cstr, rawdoc};
 
     fn told(left: &RawDocumentBuf, right: &RawDocumentBuf) -> Vec<(String, Kind)> {
@@ -235,7 +235,7 @@ mod tests {
             value
         };
         let with = |t: &[u8], n: &[u8], a: i32| {
-            exact::with_elements([
+            with_elements([
                 (0x02, &b"t"[..], text(t).as_slice()),
                 (0x02, n, text(b"\xe9").as_slice()),
                 (0x10, &b"a"[..], &a.to_le_bytes()[..]),
@@ -252,8 +252,8 @@ mod tests {
     #[test]
     fn an_array_whose_items_are_named_otherwise_differs() {
         let array = |name: &[u8]| {
-            let items = exact::with_elements([(0x08, name, &[1][..])]);
-            exact::with_elements([(0x04, "a", items.as_bytes())])
+            let items = with_elements([(0x08, name, &[1][..])]);
+            with_elements([(0x04, "a", items.as_bytes())])
         };
         let found = difference(&array(b"0"), &array(b"7"));
         assert_eq!(found[0].detail, "the same elements under other names");

@@ -21,6 +21,7 @@ pub(crate) const SIGTERM: u8 = 15;
 
 /// For so long after the first signal replies of the database are awaited.
 const AWAITING: Duration = Duration::from_secs(5);
+const _: () = assert!(door::GRACE.as_secs() < AWAITING.as_secs(), "the server is told to end before that");
 /// For so long the run may take to end.
 pub(crate) const DRAINING: Duration = Duration::from_secs(8);
 /// When the process ends without a result, whatever it is doing.

@@ -297,7 +297,7 @@ impl Copy {
         let mut run = std::pin::pin!(run);
         tokio::select! {
             result = &mut run => return (result, false),
-            () = async { self.stop.cancelled().await; tokio::time::sleep(door::GRACE).await } => {}
+            () = door::grace_is_over(&self.stop) => {}
         }
         let (killed, result) = tokio::join!(self.mongo.end_operations(std::slice::from_ref(session)), run);
         if let Err(error) = killed {

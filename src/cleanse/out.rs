@@ -210,10 +210,7 @@ async fn beside_progress(
     session: &Document,
 ) -> (mongodb::error::Result<()>, bool) {
     let mut run = std::pin::pin!(run);
-    let mut given_up = std::pin::pin!(async {
-        context.stop.cancelled().await;
-        tokio::time::sleep(door::GRACE).await;
-    });
+    let mut given_up = std::pin::pin!(door::grace_is_over(&context.stop));
     let mut ticks = tokio::time::interval(TICK);
     let total = context.mongo.collection(&plan.source).estimated_document_count().await.ok();
     loop {

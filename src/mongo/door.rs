@@ -17,7 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 /// How long what the server is doing may go on after the first signal. Then it is ended at
 /// the server, which has to be done before the door is closed.
-pub const GRACE: Duration = Duration::from_secs(3);
+pub(crate) const GRACE: Duration = Duration::from_secs(3);
+
+/// Waits until what the server is doing is to be ended because of a signal.
+pub async fn grace_is_over(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(GRACE).await;
+}
 
 /// The one of this process.
 static DOOR: LazyLock<Door> = LazyLock::new(Door::default);

@@ -68,10 +68,7 @@ impl Workers<'_> {
             }
         }
         let stop = &self.sides.stop;
-        let mut given_up = pin!(async {
-            stop.cancelled().await;
-            tokio::time::sleep(door::GRACE).await;
-        });
+        let mut given_up = pin!(door::grace_is_over(stop));
         let mut workers: JoinSet<Done> = JoinSet::new();
         let mut ticks = tokio::time::interval(TICK);
         let (mut tick, mut result) = (0_u32, Ok(()));

@@ -60,14 +60,16 @@ impl OnTheirWay {
         copy: Option<&Document>,
     ) -> Result<(Option<Document>, Self)> {
         let job = match copy.and_then(|copy| copy.get_str("_id").ok()) {
-            Some(name) => store::list(mongo, Some(name)).await?.into_iter().next(),
+            Some(name) => store::find(mongo, name).await?,
             None => None,
         };
         let mut on_their_way = Self::none(sides.predicate.valid().memberships);
         if let Some(job) = job.as_ref().filter(|job| store::is_running(job)) {
             on_their_way.add_marked(mongo, job).await?;
-            let name = job.get_str("_id").unwrap_or_default();
-            on_their_way.add_members(affected::noted_members(mongo, name, MOST_BESIDE).await?);
+            if !on_their_way.memberships.is_empty() {
+                let name = job.get_str("_id").unwrap_or_default();
+                on_their_way.add_members(affected::noted_members(mongo, name, MOST_BESIDE).await?);
+            }
         }
         Ok((job, on_their_way))
     }

@@ -197,7 +197,7 @@ async fn finish(context: &Context, plan: &Plan, mut report: Report, started: Ins
 
 /// The job as it is stored now; none where it can't be read.
 async fn stored(context: &Context, plan: &Plan) -> Option<Document> {
-    store::list(&context.mongo, Some(&plan.job)).await.ok()?.into_iter().next()
+    store::find(&context.mongo, &plan.job).await.ok()?
 }
 
 fn is_incomplete(job: &Document) -> bool {

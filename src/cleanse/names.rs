@@ -170,7 +170,7 @@ pub async fn take(mongo: &Mongo, job: &Job, plan: &Plan, in_epoch: &Plan) -> Res
 /// A stop where another collection has such a name, or the server refuses.
 pub async fn give_back(mongo: &Mongo, plan: &Plan, in_epoch: &Plan) -> Result<()> {
     // They may have been made by this very run.
-    let job = store::list(mongo, Some(&plan.job)).await?.into_iter().next().unwrap_or_default();
+    let job = store::find(mongo, &plan.job).await?.unwrap_or_default();
     for (uuid, name, working) in collections(&job, plan, in_epoch) {
         match rename(mongo, &uuid, name, name).await? {
             Renamed::Done => {}

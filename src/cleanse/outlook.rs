@@ -163,7 +163,7 @@ pub async fn look(
 
 /// Source documents per second of an earlier copy of this job.
 async fn measured(mongo: &Mongo, plan: &Plan) -> Result<Option<f64>> {
-    let job = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
+    let job = store::find(mongo, &plan.job).await?;
     Ok(job.and_then(|job| job.get_f64(MEASURED).ok()).filter(|rate| *rate > 0.0))
 }
 

@@ -89,14 +89,14 @@ async fn check_following(mongo: &Mongo, plan: &Plan) -> Result<()> {
 
 /// Whether there is something of the target, by whatever name.
 async fn is_begun(mongo: &Mongo, plan: &Plan) -> Result<bool> {
-    let job = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
+    let job = store::find(mongo, &plan.job).await?;
     let uuid = job.as_ref().and_then(|job| job.get(TARGET_UUID));
     Ok(names::find(mongo, &plan.target, uuid).await?.is_some())
 }
 
 /// Refuses what can't begin, or can't go on.
 async fn check_start(mongo: &Mongo, plan: &Plan, args: &CleanseArgs) -> Result<()> {
-    let existing = store::list(mongo, Some(&plan.job)).await?.into_iter().next();
+    let existing = store::find(mongo, &plan.job).await?;
     names::check_nobody_else_copies(mongo, plan).await?;
     check_target(mongo, plan, existing.as_ref(), args.restart).await?;
     if let Some(job) = existing.as_ref().filter(|_| !args.restart) {

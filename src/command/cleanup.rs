@@ -93,7 +93,7 @@ pub async fn run(context: &Context, args: &CleanupArgs) -> Result<Outcome> {
 }
 
 async fn stored(mongo: &Mongo, name: &str) -> Result<Document> {
-    store::list(mongo, Some(name)).await?.into_iter().next().ok_or_else(|| {
+    store::find(mongo, name).await?.ok_or_else(|| {
         Error::refused(format!("there is no job `{name}`")).hint("`mongorekey status` lists all jobs")
     })
 }

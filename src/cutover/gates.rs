@@ -230,7 +230,7 @@ enum Earlier {
 }
 
 async fn earlier_pass(mongo: &Mongo, order: &full::Order<'_>, changed_at: Option<&Bson>) -> Result<Earlier> {
-    let stored = store::list(mongo, Some(&order.job)).await?.into_iter().next();
+    let stored = store::find(mongo, &order.job).await?;
     let Some(stored) = stored else { return Ok(Earlier::None) };
     let uuids = doc! {
         "source": mongo.bearer(order.source).await?.unwrap_or(Bson::Null),
@@ -252,7 +252,7 @@ async fn void(
     uuids: &Document,
 ) -> Result<Option<String>> {
     let target = order.target;
-    let copy = store::list(mongo, Some(order.copy)).await?.into_iter().next().unwrap_or_default();
+    let copy = store::find(mongo, order.copy).await?.unwrap_or_default();
     let (Ok(since), Some(uuid)) = (stored.get_timestamp(full::SINCE), uuids.get("target")) else {
         return Ok(Some("it does not tell since when".into()));
     };

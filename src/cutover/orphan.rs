@@ -84,7 +84,7 @@ impl Orphan {
         if self.state_database != mongo.state_database() {
             return Ok(false);
         }
-        let Some(job) = store::list(mongo, Some(&self.job)).await?.into_iter().next() else {
+        let Some(job) = store::find(mongo, &self.job).await? else {
             return Ok(false);
         };
         let record = Record::of(&job)?;

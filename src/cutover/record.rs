@@ -225,11 +225,16 @@ pub fn mode_word(mode: Mode) -> &'static str {
 /// # Errors
 /// A stop where the job can't be read.
 pub async fn before(mongo: &Mongo, job: &str) -> Result<Document> {
-    let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
-    let Ok(record) = stored.get_document(FIELD) else { return Ok(Document::new()) };
+    let Some(record) = stored(mongo, job).await? else { return Ok(Document::new()) };
     // One that was cut short has it from the one before.
-    let before = record.get_document(BEFORE).unwrap_or(record);
+    let before = record.get_document(BEFORE).unwrap_or(&record);
     Ok(doc! {BEFORE: before.clone()})
+}
+
+/// The record as it is stored with the job; `None` where no exchange was begun.
+async fn stored(mongo: &Mongo, job: &str) -> Result<Option<Document>> {
+    let job = store::find(mongo, job).await?.unwrap_or_default();
+    Ok(job.get_document(FIELD).ok().cloned())
 }
 
 /// The right to say what became of an exchange: of the process that began it, or of one that recovers.
@@ -258,18 +263,15 @@ impl Claim {
 ///
 /// # Errors
 /// A stop where the lease is lost or the job can't be read or written.
-pub async fn store(mongo: &Mongo, job: &Job, record: &Record, stored: Document) -> Result<bool> {
-    let ours = async || {
-        let job = store::list(mongo, Some(job.name())).await?.into_iter().next().unwrap_or_default();
-        Ok::<_, Error>(job.get_document(FIELD).cloned().unwrap_or_default())
-    };
-    let former = ours().await?.get("id").cloned().unwrap_or(Bson::Null);
+pub async fn store(mongo: &Mongo, job: &Job, record: &Record, fields: Document) -> Result<bool> {
+    let former = stored(mongo, job.name()).await?.unwrap_or_default();
+    let former = former.get("id").cloned().unwrap_or(Bson::Null);
     let closed = doc! {format!("{FIELD}.id"): former, format!("{FIELD}.fence"): Bson::Null};
-    if job.save_where(closed, doc! {FIELD: stored}).await? {
+    if job.save_where(closed, doc! {FIELD: fields}).await? {
         return Ok(true);
     }
     // Its first copy may have been carried out, and only the answer was lost.
-    let now = ours().await?;
+    let now = stored(mongo, job.name()).await?.unwrap_or_default();
     Ok(now.get_str("id").ok() == Some(&record.id)
         && now.get("claim").is_none_or(|claim| *claim == Bson::Null))
 }

@@ -187,7 +187,7 @@ pub async fn forbid(mongo: &Mongo, record: &Record) -> Result<()> {
 pub async fn finish_earlier(mongo: &Mongo, job: &str) -> Result<Option<State>> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+        let stored = store::find(mongo, job).await?.unwrap_or_default();
         let record = match Record::of(&stored)? {
             Some(record) if record.fence.is_some() => record,
             Some(record) => {
@@ -250,7 +250,7 @@ pub async fn after_going_back(mongo: &Mongo, job: &str, record: &Record) -> Resu
 
 /// The position of a job, and since when writes were held off.
 async fn stored_moment(mongo: &Mongo, job: &str, direction: Direction) -> Result<(Position, Timestamp)> {
-    let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+    let stored = store::find(mongo, job).await?.unwrap_or_default();
     let position = stored.get_document(direction.position()).ok().and_then(Position::from_document);
     let fenced_at = Record::of(&stored)?.and_then(|latest| latest.fenced_at);
     position
@@ -332,7 +332,7 @@ async fn with_a_fence(mongo: &Mongo) -> Vec<String> {
 }
 
 async fn lift_orphan(mongo: &Mongo, events: &Events, name: &str) -> Result<()> {
-    let Some(job) = store::list(mongo, Some(name)).await?.into_iter().next() else { return Ok(()) };
+    let Some(job) = store::find(mongo, name).await? else { return Ok(()) };
     let Some(record) = Record::of(&job)? else { return Ok(()) };
     if store::is_running(&job) || record.fence.is_none() {
         return Ok(());

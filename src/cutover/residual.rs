@@ -60,7 +60,7 @@ impl Residue {
     /// # Errors
     /// A stop where the gap can't be read.
     pub async fn stored(mongo: &Mongo, job: &str) -> Result<Self> {
-        let job_document = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+        let job_document = store::find(mongo, job).await?.unwrap_or_default();
         let record = job_document.get_document(FIELD).cloned().unwrap_or_default();
         let count = |field: &str| record.get_i64(field).ok().and_then(|count| u64::try_from(count).ok());
         Ok(Self {
@@ -170,7 +170,7 @@ async fn leave_quarantine(mongo: &Mongo, job: &str, deleted: &[RawBson]) -> Resu
     if deleted.is_empty() {
         return Ok(());
     }
-    let stored = store::list(mongo, Some(job)).await?.into_iter().next().unwrap_or_default();
+    let stored = store::find(mongo, job).await?.unwrap_or_default();
     let Some(quarantine) = of_job(&stored) else { return Ok(()) };
     for part in deleted.chunks(DELETES) {
         let ids = part.iter().map(to_bson).collect::<Result<Vec<Bson>>>()?;

@@ -102,7 +102,7 @@ pub async fn prepare_copy(context: &Context, copy: &CopyArgs) -> Result<Plan> {
 /// # Errors
 /// A refusal where there is none.
 pub async fn stored_job(context: &Context, name: &str) -> Result<Document> {
-    store::list(&context.mongo, Some(name)).await?.into_iter().next().ok_or_else(|| {
+    store::find(&context.mongo, name).await?.ok_or_else(|| {
         Error::refused(format!("there is no job {name}: nothing was copied yet"))
             .hint("run `cleanse` first, or name its job with --job")
     })

@@ -281,7 +281,7 @@ fn is_gone(process: &OwnedFd) -> bool {
 }
 
 async fn lift(mongo: &Mongo, about: &Document, (job, exchange): (&str, &Record)) -> Result<()> {
-    let Some(stored) = store::list(mongo, Some(job)).await?.into_iter().next() else {
+    let Some(stored) = store::find(mongo, job).await? else {
         return lift_orphan(mongo, about, exchange).await;
     };
     match Record::of(&stored)? {

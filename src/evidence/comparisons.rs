@@ -36,7 +36,7 @@ pub(super) async fn of_jobs(mongo: &Mongo, names: &[String]) -> Vec<Value> {
 
 /// The job of that name.
 pub(super) async fn stored(mongo: &Mongo, name: &str) -> Option<Document> {
-    store::list(mongo, Some(name)).await.ok()?.into_iter().next()
+    store::find(mongo, name).await.ok()?
 }
 
 fn comparison(name: &str, job: &Document, ranges: &[StoredRange]) -> Value {

@@ -51,7 +51,7 @@ pub async fn run(context: &Context, args: &ReportArgs) -> Result<Outcome> {
             Error::usage("`report` needs the name of a job").hint("`mongorekey status` lists all jobs")
         );
     };
-    let job = store::list(&context.mongo, Some(name)).await?.into_iter().next().ok_or_else(|| {
+    let job = store::find(&context.mongo, name).await?.ok_or_else(|| {
         Error::refused(format!("there is no job `{name}`")).hint("`mongorekey status` lists all jobs")
     })?;
     let document = match job.get_str("command") {

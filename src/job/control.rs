@@ -193,7 +193,7 @@ pub async fn stop_asked(mut documents: watch::Receiver<Document>) -> Option<Stri
 /// # Errors
 /// A refusal where there is no such job, nobody runs it, or it can't be steered.
 pub async fn request(mongo: &Mongo, job: &str, changes: &[Change]) -> Result<Document> {
-    let stored = store::list(mongo, Some(job)).await?.into_iter().next().ok_or_else(|| {
+    let stored = store::find(mongo, job).await?.ok_or_else(|| {
         Error::refused(format!("there is no job `{job}`")).hint("`mongorekey status` lists all jobs")
     })?;
     let command = stored.get_str("command").unwrap_or("unknown");

@@ -170,7 +170,7 @@ async fn raise_once(mongo: &Mongo, command: &Document) -> mongodb::error::Result
 /// # Errors
 /// A stop where that can't be made sure.
 pub async fn end_transactions(mongo: &Mongo, job: &str) -> Result<()> {
-    for job in store::list(mongo, Some(job)).await? {
+    if let Some(job) = store::find(mongo, job).await? {
         mongo.end_operations(&sessions(&job)).await?;
     }
     Ok(())

@@ -10,7 +10,8 @@ use super::elsewhere::FAILED_ELSEWHERE;
 use super::holder::Holder;
 use super::lanes;
 use super::lease::times;
-use super::store::{COLLECTION, Job, JobState, Role, holder_of, is_running, leaving, list};
+use super::store;
+use super::store::{COLLECTION, Job, JobState, Role, holder_of, is_running, leaving};
 use crate::command_line;
 use crate::error::{Error, Result};
 use crate::mongo::Mongo;
@@ -91,7 +92,7 @@ impl Job {
         let mut first_seen_renewal = None;
         let mut taken_over = false;
         loop {
-            let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else {
+            let Some(stored) = store::find(mongo, name).await? else {
                 refuse_others(mongo).await?;
                 create(&collection, name, command, identity).await?;
                 continue;
@@ -135,7 +136,7 @@ impl Job {
     /// A refusal where the job does something else.
     pub async fn join(mongo: &Mongo, name: &str, command: &str, identity: &Document) -> Result<Option<Self>> {
         let collection: Collection<Document> = mongo.state(COLLECTION);
-        let Some(stored) = list(mongo, Some(name)).await?.into_iter().next() else { return Ok(None) };
+        let Some(stored) = store::find(mongo, name).await? else { return Ok(None) };
         check_identity(name, &stored, command, identity)?;
         if !is_running(&stored) {
             return Ok(None);

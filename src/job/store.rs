@@ -98,6 +98,14 @@ pub async fn list(mongo: &Mongo, name: Option<&str>) -> Result<Vec<Document>> {
     .await
 }
 
+/// The job document of that name.
+///
+/// # Errors
+/// A stop where it can't be read.
+pub async fn find(mongo: &Mongo, name: &str) -> Result<Option<Document>> {
+    Ok(list(mongo, Some(name)).await?.into_iter().next())
+}
+
 /// Sets fields of a job, whoever holds it, where it meets a condition.
 ///
 /// # Errors

@@ -161,7 +161,7 @@ impl Repair {
 
 /// The ranges in which the comparison found differences.
 async fn differing_ranges(mongo: &Mongo, verified: &str) -> Result<Vec<StoredRange>> {
-    let stored = store::list(mongo, Some(verified)).await?.into_iter().next();
+    let stored = store::find(mongo, verified).await?;
     let layout = stored.and_then(|stored| stored.get("layout").and_then(Bson::as_i64));
     let ranges = match layout {
         Some(layout) => Ranges::of(mongo, verified, layout).load().await?,

@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
     async fn begin(context: &'a Context, args: &'a VerifyArgs, sides: Option<&Sides>) -> Result<Self> {
         let mut findings = Findings::default();
         let copy = match sides {
-            Some(sides) => store::list(&context.mongo, Some(&sides.job)).await?.into_iter().next(),
+            Some(sides) => store::find(&context.mongo, &sides.job).await?,
             None => None,
         };
         let filled = existing_backfill(context, args).await?;
@@ -157,7 +157,7 @@ impl<'a> Run<'a> {
         if self.findings.error.is_some() {
             return Ok(());
         }
-        self.copy = store::list(&context.mongo, Some(&sides.job)).await?.into_iter().next();
+        self.copy = store::find(&context.mongo, &sides.job).await?;
         context.unless_interrupted(self.compare_sides(sides)).await
     }
 
@@ -350,5 +350,5 @@ async fn existing_backfill(context: &Context, args: &VerifyArgs) -> Result<Optio
     }
     let targets = context.settings.targets(args.targets.target.as_deref())?;
     let name = args.job.clone().unwrap_or_else(|| backfill_job(&targets));
-    Ok((!store::list(&context.mongo, Some(&name)).await?.is_empty()).then_some(name))
+    Ok(store::find(&context.mongo, &name).await?.map(|_| name))
 }

@@ -71,7 +71,7 @@ pub async fn take_or_create(mongo: &Mongo, plan: &Plan) -> Result<(Bson, bool)> 
 /// # Errors
 /// A stop where the job can't be read.
 pub async fn is_adopted(mongo: &Mongo, job: &str) -> Result<bool> {
-    Ok(store::list(mongo, Some(job)).await?.first().is_some_and(is_marked))
+    Ok(store::find(mongo, job).await?.as_ref().is_some_and(is_marked))
 }
 
 fn is_marked(job: &Document) -> bool {

@@ -49,11 +49,11 @@ pub async fn begin(
     restart: bool,
     events: &Events,
 ) -> Result<Job> {
-    let stored = store::list(mongo, Some(&identity.name)).await?.into_iter().next();
+    let stored = store::find(mongo, &identity.name).await?;
     let begun = stored.filter(|stored| !restart && is_unfinished(stored) && layout_of(stored).is_some());
     let outdated = match &begun {
         Some(begun) => {
-            let copy = store::list(mongo, Some(copy)).await?.into_iter().next();
+            let copy = store::find(mongo, copy).await?;
             outdated(begun, identity, copy.as_ref())
         }
         None => None,

@@ -36,7 +36,7 @@ impl Turn {
         let name = name_of(name, targets);
         let what = identity(targets, api);
         check_free(mongo, &name, api).await?;
-        if store::list(mongo, Some(&name)).await?.is_empty() {
+        if store::find(mongo, &name).await?.is_none() {
             let name = format!("verify-keys-{}", name.strip_prefix("backfill-").unwrap_or(&name));
             let job = Job::restart(mongo, &name, "verify", &what, Document::new()).await?;
             return Ok(Self { job, is_borrowed: false });
